@@ -1,0 +1,41 @@
+"""Adapt a pre-trained stellar foundation model to a new survey with LoRA, with error bars over seeds.
+
+The public names are loaded when they are first used, so that ``import specjax`` costs nothing:
+
+- ``load(folder)``: a `specjax.foundation.Foundation` from a model folder; ``"mini"`` is the one that ships.
+- ``read(path, survey=None)``: `Spectra` from a survey's files.
+- ``Spectra``: wavelength, flux, inverse variance, mask and labels of a set of stars.
+- ``SpecjaxError``: the base of every error that a user can cause.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from specjax._version import __version__
+
+if TYPE_CHECKING:
+    from specjax.errors import SpecjaxError
+    from specjax.foundation import load
+    from specjax.spectra import Spectra
+    from specjax.surveys import read
+
+__all__ = ["SpecjaxError", "Spectra", "__version__", "load", "read"]
+
+_HOMES = {
+    "SpecjaxError": "specjax.errors",
+    "Spectra": "specjax.spectra",
+    "load": "specjax.foundation",
+    "read": "specjax.surveys",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted(__all__)
