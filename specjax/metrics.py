@@ -1,0 +1,187 @@
+"""How good predictions are: robust scatter, R2 and bias, by metallicity range, with errors over seeds.
+
+`robust_sigma` works on NumPy arrays (in float64) and on JAX arrays (traceable, so it can be jitted and
+vmapped). The tables are made by `summarise`, in NumPy.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = Any  # a NumPy or a JAX array; the functions below follow what they are given
+
+SUBSETS = ("all", "fe_h>=-1", "fe_h<-1")
+MIN_STARS = 10  # a robust scatter of fewer residuals says more about them than about the method
+
+
+def robust_sigma(residual: Array) -> Array:
+    """Biweight scatter of residuals, in the IDL form that the tables of the field use.
+
+    d = y - median(y); m = median(|d|) / 0.6745, or mean(|d|) / 0.8 where that vanishes, and 0 where both do;
+    u = d / (6 m), keep |u| <= 1; sigma = sqrt(n sum(d^2 (1 - u^2)^4) / (D (D - 1))) with
+    D = sum((1 - u^2) (1 - 5 u^2)) and n the number of *all* residuals. (`astropy.stats.biweight_scale` takes
+    u = d / (9 MAD) by default; with c = 6 / 0.6745 it differs from this only in D^2 for D (D - 1).)
+
+    Args:
+        residual: (n,) array, n >= 1. NumPy (computed in float64) or JAX (in its own type).
+
+    Returns:
+        The scatter in the residuals' unit, a 0-d array. NaN if any residual is NaN, or for n = 0.
+    """
+    xp = _namespace(residual)
+    if xp is np:
+        residual = np.asarray(residual, dtype=np.float64)
+    if residual.shape[0] == 0:
+        return xp.asarray(np.nan)
+    d = residual - xp.median(residual)
+    m = xp.median(abs(d)) / 0.6745
+    m = xp.where(m < 1e-20, xp.mean(abs(d)) / 0.8, m)
+    u2 = (d / (6.0 * xp.where(m < 1e-20, 1.0, m))) ** 2
+    kept = u2 <= 1.0
+    numerator = xp.sum(xp.where(kept, d**2 * (1.0 - u2) ** 4, 0.0))
+    denominator = xp.sum(xp.where(kept, (1.0 - u2) * (1.0 - 5.0 * u2), 0.0))
+    # D > 1 for two or more finite residuals that differ; else the answer is 0 (all equal) or NaN.
+    product = denominator * (denominator - 1.0)
+    sigma = xp.sqrt(residual.shape[0] * numerator / xp.where(product > 0.0, product, np.nan))
+    return xp.where(m < 1e-20, 0.0, sigma)
+
+
+def r2(truth: Array, predicted: Array) -> Array:
+    """Coefficient of determination of (n,) predictions: 1 - sum (truth - predicted)^2 / sum (truth - mean)^2.
+
+    -inf where the truth does not vary and the predictions err, NaN where neither does.
+    """
+    xp = _namespace(predicted)
+    error = xp.sum((predicted - truth) ** 2)
+    spread = xp.sum((truth - xp.mean(truth)) ** 2)
+    ratio = error / xp.where(spread > 0, spread, 1.0)
+    return xp.where(spread > 0, 1.0 - ratio, xp.where(error > 0, -np.inf, np.nan))
+
+
+def bias(truth: Array, predicted: Array) -> Array:
+    """Median of (predicted - truth), in the label's unit: the zero point that `robust_sigma` does not see."""
+    xp = _namespace(predicted)
+    return xp.median(predicted - truth)
+
+
+def subset_masks(fe_h: ArrayLike) -> dict[str, NDArray[np.bool_]]:
+    """Which stars belong to each of `SUBSETS`, by literature [Fe/H] of any shape; NaN is in "all" only."""
+    values = np.asarray(fe_h, dtype=np.float64)
+    return {"all": np.ones(values.shape, dtype=bool), "fe_h>=-1": values >= -1.0, "fe_h<-1": values < -1.0}
+
+
+def paired_gain(reference: ArrayLike, values: ArrayLike) -> tuple[float, float]:
+    """Mean and standard error of (reference - value) over seeds, both (seeds,) and from the same splits.
+
+    The error is NaN for a single seed.
+    """
+    difference = np.asarray(reference, dtype=np.float64) - np.asarray(values, dtype=np.float64)
+    mean, _, error = _over_seeds(difference)
+    return mean, error
+
+
+def summarise(
+    truth: ArrayLike,
+    predicted: ArrayLike,
+    *,
+    fe_h: ArrayLike,
+    reference: ArrayLike | None = None,
+    stars: ArrayLike | None = None,
+    min_stars: int = MIN_STARS,
+) -> list[dict[str, Any]]:
+    """Score one configuration: one row a subset of `SUBSETS`, with spread and standard error over seeds.
+
+    A row takes one of two forms, told apart by ``pooled``:
+
+    - Every seed's test set has at least ``min_stars`` stars of the subset: each seed is scored; the row holds
+      the mean over seeds, ``_std`` (ddof 1) and ``_err`` = ``_std`` / sqrt(seeds).
+    - Otherwise the predictions of all seeds are pooled and scored once, and ``_err`` is the jackknife over
+      seeds, sqrt((S-1)/S sum_k (x_(-k) - mean)^2), with ``_std`` = sqrt(S) ``_err`` as for a mean.
+
+    ``_err`` is the error over splits and initialisations for these stars; it does not say how another sample
+    of stars would scatter. ``sigma_gain`` is the sigma of ``reference`` less this one, on the same splits.
+
+    Args:
+        truth: (seeds, n) literature labels of each seed's test stars.
+        predicted: (seeds, n) predictions for them. NaN makes the scores NaN.
+        fe_h: (seeds, n) literature [Fe/H] that sorts stars into subsets (the truth, when that is the label).
+        reference: (seeds, n) predictions of the row's zero-shot configuration, or None for no gain (NaN).
+        stars: (seeds, n) integer or string identity of each test star, for ``n_distinct``.
+        min_stars: the fewest stars of a subset for which each seed is scored on its own.
+
+    Returns:
+        Rows with subset, pooled, n_seeds, n_stars (mean number of test stars a seed), n_predictions,
+        n_distinct, and sigma, r2, bias, sigma_gain each with _err and _std.
+    """
+    y, p = np.asarray(truth, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
+    q = np.full_like(p, np.nan) if reference is None else np.asarray(reference, dtype=np.float64)
+    if y.ndim != 2 or not y.shape == p.shape == q.shape == np.shape(fe_h):
+        raise ValueError(
+            f"truth {y.shape}, predicted {p.shape}, reference {q.shape}: not the same (seeds, n)"
+        )
+    rows = []
+    for subset, where in subset_masks(fe_h).items():
+        counts = where.sum(axis=1)
+        pooled = bool(counts.min() < min_stars)
+        row: dict[str, Any] = {
+            "subset": subset,
+            "pooled": pooled,
+            "n_seeds": len(y),
+            "n_stars": round(float(counts.mean()), 2),
+            "n_predictions": int(counts.sum()),
+            "n_distinct": None if stars is None else len(np.unique(np.asarray(stars)[where])),
+        }
+        estimate = _jackknife if pooled else _per_seed
+        for name, score in _SCORES.items():
+            row[name], row[f"{name}_std"], row[f"{name}_err"] = estimate(score, where, y, p, q)
+        rows.append(row)
+    return rows
+
+
+Values = NDArray[np.float64]
+Score = Callable[[Values, Values, Values], float]
+
+_SCORES: dict[str, Score] = {  # of the truth, the predictions and the reference's predictions
+    "sigma": lambda y, p, q: float(robust_sigma(p - y)),
+    "r2": lambda y, p, q: float(r2(y, p)) if len(y) > 1 else np.nan,
+    "bias": lambda y, p, q: float(bias(y, p)) if len(y) else np.nan,
+    "sigma_gain": lambda y, p, q: float(robust_sigma(q - y)) - float(robust_sigma(p - y)),
+}
+
+
+def _per_seed(score: Score, where: NDArray[np.bool_], *arrays: Values) -> tuple[float, float, float]:
+    """Mean, standard deviation and standard error of a score that each seed has."""
+    values = [score(*(a[k][where[k]] for a in arrays)) for k in range(len(where))]
+    return _over_seeds(np.array(values))
+
+
+def _jackknife(score: Score, where: NDArray[np.bool_], *arrays: Values) -> tuple[float, float, float]:
+    """Score of all seeds' predictions together, its spread and error from leaving out a seed at a time."""
+    seeds = np.arange(len(where))
+
+    def pooled(rows: NDArray[np.bool_]) -> float:
+        return score(*(a[rows][where[rows]] for a in arrays))
+
+    value = pooled(seeds >= 0)
+    if len(seeds) < 2:
+        return value, np.nan, np.nan
+    left_out = np.array([pooled(seeds != k) for k in seeds])
+    error = float(np.sqrt((len(seeds) - 1) / len(seeds) * np.sum((left_out - left_out.mean()) ** 2)))
+    return value, error * np.sqrt(len(seeds)), error
+
+
+def _over_seeds(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Mean, standard deviation (ddof 1) and standard error of the mean; the last two are NaN for one seed."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
+    return float(np.mean(values)), deviation, deviation / np.sqrt(len(values))
+
+
+def _namespace(array: Array) -> Any:
+    """`jax.numpy` for JAX arrays and tracers, else `numpy`, without importing JAX for it."""
+    if type(array).__module__.startswith(("jax", "jaxlib")):
+        import jax.numpy as jnp
+
+        return jnp
+    return np
