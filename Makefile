@@ -1,6 +1,6 @@
 # Every target sets up what it needs in .venv and runs from a fresh clone.
 #   make demo      the paper's table on real stars with the shipped model, into runs/demo
-#   make test      the test suite without the slow and gpu marks;  make test-all: everything
+#   make test      the test suite without the slow and gpu marks; test-all: with slow; test-gpu: on an accelerator
 #   make lint      ruff and mypy;  make format: rewrite in place
 #   make bench     throughput, beside PyTorch
 
@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-all lint format bench clean
+.PHONY: demo test test-all test-gpu lint format bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-baselines
@@ -21,7 +21,10 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-all: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-gpu: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m gpu
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

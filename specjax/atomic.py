@@ -1,0 +1,84 @@
+"""Files and folders that appear whole or not at all: written beside their place, then renamed."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path of the same suffix; on success it replaces ``path``, on an error it is removed.
+
+    Parents are created. A kill in between leaves the old ``path`` as it was (and a hidden file beside it).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        _sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path``; on success it takes its place, on an error it is removed.
+
+    A folder cannot be replaced in one step, so the old one is first set aside as ``previous_folder(path)``. A
+    kill between the two renames leaves it there, and readers go through `recover_folder`, which puts it back.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    recover_folder(path)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        if path.exists():
+            os.rename(path, previous_folder(path))
+        os.rename(temporary, path)
+        shutil.rmtree(previous_folder(path), ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        recover_folder(path)
+
+
+def previous_folder(path: Path) -> Path:
+    """Where `atomic_folder` sets the old folder aside while it puts the new one in place."""
+    return path.with_name(f".{path.name}.previous")
+
+
+def recover_folder(path: str | Path) -> None:
+    """Put the old folder back if a writer was killed between its two renames; drop it if both exist."""
+    path = Path(path)
+    previous = previous_folder(path) if path.name else path
+    if not path.name or not previous.is_dir():
+        return
+    if path.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+    else:
+        os.rename(previous, path)
+
+
+def _sync(path: Path) -> None:
+    """Force a file's bytes to disk, so that the rename never points to an empty file after a power cut."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _umask() -> int:
+    """The process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,19 @@
+import os
+
+import matplotlib
+import pytest
+
+matplotlib.use("Agg")
+
+
+def pytest_configure(config):
+    """Keep to the CPU, where the tolerances hold, unless the tests for an accelerator are asked for."""
+    if config.option.markexpr.strip() != "gpu":
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """No test reads or writes the user's cache unless the caller names one."""
+    if "SPECJAX_CACHE" not in os.environ:
+        monkeypatch.setenv("SPECJAX_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
