@@ -41,8 +41,9 @@ class SpecFormerConfig:
     """A masked transformer over windows of a spectrum; the defaults are the LAMOST LRS encoder as published.
 
     statistics are the columns put in front of each window; row 0 holds their values and is zero elsewhere.
-    drop_last keeps the published behaviour of losing the last window (and with it the last two LAMOST pixels).
-    logit_scale is what q.k is multiplied by; None is the published 1/head_dim (scaled twice by head_dim^-1/2).
+    drop_last keeps the published behaviour of losing the last window (and with it the last two LAMOST
+    pixels). logit_scale is what q.k is multiplied by; None is the published 1/head_dim (scaled twice by
+    head_dim^-1/2).
     """
 
     num_pixels: int = 1462
@@ -69,7 +70,7 @@ class SpecFormerConfig:
 
     @property
     def num_windows(self) -> int:
-        """Windows of a spectrum: start indices arange(0, num_pixels - overlap, stride), less the dropped last."""
+        """Windows of a spectrum: starts at arange(0, num_pixels - overlap, stride), less the dropped last."""
         starts = range(0, self.num_pixels - (self.window - self.stride), self.stride)
         return len(starts) - int(self.drop_last)
 
@@ -157,7 +158,7 @@ class LabelHeadConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything that fixes the shapes of a model; decoder None is the published "base" (contrastive only)."""
+    """Everything that fixes the shapes of a model; decoder None is the published "base", contrastive only."""
 
     name: str = "paper"
     specformer: SpecFormerConfig = SpecFormerConfig()
@@ -199,7 +200,7 @@ PRESETS: Mapping[str, ModelConfig] = types.MappingProxyType({"paper": ModelConfi
 
 
 def get_preset(name: str) -> ModelConfig:
-    """The preset of that name.
+    """Return the preset of that name.
 
     Raises:
         ConfigError: there is no such preset.
@@ -210,7 +211,7 @@ def get_preset(name: str) -> ModelConfig:
 
 
 def to_dict(config: ModelConfig) -> dict[str, Any]:
-    """Nested plain dicts and lists, ready for json.dump; `from_dict` is the inverse."""
+    """Return nested plain dicts and lists, ready for json.dump; `from_dict` is the inverse."""
     return typing.cast(dict[str, Any], _plain(dataclasses.asdict(config)))
 
 
@@ -221,7 +222,7 @@ def _plain(value: Any) -> Any:
 
 
 def from_dict(data: Mapping[str, Any]) -> ModelConfig:
-    """The configuration that `to_dict` wrote; keys left out keep the "paper" value.
+    """Return the configuration that `to_dict` wrote; keys left out keep the "paper" value.
 
     Raises:
         ConfigError: a key that does not exist, or a value of the wrong kind, named by its dotted path.
