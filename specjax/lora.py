@@ -1,0 +1,192 @@
+"""Where the low-rank factors sit in the parameter tree, how to part the tree, and how to merge them into it.
+
+Rules are regular expressions on "/"-joined paths, so one place says what every leaf of a whole system is:
+
+| group  | leaves                                                                     |
+|--------|----------------------------------------------------------------------------|
+| lora1  | factors beside q_proj, kv_proj, out_proj in every block of lamost/backbone |
+| lora2  | factors beside every Linear of the head mlp1                               |
+| lora3  | factors beside out_proj and both mlp layers of lamost/projection           |
+| lora4  | factors beside every Linear of the head mlp2                               |
+| head   | everything else in mlp1 and mlp2                                           |
+| frozen | everything else in the towers and decoders                                 |
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from specjax.config import LoRAConfig
+from specjax.errors import ModelError
+
+Tree = dict[str, Any]
+
+FACTORS = ("lora_a", "lora_b")
+HEADS = ("mlp1", "mlp2")
+
+# Which dense layers each group adapts, by the path of the layer.
+_TARGETS = {
+    "lora1": re.compile(r"lamost/backbone/blocks_\d+/attention/(q_proj|kv_proj|out_proj)"),
+    "lora2": re.compile(r"mlp1/dense_\d+"),
+    "lora3": re.compile(
+        r"lamost/projection/((cross|shared|private)_attention/out_proj|((shared|private)_)?mlp/(en|de)coder)"
+    ),
+    "lora4": re.compile(r"mlp2/dense_\d+"),
+}
+_TOWERS = re.compile(r"(lamost|gaia_xp)/(backbone|projection)/.+|(lamost|gaia_xp)_(cross_)?decoder/.+")
+_HEADS = re.compile(r"(mlp1|mlp2)/(dense|norm)_\d+/.+")
+
+
+def group_of(path: str) -> str:
+    """Return the group of the leaf at a "/"-joined path: lora1 to lora4, head or frozen.
+
+    Raises:
+        ModelError: no rule covers the path.
+    """
+    layer, _, name = path.rpartition("/")
+    if name in FACTORS:
+        group = target_group(layer)
+        if group is None:
+            raise ModelError(f"no LoRA group adapts the layer of parameter {path!r}")
+        return group
+    if _HEADS.fullmatch(path):
+        return "head"
+    if _TOWERS.fullmatch(path):
+        return "frozen"
+    raise ModelError(f"no rule says whether parameter {path!r} is trained or frozen")
+
+
+def target_group(layer: str) -> str | None:
+    """Return the LoRA group that adapts the dense layer at a "/"-joined path, None if there is none."""
+    return next((group for group, rule in _TARGETS.items() if rule.fullmatch(layer)), None)
+
+
+def partition_labels(params: Mapping[str, Any]) -> Tree:
+    """Label every leaf of a parameter tree (see `group_of`), for `optax.multi_transform`.
+
+    Raises:
+        ModelError: a leaf that no rule covers, named by its path.
+    """
+    return _nest({path: group_of(path) for path in _leaves(params)})
+
+
+def split(params: Mapping[str, Any], groups: Iterable[str]) -> tuple[Tree, Tree]:
+    """Part a tree into (rest, chosen): the leaves outside and inside the groups; `combine` is the inverse."""
+    wanted = set(groups)
+    rest: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
+    for path, leaf in _leaves(params).items():
+        (chosen if group_of(path) in wanted else rest)[path] = leaf
+    return _nest(rest), _nest(chosen)
+
+
+def combine(first: Mapping[str, Any], second: Mapping[str, Any]) -> Tree:
+    """Join two trees without common leaves into one.
+
+    Raises:
+        ModelError: a leaf is in both.
+    """
+    leaves, others = _leaves(first), _leaves(second)
+    both = sorted(leaves.keys() & others.keys())
+    if both:
+        raise ModelError(f"parameter {both[0]!r} is in both trees")
+    return _nest(leaves | others)
+
+
+def init_adapters(key: jax.Array, params: Mapping[str, Any], configs: Mapping[str, LoRAConfig]) -> Tree:
+    """Make fresh factors for the groups in `configs`, from the shapes of the base kernels.
+
+    A kernel (..., in, out) gets lora_a (..., in, rank), uniform within 1/sqrt(in), and lora_b (..., rank,
+    out), zero, so the adapted model starts as the base model. A leading axis of head members is kept. Returns
+    the small tree, to be joined to the base with `combine`; the factors of one layer depend on `key` and its
+    path order.
+
+    Raises:
+        ModelError: a group that has nothing to adapt in this tree.
+    """
+    leaves: dict[str, jax.Array] = {}
+    found: set[str] = set()
+    for layer, kernel, group in _targets(params, configs):
+        found.add(group)
+        *lead, inputs, outputs = kernel.shape
+        rank = configs[group].rank
+        layer_key = jax.random.fold_in(key, len(leaves))
+        bound = inputs**-0.5
+        shape = (*lead, inputs, rank)
+        leaves[f"{layer}/lora_a"] = jax.random.uniform(layer_key, shape, kernel.dtype, -bound, bound)
+        leaves[f"{layer}/lora_b"] = jnp.zeros((*lead, rank, outputs), kernel.dtype)
+    missing = sorted(set(configs) - found)
+    if missing:
+        raise ModelError(f"nothing in this model for {', '.join(missing)} to adapt")
+    return _nest(leaves)
+
+
+def merge(params: Mapping[str, Any], adapters: Mapping[str, Any], configs: Mapping[str, LoRAConfig]) -> Tree:
+    """Add (alpha/rank) A B to the kernels: a tree of the base's shape that gives the adapted output.
+
+    `params` is the base tree and `adapters` the small tree of factors; `configs` has the groups' alpha and
+    rank.
+
+    Raises:
+        ModelError: factors without a kernel, of another rank than configured, or of a shape that does not
+        fit.
+    """
+    return _add_products(params, adapters, configs, 1.0)
+
+
+def unmerge(
+    merged: Mapping[str, Any], adapters: Mapping[str, Any], configs: Mapping[str, LoRAConfig]
+) -> Tree:
+    """Take the low-rank products off again: the base tree, to float32 rounding."""
+    return _add_products(merged, adapters, configs, -1.0)
+
+
+def count_parameters(tree: Any) -> int:
+    """Count the numbers in a tree of arrays (or of shapes from `jax.eval_shape`)."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return flatten_dict(tree, sep="/")
+
+
+def _nest(leaves: dict[str, Any]) -> Tree:
+    return unflatten_dict(leaves, sep="/")
+
+
+def _targets(params: Mapping[str, Any], groups: Iterable[str]) -> Iterator[tuple[str, Any, str]]:
+    wanted = set(groups)
+    # Sorted, so that the random numbers do not depend on the order in which a tree was put together.
+    for path, leaf in sorted(_leaves(params).items(), key=lambda item: item[0]):
+        layer, _, name = path.rpartition("/")
+        group = target_group(layer)
+        if name == "kernel" and group in wanted:
+            yield layer, leaf, group
+
+
+def _add_products(
+    params: Mapping[str, Any], adapters: Mapping[str, Any], configs: Mapping[str, LoRAConfig], sign: float
+) -> Tree:
+    leaves = _leaves(params)
+    factors = _leaves(adapters)
+    for layer in sorted({path.rpartition("/")[0] for path in factors}):
+        path = f"{layer}/kernel"
+        try:
+            a, b = (factors[f"{layer}/{name}"] for name in FACTORS)
+            config = configs[group_of(f"{layer}/lora_a")]
+            kernel = leaves[path]
+        except KeyError as error:
+            raise ModelError(f"the adapter does not fit the model: {error.args[0]!r} is missing") from error
+        shape = (*a.shape[:-1], b.shape[-1])
+        if shape != kernel.shape or not a.shape[-1] == b.shape[-2] == config.rank:
+            raise ModelError(
+                f"the adapter of {layer!r} has shapes {a.shape} and {b.shape}, which do not fit a kernel"
+                f" {kernel.shape} at rank {config.rank}"
+            )
+        product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+        leaves[path] = kernel + sign * config.scale * product
+    return _nest(leaves)
