@@ -1,1 +1,18 @@
-"""From `Spectra` as observed to flux on a model's wavelength grid."""
+"""From `Spectra` as observed to flux on a model's wavelength grid; masks and ivar are honoured throughout."""
+
+from specjax.preprocess.continuum import normalise
+from specjax.preprocess.fill import PrincipalFill
+from specjax.preprocess.grids import gaia_xp_fwhm, to_gaia_xp, to_lamost
+from specjax.preprocess.resample import interpolate, rebin, shift_velocity, smooth
+
+__all__ = [
+    "PrincipalFill",
+    "gaia_xp_fwhm",
+    "interpolate",
+    "normalise",
+    "rebin",
+    "shift_velocity",
+    "smooth",
+    "to_gaia_xp",
+    "to_lamost",
+]

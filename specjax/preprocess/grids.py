@@ -1,0 +1,109 @@
+"""From spectra as observed to the inputs of the two towers: LAMOST pixels, Gaia XP samples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from specjax.errors import ConfigError
+from specjax.preprocess.continuum import normalise
+from specjax.preprocess.resample import interpolate, rebin, smooth
+from specjax.spectra import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, FloatArray, Spectra
+
+MAX_MASKED = 0.2
+"""Share of masked pixels above which a row is flagged."""
+
+XP_REFERENCE = 107
+"""Index of 5500 A on the Gaia XP grid, where XP-like flux is 1."""
+
+
+def to_lamost(
+    spectra: Spectra,
+    *,
+    method: Literal["rebin", "interpolate"] = "rebin",
+    max_masked: float = MAX_MASKED,
+) -> Spectra:
+    """Continuum-normalised flux on the 1462 LAMOST pixels, the input of the LAMOST tower.
+
+    Air wavelengths are converted, the published continuum is taken out, then the grid is changed. No velocity
+    shift is applied, as in the published pipeline.
+
+    Args:
+      spectra: n spectra in air or vacuum, any grids, any flux unit.
+      method: "rebin" conserves flux and averages finer pixels; "interpolate" is the published linear
+        interpolation.
+      max_masked: share of masked pixels above which a row is flagged.
+
+    Returns:
+      Spectra on LAMOST_WAVELENGTH. Masked pixels have mask True, flux 1 and ivar 0. meta["masked_fraction"]
+      is (n,); meta["flag"] is (n,) and "" or why the row must not be trusted as it is: "no_coverage" (not one
+      valid pixel from 4000 to 5600 A), "continuum_failed" (too little to fit, or not positive),
+      "masked_fraction" (more than `max_masked`).
+
+    Raises:
+      ConfigError: an unknown method.
+    """
+    change = {"rebin": rebin, "interpolate": interpolate}.get(method)
+    if change is None:
+        raise ConfigError(f"resampling method {method!r} is neither 'rebin' nor 'interpolate'")
+    vacuum = spectra.to_vacuum()
+    result = change(normalise(vacuum), LAMOST_WAVELENGTH)
+    inside = (vacuum.wavelength >= LAMOST_WAVELENGTH[0]) & (vacuum.wavelength <= LAMOST_WAVELENGTH[-1])
+    covered = (vacuum.valid & inside).any(axis=1)
+    flag = np.where(covered, result.meta["flag"], "no_coverage")
+    result = replace(result, flux=np.where(result.mask, 1.0, result.flux))
+    return _flagged(result, flag, max_masked)
+
+
+def to_gaia_xp(
+    spectra: Spectra, *, fwhm_from: float | None = None, max_masked: float = MAX_MASKED
+) -> Spectra:
+    """Flux on the 343 Gaia XP samples divided by the flux at 550 nm, the input of the XP tower.
+
+    Args:
+      spectra: n spectra in air or vacuum, any grids. Real XP spectra come through unchanged but for the
+        division.
+      fwhm_from: the resolution of ground-based spectra in Angstrom, to be degraded to `gaia_xp_fwhm`; None
+        for spectra that have XP resolution already: they are only put on the grid.
+      max_masked: share of masked samples above which a row is flagged.
+
+    Returns:
+      Spectra on GAIA_XP_WAVELENGTH. Masked samples have mask True, flux 0 and ivar 0.
+      meta["masked_fraction"], and meta["flag"]: "no_coverage" (no valid sample), "no_reference" (no positive
+      flux at 550 nm; all samples masked), "masked_fraction", or "".
+    """
+    vacuum = spectra.to_vacuum()
+    if fwhm_from is None:
+        result = rebin(vacuum, GAIA_XP_WAVELENGTH)
+    else:
+        result = smooth(vacuum, fwhm_from, gaia_xp_fwhm(GAIA_XP_WAVELENGTH), GAIA_XP_WAVELENGTH)
+    covered = (~result.mask).any(axis=1)
+    reference = result.flux[:, XP_REFERENCE]
+    usable = ~result.mask[:, XP_REFERENCE] & (reference > 0)
+    scale = np.where(usable, reference, 1.0)[:, None]
+    mask = result.mask | ~usable[:, None]
+    flag = np.where(covered, np.where(usable, "", "no_reference"), "no_coverage")
+    ivar = result.ivar * scale**2 if result.has_ivar else result.ivar
+    result = replace(
+        result, flux=np.where(mask, 0.0, result.flux / scale), ivar=np.where(mask, 0.0, ivar), mask=mask
+    )
+    return _flagged(result, flag, max_masked)
+
+
+def gaia_xp_fwhm(wavelength: FloatArray) -> FloatArray:
+    """Resolution of Gaia XP, FWHM in Angstrom, as two straight lines in resolving power.
+
+    From 100 at 330 nm to 30 at 680 nm in BP and from 100 at 640 nm to 70 at 1050 nm in RP, the ranges that
+    the mission states (Carrasco et al. 2021, A&A 652, A86); BP up to 660 nm, RP beyond.
+    """
+    nm = np.asarray(wavelength, dtype=np.float64) / 10.0
+    power = np.where(nm < 660.0, 100.0 - 0.2 * (nm - 330.0), 100.0 - 30.0 / 410.0 * (nm - 640.0))
+    return 10.0 * nm / power
+
+
+def _flagged(spectra: Spectra, flag: np.ndarray, max_masked: float) -> Spectra:
+    fraction = spectra.mask.mean(axis=1)
+    flag = np.where((flag == "") & (fraction > max_masked), "masked_fraction", flag)
+    return spectra.with_meta(masked_fraction=fraction, flag=flag.astype("<U32"))

@@ -1,0 +1,130 @@
+"""Sparse matrices from one wavelength grid to another, and how mask and ivar go through them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy import sparse
+
+from specjax.spectra import BoolArray, FloatArray
+
+SIGMA_PER_FWHM = 1.0 / np.sqrt(8.0 * np.log(2.0))
+_KERNEL_REACH = 4.0  # standard deviations; the Gaussian beyond holds 6e-5 of its area
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Operator:
+    """A linear map from p to m pixels, to be applied to the pixels that may be used.
+
+    Attributes:
+      weights: (m, p) sparse, not negative.
+      full: (m,) the sum of weights an output pixel has when all of it is supported.
+      needed: the share of `full` that must be supported for the output pixel to count.
+    """
+
+    weights: sparse.csr_array
+    full: FloatArray
+    needed: float
+
+    def apply(
+        self, flux: FloatArray, ivar: FloatArray, valid: BoolArray
+    ) -> tuple[FloatArray, FloatArray, BoolArray]:
+        """Weighted means over the valid pixels of (n, p) flux, as (n, m) flux, ivar and mask.
+
+        A pixel that is not valid has no weight at all. With weights w, flux = sum(w f) / sum(w) and
+        1/ivar = sum(w**2 / ivar) / sum(w)**2: exact for independent input pixels; the correlation between
+        neighbouring output pixels is not kept. Unsupported output pixels have flux 0, ivar 0 and mask True.
+        """
+        use = valid.astype(np.float64)
+        variance = np.divide(1.0, ivar, out=np.zeros_like(ivar), where=valid)
+        support = _product(self.weights, use)
+        total = _product(self.weights, np.where(valid, flux, 0.0))
+        noise = _product(self.weights.power(2), variance)
+        good = support >= self.needed * self.full
+        good &= support > 0
+        mean = np.divide(total, support, out=np.zeros_like(total), where=good)
+        inverse = np.divide(support**2, noise, out=np.zeros_like(noise), where=good)
+        return mean, inverse, ~good
+
+
+def _product(matrix: sparse.csr_array, rows: FloatArray) -> FloatArray:
+    """(n, m) = rows (n, p) times the transpose of matrix (m, p)."""
+    return np.ascontiguousarray((matrix @ rows.T).T)
+
+
+def pixel_edges(grid: FloatArray) -> FloatArray:
+    """(p + 1,) edges halfway between the centres; the outer pixels are as wide as their inner half twice."""
+    middle = 0.5 * (grid[1:] + grid[:-1])
+    return np.concatenate([[2 * grid[0] - middle[0]], middle, [2 * grid[-1] - middle[-1]]])
+
+
+def overlap(source: FloatArray, target: FloatArray, needed: float = 0.5) -> Operator:
+    """The operator of flux-conserving rebinning: weights are the overlaps of the pixels in Angstrom."""
+    return _overlap(source.tobytes(), target.tobytes(), needed)
+
+
+def gaussian(source: FloatArray, target: FloatArray, sigma: FloatArray, needed: float = 0.5) -> Operator:
+    """The operator of smoothing by a Gaussian of `sigma` Angstrom, (m,), about every target wavelength."""
+    return _gaussian(source.tobytes(), target.tobytes(), sigma.tobytes(), needed)
+
+
+def linear(source: FloatArray, target: FloatArray) -> Operator:
+    """The operator of linear interpolation in log10(wavelength); every pixel with weight must be valid."""
+    return _linear(source.tobytes(), target.tobytes())
+
+
+# Operators are cached on the bytes of the grids: a survey's spectra share one grid, or a few.
+@lru_cache(maxsize=64)
+def _overlap(source: bytes, target: bytes, needed: float) -> Operator:
+    source_edges, target_edges = pixel_edges(np.frombuffer(source)), pixel_edges(np.frombuffer(target))
+    # All edges together cut the axis into pieces that lie in one pixel of each grid.
+    cuts = np.union1d(source_edges, target_edges)
+    centre, width = 0.5 * (cuts[1:] + cuts[:-1]), np.diff(cuts)
+    column = np.searchsorted(source_edges, centre) - 1
+    row = np.searchsorted(target_edges, centre) - 1
+    size = (len(target_edges) - 1, len(source_edges) - 1)
+    inside = (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
+    weights = sparse.csr_array((width[inside], (row[inside], column[inside])), shape=size)
+    return Operator(weights=weights, full=np.diff(target_edges), needed=needed)
+
+
+@lru_cache(maxsize=64)
+def _gaussian(source: bytes, target: bytes, sigma: bytes, needed: float) -> Operator:
+    grid, centres, widths = np.frombuffer(source), np.frombuffer(target), np.frombuffer(sigma)
+    low = np.searchsorted(grid, centres - _KERNEL_REACH * widths)
+    high = np.searchsorted(grid, centres + _KERNEL_REACH * widths)
+    # A kernel narrower than a pixel takes the nearest one, so that no output pixel is left empty.
+    nearest = np.abs(grid[np.clip(low, 1, grid.size - 1)] - centres) < np.abs(
+        grid[np.clip(low, 1, grid.size - 1) - 1] - centres
+    )
+    alone = (high == low) & (centres >= grid[0]) & (centres <= grid[-1])
+    low = np.where(alone, np.clip(low, 1, grid.size - 1) - 1 + nearest, low)
+    high = np.where(alone, low + 1, high)
+    count = high - low
+    row = np.repeat(np.arange(centres.size), count)
+    column = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)
+    offset = np.where(alone[row], 0.0, (grid[column] - centres[row]) / widths[row])
+    value = np.exp(-0.5 * offset**2) * np.diff(pixel_edges(grid))[column]
+    weights = sparse.csr_array((value, (row, column)), shape=(centres.size, grid.size))
+    return Operator(weights=weights, full=np.asarray(weights.sum(axis=1)).ravel(), needed=needed)
+
+
+@lru_cache(maxsize=64)
+def _linear(source: bytes, target: bytes) -> Operator:
+    grid, points = np.log10(np.frombuffer(source)), np.log10(np.frombuffer(target))
+    inside = np.flatnonzero((points >= grid[0]) & (points <= grid[-1]))
+    left = np.clip(np.searchsorted(grid, points[inside], side="right") - 1, 0, grid.size - 2)
+    share = (points[inside] - grid[left]) / (grid[left + 1] - grid[left])
+    share[share < 1e-9] = 0.0  # a point on a pixel needs that pixel alone
+    share[share > 1 - 1e-9] = 1.0
+    weights = sparse.csr_array(
+        (
+            np.concatenate([1 - share, share]),
+            (np.tile(inside, 2), np.concatenate([left, left + 1])),
+        ),
+        shape=(points.size, grid.size),
+    )
+    # Sums of two numbers that add to one: what is missing for rounding must not mask a pixel.
+    return Operator(weights=weights, full=np.ones(points.size), needed=1 - 1e-9)
