@@ -80,7 +80,8 @@ class Spectra:
         """Spectra from arrays as they come.
 
         Casts to native float64, sorts by wavelength (flux, ivar and mask go along), turns one spectrum (p,)
-        into (1, p), and masks pixels whose flux is not finite or whose ivar is not finite and positive.
+        into (1, p), and masks pixels whose flux is not finite, whose ivar is not finite and positive, or that lie
+        in a run of at least three pixels of exactly zero flux, which is how files fill gaps.
 
         Args:
           wavelength: (p,) or (n, p).
@@ -100,16 +101,17 @@ class Spectra:
         """
         flux_2d = np.atleast_2d(_native(flux, "flux"))
         grid = _in_angstrom(_native(wavelength, "wavelength"), unit)
+        grid = grid[0] if grid.ndim == 2 and len(grid) == 1 else grid
         has_ivar = ivar is not None
         ivar_2d = np.ones_like(flux_2d) if ivar is None else np.atleast_2d(_native(ivar, "ivar"))
-        bad = np.zeros(flux_2d.shape, bool) if mask is None else np.atleast_2d(np.asarray(mask) != 0)
+        bad = np.zeros(flux_2d.shape, bool) if mask is None else np.atleast_2d(_native(mask, "mask") != 0)
         _check_pixels(grid, flux_2d, ivar_2d, bad)
         order = np.argsort(grid, axis=-1, kind="stable")
         if (np.diff(order, axis=-1) < 0).any():
             grid = np.take_along_axis(grid, order, axis=-1)
             rows = np.broadcast_to(order, flux_2d.shape)
             flux_2d, ivar_2d, bad = (np.take_along_axis(a, rows, axis=1) for a in (flux_2d, ivar_2d, bad))
-        usable = np.isfinite(flux_2d) & np.isfinite(ivar_2d) & (ivar_2d > 0)
+        usable = np.isfinite(flux_2d) & np.isfinite(ivar_2d) & (ivar_2d > 0) & ~_zero_runs(flux_2d)
         names = np.arange(len(flux_2d)) if id is None else np.atleast_1d(np.asarray(id))
         return cls(
             wavelength=grid,
@@ -248,6 +250,19 @@ def _in_angstrom(grid: FloatArray, unit: str | None) -> FloatArray:
             f"if they are in {likely}, say wavelength unit {likely!r}"
         )
     return grid
+
+
+def _zero_runs(flux: FloatArray, length: int = 3) -> BoolArray:
+    """(n, p) True in runs of at least `length` pixels of exactly zero flux."""
+    zero = flux == 0
+    first = zero.copy()  # pixels that begin `length` zeros in a row
+    for step in range(1, length):
+        first[:, :-step] &= zero[:, step:]
+        first[:, -step:] = False
+    run = first.copy()
+    for step in range(1, length):
+        run[:, step:] |= first[:, :-step]
+    return run
 
 
 def _check_pixels(grid: FloatArray, flux: FloatArray, ivar: FloatArray, mask: BoolArray) -> None:

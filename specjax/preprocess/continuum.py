@@ -147,7 +147,7 @@ def _highest(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(n,) index of the maximum within 10 A of `centre`, and whether there is any usable pixel."""
     near = use & (np.abs(grid - centre) <= _BRIDGE_END)
-    return np.where(near, flux, -np.inf).argmax(axis=1), near.any(axis=1)
+    return np.where(near, flux, -np.inf).argmax(axis=1), np.asarray(near.any(axis=1))
 
 
 def _at(array: FloatArray, index: np.ndarray) -> FloatArray:

@@ -93,20 +93,19 @@ def _overlap(source: bytes, target: bytes, needed: float) -> Operator:
 @lru_cache(maxsize=64)
 def _gaussian(source: bytes, target: bytes, sigma: bytes, needed: float) -> Operator:
     grid, centres, widths = np.frombuffer(source), np.frombuffer(target), np.frombuffer(sigma)
+    edges = pixel_edges(grid)
+    inside = (centres >= edges[0]) & (centres <= edges[-1])
     low = np.searchsorted(grid, centres - _KERNEL_REACH * widths)
-    high = np.searchsorted(grid, centres + _KERNEL_REACH * widths)
-    # A kernel narrower than a pixel takes the nearest one, so that no output pixel is left empty.
-    nearest = np.abs(grid[np.clip(low, 1, grid.size - 1)] - centres) < np.abs(
-        grid[np.clip(low, 1, grid.size - 1) - 1] - centres
-    )
-    alone = (high == low) & (centres >= grid[0]) & (centres <= grid[-1])
-    low = np.where(alone, np.clip(low, 1, grid.size - 1) - 1 + nearest, low)
+    high = np.where(inside, np.searchsorted(grid, centres + _KERNEL_REACH * widths), low)
+    # A kernel that falls between two pixels takes the one it lies in, so that none inside is left empty.
+    alone = inside & (high == low)
+    low = np.where(alone, np.clip(np.searchsorted(edges, centres) - 1, 0, grid.size - 1), low)
     high = np.where(alone, low + 1, high)
     count = high - low
     row = np.repeat(np.arange(centres.size), count)
     column = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)
     offset = np.where(alone[row], 0.0, (grid[column] - centres[row]) / widths[row])
-    value = np.exp(-0.5 * offset**2) * np.diff(pixel_edges(grid))[column]
+    value = np.exp(-0.5 * offset**2) * np.diff(edges)[column]
     weights = sparse.csr_array((value, (row, column)), shape=(centres.size, grid.size))
     return Operator(weights=weights, full=np.asarray(weights.sum(axis=1)).ravel(), needed=needed)
 

@@ -1,1 +1,85 @@
 """Readers of survey files: each gives `Spectra`. The only place that knows file layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from specjax.errors import DataError
+from specjax.spectra import Spectra
+from specjax.surveys import arrays, mastar, miles, stelib
+
+__all__ = ["SURVEYS", "Survey", "read"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """One kind of input: what it is in words, how to recognise it and how to read it."""
+
+    what: str
+    recognise: Callable[[Path], bool]
+    read: Callable[[Path], Spectra]
+
+
+SURVEYS: dict[str, Survey] = {
+    "miles": Survey(what="a folder of MILES files", recognise=miles.recognise, read=miles.read),
+    "stelib": Survey(what="a folder of STELIB files", recognise=stelib.recognise, read=stelib.read),
+    "mastar": Survey(what="a folder of mean MaStar spectra", recognise=mastar.recognise, read=mastar.read),
+    "arrays": Survey(
+        what="an .npz or .h5 file with wavelength, flux and optionally ivar, mask, id",
+        recognise=arrays.recognise,
+        read=arrays.read,
+    ),
+}
+"""What `read` knows, asked in this order."""
+
+
+def read(
+    path: str | Path,
+    survey: str | None = None,
+    *,
+    wavelength_medium: str | None = None,
+    wavelength_unit: str | None = None,
+) -> Spectra:
+    """Spectra from a survey's files.
+
+    Args:
+      path: a folder or a file.
+      survey: a key of `SURVEYS`; recognised from the files where None.
+      wavelength_medium: "vacuum" or "air", for array files that do not say it (vacuum is assumed).
+      wavelength_unit: "angstrom", "nm", "um" or "log10", likewise (Angstrom is assumed, and checked).
+
+    Raises:
+      DataError: nothing there, nothing known, or spectra that cannot be used; the message says what was
+        found.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise DataError(f"there is nothing at {path}")
+    name = survey or _recognise(path)
+    if name not in SURVEYS:
+        raise DataError(f"unknown survey {name!r}: specjax reads {', '.join(SURVEYS)}")
+    if name == "arrays":
+        return arrays.read(path, wavelength_medium, wavelength_unit)
+    spectra = SURVEYS[name].read(path)
+    if wavelength_medium not in (None, spectra.medium):
+        raise DataError(f"{name} wavelengths are in {spectra.medium}, not {wavelength_medium}")
+    if wavelength_unit not in (None, "angstrom"):
+        raise DataError(f"{name} files say their wavelength unit: leave out {wavelength_unit!r}")
+    return spectra
+
+
+def _recognise(path: Path) -> str:
+    for name, survey in SURVEYS.items():
+        if survey.recognise(path):
+            return name
+    known = "; ".join(f"{survey.what} ({name})" for name, survey in SURVEYS.items())
+    raise DataError(f"{path} is {_found(path)}, which specjax does not know. It reads {known}")
+
+
+def _found(path: Path) -> str:
+    if path.is_file():
+        return f"a {path.suffix or 'suffixless'} file"
+    kinds = sorted({entry.suffix or "no suffix" for entry in path.iterdir() if entry.is_file()})
+    return f"a folder of {', '.join(kinds[:4])} files" if kinds else "a folder without files"
