@@ -8,8 +8,8 @@ A model or adapter folder holds
   an adapter the digest of the base model that it was trained on.
 
 It is written beside its place and renamed, and checked against its manifest on loading, so that a killed run
-leaves the old folder or the new one and a damaged file is named instead of used. Training state, which only the
-program that wrote it reads, is Orbax's.
+leaves the old folder or the new one and a damaged file is named instead of used. Training state, which only
+the program that wrote it reads, is Orbax's.
 """
 
 import hashlib
@@ -55,8 +55,8 @@ def save_model(
         folder: the folder to make. One that exists must be empty or hold a model.
         config: JSON-serialisable configuration.
         arrays: nested dict of NumPy or JAX arrays; keys are strings without "/".
-        half: shell patterns on tensor names ("params/*"); the float32 tensors that match are stored as float16,
-            at half the size, and come back as float32, rounded.
+        half: shell patterns on tensor names ("params/*"); the float32 tensors that match are stored as
+            float16, at half the size, and come back as float32, rounded.
 
     Raises:
         ModelError: the folder holds something else, or a tensor does not fit float16.
@@ -214,7 +214,7 @@ def _checked_text(path: Path, sha256: str) -> str:
 def _checked_tensors(path: Path, sha256: str, expected: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The tensors of a file, all there and all as the manifest says.
 
-    The hash of the whole file decides; the hashes of single tensors are compared only to name the damaged one.
+    The hash of the whole file decides; those of single tensors are compared only to name the damaged one.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file

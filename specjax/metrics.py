@@ -129,7 +129,7 @@ def summarise(
             "subset": subset,
             "pooled": pooled,
             "n_seeds": len(y),
-            "n_stars": round(float(counts.mean()), 2),
+            "n_stars": _whole(float(counts.mean())),
             "n_predictions": int(counts.sum()),
             "n_distinct": None if stars is None else len(np.unique(np.asarray(stars)[where])),
         }
@@ -170,6 +170,11 @@ def _jackknife(score: Score, where: NDArray[np.bool_], *arrays: Values) -> tuple
     left_out = np.array([pooled(seeds != k) for k in seeds])
     error = float(np.sqrt((len(seeds) - 1) / len(seeds) * np.sum((left_out - left_out.mean()) ** 2)))
     return value, error * np.sqrt(len(seeds)), error
+
+
+def _whole(value: float) -> float:
+    """An int where the number is whole, else two decimals."""
+    return int(value) if value == int(value) else round(value, 2)
 
 
 def _over_seeds(values: NDArray[np.float64]) -> tuple[float, float, float]:
