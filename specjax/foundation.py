@@ -1,0 +1,302 @@
+"""`Foundation`: a trained model with its parameters, and what a user asks of it.
+
+The methods take spectra on the model grids as NumPy or JAX arrays and return NumPy arrays, for any number of
+spectra and without recompiling (see models/inference.py).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from numpy.typing import ArrayLike, NDArray
+
+from specjax import lora
+from specjax.config import LoRAConfig, ModelConfig, from_dict, to_dict
+from specjax.errors import DataError, ModelError
+from specjax.models.inference import FloatArray, run_head, run_program
+
+SURVEYS = ("lamost", "gaia_xp")
+
+# Beyond these the squares of the standardisation leave the range of float32.
+_SMALLEST, _LARGEST = 1e-15, 1e15
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Foundation:
+    """A model that can embed, reconstruct, translate and predict.
+
+    Attributes:
+        config: sizes and label names.
+        variables: {"params": ..., "batch_stats": ...}, the trees of models/ and of the heads "mlp1", "mlp2".
+            A part that is not there (a bare encoder has no projection, no heads) is simply missing.
+        stats: for each head feature_mean, feature_std (d,) and label_mean, label_std (labels,), as
+            {"mlp1": {...}}; what is missing counts as 0 and 1.
+        fill: the basis that replaces masked LAMOST pixels, an object with apply(flux, ivar, mask) -> flux.
+            Without one, masked pixels are left out of mean and std and enter the tokens as the mean.
+        digest: the digest of the folder that the model was read from; adapters name it.
+    """
+
+    config: ModelConfig
+    variables: Mapping[str, Any]
+    stats: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    fill: Any | None = None
+    digest: str | None = None
+
+    def __post_init__(self) -> None:
+        # Onto the device once, not with every call.
+        object.__setattr__(self, "variables", jax.tree.map(jnp.asarray, dict(self.variables)))
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """The parameter tree."""
+        return self.variables["params"]
+
+    def embed(
+        self,
+        flux: ArrayLike,
+        survey: str = "lamost",
+        *,
+        ivar: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+    ) -> FloatArray:
+        """Embed spectra (n, pixels) as float32 (n, dim).
+
+        The projected vector (shared then private) of a SpecCLIP model, the mean token of a bare LAMOST
+        encoder, the latent of a bare Gaia XP autoencoder. LAMOST flux is (n, 1462), continuum-normalised;
+        Gaia XP flux is (n, 343), divided by the flux at 550 nm. `mask` (n, pixels) is True where a pixel must
+        not be used and `ivar` (n, pixels) 0 where it says nothing.
+
+        Raises:
+            DataError: another survey, a shape that does not fit, or NaN or infinity in an unmasked pixel.
+            ModelError: the model has no encoder for that survey.
+        """
+        program = ("z" if self._is_projected(survey) else "pooled") + "_" + survey
+        return self._run(program, *self._prepare(flux, survey, ivar, mask))
+
+    def tokens(
+        self, flux: ArrayLike, *, ivar: ArrayLike | None = None, mask: ArrayLike | None = None
+    ) -> FloatArray:
+        """Return all output tokens (n, 146, dim) of the LAMOST encoder; otherwise as `embed`."""
+        return self._run("tokens_lamost", *self._prepare(flux, "lamost", ivar, mask))
+
+    def mean_token(
+        self, flux: ArrayLike, *, ivar: ArrayLike | None = None, mask: ArrayLike | None = None
+    ) -> FloatArray:
+        """Return the mean (n, dim) over the tokens of the LAMOST encoder; otherwise as `embed`."""
+        return self._run("pooled_lamost", *self._prepare(flux, "lamost", ivar, mask))
+
+    def reconstruct(
+        self,
+        flux: ArrayLike,
+        survey: str = "lamost",
+        *,
+        ivar: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        raw: bool = False,
+    ) -> FloatArray:
+        """Send spectra (n, pixels) through the encoder and back: float32 (n, pixels), in units of the input.
+
+        With `raw` the output of the decoder as it stands: standardised flux (n, 1462) from the LAMOST decoder
+        of SpecCLIP, flux (n, 343) from the Gaia XP one, tokens (n, 146, 21) from a bare LAMOST encoder and
+        [mean, std, standardised flux] (n, 345) from a bare autoencoder. Errors as in `embed`; ModelError
+        where a SpecCLIP model has no decoders.
+        """
+        kind = "decoded" if self._is_projected(survey) else "rebuilt"
+        if kind == "decoded":
+            self._require_decoders()
+        return self._run(f"{kind}_{survey}" + "_raw" * raw, *self._prepare(flux, survey, ivar, mask))
+
+    def translate(
+        self,
+        flux: ArrayLike,
+        *,
+        source: str,
+        target: str,
+        ivar: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+    ) -> FloatArray:
+        """Predict the spectra (n, pixels) of survey `target` from those of survey `source`.
+
+        Gaia XP flux comes out divided by the flux at 550 nm, LAMOST flux continuum-normalised. Errors as in
+        `embed`; DataError where source and target are the same, ModelError where the model has no decoders.
+        """
+        prepared = self._prepare(flux, source, ivar, mask)
+        if target not in SURVEYS or target == source:
+            raise DataError(f"cannot translate {source!r} to {target!r}; surveys are {' and '.join(SURVEYS)}")
+        self._require_decoders()
+        return self._run(f"translated_{target}", *prepared)
+
+    def predict(
+        self,
+        flux: ArrayLike,
+        head: str = "mlp2",
+        *,
+        adapters: Mapping[str, Any] | None = None,
+        configs: Mapping[str, LoRAConfig] | None = None,
+        ivar: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+    ) -> dict[str, FloatArray]:
+        """Predict the labels of LAMOST spectra (n, 1462): label name -> (n,), in physical units (teff in K).
+
+        Head "mlp1" reads the mean token, "mlp2" the projected vector. `adapters` and `configs` are as in
+        `adapted`. Errors as in `embed`; ModelError where the model has no such head.
+        """
+        model = self if adapters is None else self.adapted(adapters, configs)
+        features = model.features(flux, head, ivar=ivar, mask=mask)
+        return model.predict_from_features(features, head)
+
+    def features(
+        self,
+        flux: ArrayLike,
+        head: str,
+        *,
+        ivar: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+    ) -> FloatArray:
+        """Return what a head reads, not yet standardised: mean token (mlp1) or projected vector (mlp2)."""
+        if head not in lora.HEADS:
+            raise ModelError(f"there is no head {head!r}; heads are {' and '.join(lora.HEADS)}")
+        if head == "mlp2" and not self._is_projected("lamost"):
+            raise ModelError("head 'mlp2' reads the projected vector, which a bare encoder does not have")
+        embed = self.mean_token if head == "mlp1" else self.embed
+        return embed(flux, ivar=ivar, mask=mask)
+
+    def predict_from_features(self, features: ArrayLike, head: str) -> dict[str, FloatArray]:
+        """Predict labels from the output (n, d) of `features`."""
+        if head not in self.params:
+            raise ModelError(f"this model has no head {head!r}")
+        variables = {key: tree[head] for key, tree in self.variables.items() if head in tree}
+        labels = run_head(self.config, variables, self.stats.get(head, {}), np.asarray(features, np.float32))
+        return {name: labels[:, index] for index, name in enumerate(self.config.labels)}
+
+    def adapted(
+        self, adapters: Mapping[str, Any], configs: Mapping[str, LoRAConfig] | None = None
+    ) -> "Foundation":
+        """Return the model with an adapter merged into it.
+
+        `adapters` is a small tree: low-rank factors, which are merged with the alpha and rank of `configs`
+        (by default the model's own), and any other leaves, which replace the model's (a head trained as a
+        whole).
+
+        Raises:
+            ModelError: a leaf that the model does not have, or of another shape.
+        """
+        leaves = flatten_dict(adapters, sep="/")
+        factors = {path: leaf for path, leaf in leaves.items() if path.rpartition("/")[2] in lora.FACTORS}
+        params = lora.merge(self.params, unflatten_dict(factors, sep="/"), configs or self.config.loras)
+        merged = flatten_dict(params, sep="/")
+        for path in leaves.keys() - factors.keys():
+            if path not in merged or merged[path].shape != leaves[path].shape:
+                raise ModelError(f"the adapter does not fit the model: parameter {path!r}")
+            merged[path] = leaves[path]
+        return replace(self, variables={**self.variables, "params": unflatten_dict(merged, sep="/")})
+
+    def save(self, folder: str | Path, *, half: bool = False) -> str:
+        """Write a folder that `load` reads, parameters as float16 with `half`; returns its digest."""
+        from specjax.checkpoints import save_model
+
+        arrays = {**self.variables, "stats": self.stats}
+        if self.fill is not None:
+            arrays["fill"] = self.fill.to_arrays()
+        return save_model(
+            folder,
+            config={"model": to_dict(self.config)},
+            arrays=jax.tree.map(np.asarray, arrays),
+            half=("params/*",) if half else (),
+        )
+
+    def _is_projected(self, survey: str) -> bool:
+        self._require_encoder(survey)
+        return "projection" in self.params[survey]
+
+    def _require_encoder(self, survey: str) -> None:
+        if survey not in SURVEYS:
+            raise DataError(f"unknown survey {survey!r}; surveys are {' and '.join(SURVEYS)}")
+        if survey not in self.params:
+            raise ModelError(f"this model has no encoder for {survey!r}")
+
+    def _require_decoders(self) -> None:
+        if "lamost_cross_decoder" not in self.params:
+            raise ModelError("this model has no decoders")
+
+    def _prepare(
+        self, flux: ArrayLike, survey: str, ivar: ArrayLike | None, mask: ArrayLike | None
+    ) -> tuple[FloatArray, NDArray[np.bool_]]:
+        self._require_encoder(survey)
+        pixels = _pixels(self.config, survey)
+        values = _as_array(flux, "flux", np.float64, pixels)
+        masked = np.zeros(values.shape, bool)
+        weights = None
+        if mask is not None:
+            masked |= _as_array(mask, "mask", np.bool_, pixels, rows=len(values))
+        if ivar is not None:
+            weights = _as_array(ivar, "ivar", np.float64, pixels, rows=len(values))
+            masked |= ~(weights > 0)
+        _check_values(values, masked)
+        values = np.where(masked, 1.0, values)
+        if self.fill is not None and survey == "lamost" and masked.any():
+            values = self.fill.apply(values, weights, masked)
+            masked = np.broadcast_to(masked.all(-1, keepdims=True), masked.shape)
+        return np.asarray(values, np.float32), ~masked
+
+    def _run(self, program: str, flux: FloatArray, valid: NDArray[np.bool_]) -> FloatArray:
+        return run_program(self.config, program, self.variables, flux, valid)
+
+
+def load(model: str | Path = "mini") -> Foundation:
+    """Read a model folder; the name "mini" is the small model that ships with the package.
+
+    Raises:
+        ModelError: the folder is missing, damaged, or of another kind or version.
+        ConfigError: its configuration has keys that this version does not know.
+    """
+    from specjax.checkpoints import load_model
+
+    folder = Path(__file__).parent / "data" / "mini" if str(model) == "mini" else Path(model)
+    stored = load_model(folder)
+    if "model" not in stored.config or "params" not in stored.arrays:
+        raise ModelError(f"{folder} holds no model")
+    arrays = dict(stored.arrays)
+    stats, fill = arrays.pop("stats", {}), arrays.pop("fill", None)
+    if fill is not None:
+        from specjax.preprocess.fill import PrincipalFill
+
+        fill = PrincipalFill.from_arrays(fill)
+    config = from_dict(stored.config["model"])
+    return Foundation(config=config, variables=arrays, stats=stats, fill=fill, digest=stored.digest)
+
+
+def _pixels(config: ModelConfig, survey: str) -> int:
+    return config.specformer.num_pixels if survey == "lamost" else config.xp_autoencoder.num_pixels
+
+
+def _as_array(values: ArrayLike, name: str, dtype: Any, pixels: int, rows: int | None = None) -> NDArray[Any]:
+    try:
+        array = np.asarray(values)
+        array = array.astype(dtype, casting="unsafe" if dtype is np.bool_ else "same_kind")
+    except (TypeError, ValueError):
+        raise DataError(f"{name} must be a rectangular array of real numbers") from None
+    wanted = (array.shape[0] if array.ndim == 2 and rows is None else rows, pixels)
+    if array.shape != wanted or not array.size:
+        shown = "n" if rows is None else rows
+        raise DataError(f"{name} must have the shape ({shown}, {pixels}), not {array.shape}")
+    return array
+
+
+def _check_values(flux: NDArray[np.float64], masked: NDArray[np.bool_]) -> None:
+    bad = ((~np.isfinite(flux)) & ~masked).any(axis=-1)
+    if bad.any():
+        raise DataError(
+            f"flux has NaN or infinity in {bad.sum()} of {len(flux)} spectra, first in row {bad.argmax()};"
+            " mask these pixels"
+        )
+    largest = np.max(np.abs(flux), axis=-1, where=~masked, initial=0.0)
+    wild = (largest > _LARGEST) | ((largest < _SMALLEST) & (largest > 0))
+    if wild.any():
+        row = wild.argmax()
+        raise DataError(f"flux of row {row} reaches {largest[row]:.1e}; it must be normalised, of order 1")

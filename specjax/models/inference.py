@@ -1,0 +1,180 @@
+"""The compiled programs behind `Foundation`: pure functions of configuration, variables and spectra.
+
+Rows are run in padded batches of two fixed shapes, so any number of spectra costs at most two compilations a
+program. The compiled programs are shared by all models of one configuration, since parameters are arguments.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from specjax.config import ModelConfig
+from specjax.models.label_head import LabelHead
+from specjax.models.layers import detokenise, standardise, tokenise
+from specjax.models.specclip import SpecCLIP
+from specjax.models.specformer import SpecFormer
+from specjax.models.xp_autoencoder import XPAutoencoder, xp_flux, xp_vector
+
+FloatArray = NDArray[np.float32]
+Variables = Mapping[str, Any]
+
+BATCH_SIZES = (64, 8)  # rows a call; the small one for a few spectra, and for what is left over
+
+NEUTRAL_STATS = {"feature_mean": 0.0, "feature_std": 1.0, "label_mean": 0.0, "label_std": 1.0}
+
+
+def run_program(
+    config: ModelConfig, program: str, variables: Variables, flux: FloatArray, valid: NDArray[np.bool_]
+) -> FloatArray:
+    """Run one of `PROGRAMS` on flux (n, pixels) with valid (n, pixels), in batches."""
+    return _in_batches(functools.partial(_program, config, program, variables), flux, valid)
+
+
+def run_head(
+    config: ModelConfig, variables: Variables, stats: Mapping[str, Any], features: FloatArray
+) -> FloatArray:
+    """Run a label head on features (n, d), in batches: labels (n, num_labels) in physical units.
+
+    stats has feature_mean, feature_std, label_mean and label_std; what is missing counts as 0 and 1.
+    """
+    return _in_batches(functools.partial(_head, config, variables, {**NEUTRAL_STATS, **stats}), features)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _program(
+    config: ModelConfig, program: str, variables: Variables, flux: jax.Array, valid: jax.Array
+) -> jax.Array:
+    return PROGRAMS[program](Networks(config, variables), flux, valid)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _head(
+    config: ModelConfig, variables: Variables, stats: Mapping[str, Any], features: jax.Array
+) -> jax.Array:
+    x = (features - stats["feature_mean"]) / stats["feature_std"]
+    labels = _apply(LabelHead(config.head), variables, x)
+    return labels * stats["label_std"] + stats["label_mean"]
+
+
+def _in_batches(run: Callable[..., jax.Array], *arrays: NDArray[Any]) -> NDArray[Any]:
+    """Apply a compiled program to rows, a batch of fixed shape at a time."""
+    large, small = BATCH_SIZES
+    total, start, parts = len(arrays[0]), 0, []
+    while start < total:
+        size = small if total - start <= small else large
+        batch = [_pad_rows(array[start : start + size], size) for array in arrays]
+        parts.append(np.asarray(run(*batch))[: total - start])
+        start += size
+    return np.concatenate(parts)
+
+
+def _pad_rows(array: NDArray[Any], size: int) -> NDArray[Any]:
+    return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1))
+
+
+def _apply(module: nn.Module, variables: Variables, *args: Any, method: str | None = None) -> jax.Array:
+    return cast(jax.Array, module.apply(variables, *args, method=method))
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The modules with their variables; every method maps flux (n, pixels) and valid (n, pixels)."""
+
+    config: ModelConfig
+    variables: Variables
+
+    def lamost_tokens(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
+        """All output tokens (n, 146, d) of the LAMOST encoder."""
+        return self._lamost_backbone(flux, valid, None)
+
+    def lamost_mean(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
+        """The mean token (n, d)."""
+        return self.lamost_tokens(flux, valid).mean(axis=1)
+
+    def lamost_z(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
+        """The projected vector (n, dim) of LAMOST flux."""
+        return self._specclip(flux, valid, method="encode_lamost")
+
+    def xp_latent(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
+        """The latent (n, latent_dim) of the Gaia XP autoencoder."""
+        return self._xp_backbone(flux, valid, None)
+
+    def xp_z(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
+        """The projected vector (n, dim) of Gaia XP flux."""
+        return self._specclip(flux, valid, method="encode_gaia_xp")
+
+    def lamost_decoded_raw(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
+        """Standardised flux (n, 1462) from the LAMOST decoder."""
+        return self._specclip(self.lamost_z(flux, valid), "lamost", method="reconstruct")
+
+    def lamost_decoded(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
+        """The same with the mean and standard deviation of the input put back."""
+        _, mean, std = standardise(flux, valid)
+        return mean + std * self.lamost_decoded_raw(flux, valid)
+
+    def xp_decoded(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
+        """Flux (n, 343) from the Gaia XP decoder."""
+        return self._specclip(self.xp_z(flux, valid), "gaia_xp", method="reconstruct")
+
+    def lamost_rebuilt_raw(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
+        """The tokens (n, 146, 21) that the bare LAMOST encoder predicts."""
+        return self._lamost_backbone(flux, valid, "predict_tokens")
+
+    def lamost_rebuilt(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
+        """The same joined to flux (n, 1462), with the mean and standard deviation of the input put back."""
+        _, mean, std = standardise(flux, valid)
+        return mean + std * detokenise(self.lamost_rebuilt_raw(flux, valid), self.config.specformer)
+
+    def xp_rebuilt_raw(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
+        """Mean, std and standardised flux (n, 345) that the bare autoencoder writes."""
+        return self._xp_backbone(flux, valid, "reconstruct")
+
+    def xp_rebuilt(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
+        """The same as flux (n, 343)."""
+        return xp_flux(self.xp_rebuilt_raw(flux, valid))
+
+    def lamost_translated(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
+        """LAMOST flux (n, 1462) from Gaia XP flux."""
+        return self._specclip(self.xp_z(flux, valid), "lamost", method="translate")
+
+    def xp_translated(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
+        """Gaia XP flux (n, 343) from LAMOST flux."""
+        return self._specclip(self.lamost_z(flux, valid), "gaia_xp", method="translate")
+
+    def _lamost_backbone(self, flux: jax.Array, valid: jax.Array, method: str | None) -> jax.Array:
+        config = self.config.specformer
+        params = {"params": self.variables["params"]["lamost"]["backbone"]}
+        return _apply(SpecFormer(config), params, tokenise(flux, config, valid), method=method)
+
+    def _xp_backbone(self, flux: jax.Array, valid: jax.Array, method: str | None) -> jax.Array:
+        params = {"params": self.variables["params"]["gaia_xp"]["backbone"]}
+        module = XPAutoencoder(self.config.xp_autoencoder)
+        return _apply(module, params, xp_vector(flux, valid), method=method)
+
+    def _specclip(self, *args: Any, method: str) -> jax.Array:
+        return _apply(SpecCLIP(self.config), self.variables, *args, method=method)
+
+
+PROGRAMS: Mapping[str, Callable[..., jax.Array]] = {
+    "tokens_lamost": Networks.lamost_tokens,
+    "pooled_lamost": Networks.lamost_mean,
+    "pooled_gaia_xp": Networks.xp_latent,
+    "z_lamost": Networks.lamost_z,
+    "z_gaia_xp": Networks.xp_z,
+    "decoded_lamost": Networks.lamost_decoded,
+    "decoded_lamost_raw": Networks.lamost_decoded_raw,
+    "decoded_gaia_xp": Networks.xp_decoded,
+    "decoded_gaia_xp_raw": Networks.xp_decoded,
+    "rebuilt_lamost": Networks.lamost_rebuilt,
+    "rebuilt_lamost_raw": Networks.lamost_rebuilt_raw,
+    "rebuilt_gaia_xp": Networks.xp_rebuilt,
+    "rebuilt_gaia_xp_raw": Networks.xp_rebuilt_raw,
+    "translated_lamost": Networks.lamost_translated,
+    "translated_gaia_xp": Networks.xp_translated,
+}
