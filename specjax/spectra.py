@@ -80,8 +80,8 @@ class Spectra:
         """Spectra from arrays as they come.
 
         Casts to native float64, sorts by wavelength (flux, ivar and mask go along), turns one spectrum (p,)
-        into (1, p), and masks pixels whose flux is not finite, whose ivar is not finite and positive, or that lie
-        in a run of at least three pixels of exactly zero flux, which is how files fill gaps.
+        into (1, p), and masks pixels whose flux is not finite, whose ivar is not finite and positive, or that
+        lie in a run of at least three pixels of exactly zero flux, which is how files fill gaps.
 
         Args:
           wavelength: (p,) or (n, p).

@@ -35,16 +35,18 @@ class PrincipalFill:
 
     @classmethod
     def fit(
-        cls, flux: FloatArray, mask: BoolArray, k: int = 20, *, rounds: int = 20, tolerance: float = 1e-4
+        cls, flux: FloatArray, mask: BoolArray, k: int = 20, *, rounds: int = 10, tolerance: float = 1e-3
     ) -> PrincipalFill:
         """Fit to (n, p) flux by expectation and maximisation: fill, take components, fill again.
+
+        It starts from the complete spectra where there are enough, else from the mean.
 
         Args:
           flux: (n, p) normalised flux.
           mask: (n, p), True pixels are not used.
           k: number of components; at most n - 1 and p - 1 are taken.
           rounds: at most so many.
-          tolerance: stop when the filled values change by less, root mean square.
+          tolerance: stop when the filled values change by less, root mean square; noise is ten times that.
 
         Raises:
           DataError: shapes that differ, or fewer than two spectra with valid pixels.
@@ -55,17 +57,13 @@ class PrincipalFill:
         if some.sum() < 2:
             raise DataError("principal components need at least two spectra with valid pixels")
         flux, mask = np.asarray(flux[some], dtype=np.float64), mask[some]
-        seen = (~mask).sum(axis=0)
-        middle = np.divide(
-            np.where(mask, 0.0, flux).sum(axis=0), seen, out=np.ones(seen.shape), where=seen > 0
-        )
-        filled = np.where(mask, middle, flux)
-        model = _components(filled, mask, k)
+        model = _start(flux, mask, k)
+        filled = model.apply(flux, None, mask)
         for _ in range(rounds if mask.any() else 0):
+            model = _components(filled, mask, k)
             update = model.apply(flux, None, mask)
             change = np.sqrt(np.mean((update - filled)[mask] ** 2))
             filled = update
-            model = _components(filled, mask, k)
             if change < tolerance:
                 break
         return model
@@ -124,6 +122,17 @@ class PrincipalFill:
             return cls(mean=mean, components=components, variance=variance, noise=float(arrays["noise"]))
         except KeyError as error:
             raise DataError(f"the fill model has no array {error}") from None
+
+
+def _start(flux: FloatArray, mask: BoolArray, k: int) -> PrincipalFill:
+    """The model of the complete spectra if they are three times the components, else of mean-filled ones."""
+    complete = ~mask.any(axis=1)
+    if complete.sum() >= 3 * k:
+        return _components(flux[complete], mask[complete], k)
+    seen = (~mask).sum(axis=0)
+    total = np.where(mask, 0.0, flux).sum(axis=0)
+    mean = np.divide(total, seen, out=np.ones(seen.shape), where=seen > 0)
+    return _components(np.where(mask, mean, flux), mask, k)
 
 
 def _components(filled: FloatArray, mask: BoolArray, k: int) -> PrincipalFill:

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+
+from specjax.errors import ConfigError
+from specjax.preprocess import gaia_xp_fwhm, to_gaia_xp, to_lamost
+from specjax.spectra import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, Spectra, air_to_vacuum
+
+GRID = np.arange(3600.0, 5800.0, 0.9)
+WIDE = np.arange(3200.0, 10400.0, 2.0)
+
+
+def line_star(grid, n=2):
+    rng = np.random.default_rng(0)
+    centre, depth = rng.uniform(3700, 5700, 60), rng.uniform(0.1, 0.5, 60)
+    absorbed = (depth * np.exp(-0.5 * ((grid[:, None] - centre) / 3.0) ** 2)).sum(axis=1)
+    return np.stack([(1 + 0.1 * k) * (grid / 5000) ** -1 * np.exp(-absorbed) for k in range(n)])
+
+
+@pytest.mark.parametrize("method", ["rebin", "interpolate"])
+def test_a_clean_spectrum_reaches_the_lamost_grid_whole(method):
+    result = to_lamost(Spectra.build(GRID, line_star(GRID)), method=method)
+    np.testing.assert_array_equal(result.wavelength, LAMOST_WAVELENGTH)
+    assert result.meta["flag"].tolist() == ["", ""]
+    assert not result.mask.any()
+    np.testing.assert_allclose(result.flux[0], result.flux[1], rtol=1e-10)  # the same star, brighter
+
+
+def test_air_is_converted():
+    vacuum = Spectra.build(air_to_vacuum(GRID), line_star(GRID))
+    air = Spectra.build(GRID, line_star(GRID), medium="air")
+    np.testing.assert_array_equal(to_lamost(air).flux, to_lamost(vacuum).flux)
+    undeclared = to_lamost(Spectra.build(GRID, line_star(GRID)))
+    assert np.abs(undeclared.flux - to_lamost(air).flux).max() > 0.05  # 84 km/s is no rounding
+
+
+def test_masked_pixels_are_one_and_say_so():
+    mask = np.zeros((2, GRID.size), bool)
+    mask[0, (GRID > 4900) & (GRID < 5000)] = True
+    result = to_lamost(Spectra.build(GRID, np.where(mask, 1e4, line_star(GRID)), mask=mask))
+    gap = (LAMOST_WAVELENGTH > 4902) & (LAMOST_WAVELENGTH < 4998)
+    assert result.mask[0, gap].all()
+    assert (result.flux[result.mask] == 1).all()
+    assert (result.ivar[result.mask] == 0).all()
+    np.testing.assert_allclose(result.meta["masked_fraction"], result.mask.mean(axis=1))
+    assert result.meta["flag"].tolist() == ["", ""]
+
+
+def test_rows_that_must_not_be_trusted_are_flagged():
+    flux = np.repeat(line_star(GRID, 1), 5, axis=0)
+    mask = np.zeros(flux.shape, bool)
+    mask[1, GRID < 4500] = True
+    mask[2, GRID > 4200] = True
+    mask[3, (GRID > 3950) & (GRID < 5650)] = True
+    flux[4] = np.nan
+    flags = to_lamost(Spectra.build(GRID, flux, mask=mask)).meta["flag"].tolist()
+    assert flags == ["", "masked_fraction", "masked_fraction", "no_coverage", "no_coverage"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "flag"), [(3600, 4050, "continuum_failed"), (7000, 9000, "no_coverage")]
+)
+def test_spectra_that_miss_the_range_are_flagged(low, high, flag):
+    grid = np.arange(low, high, 1.0)
+    flux = -np.ones((1, grid.size)) if flag == "continuum_failed" else np.ones((1, grid.size))
+    result = to_lamost(Spectra.build(grid, flux))
+    assert result.meta["flag"].tolist() == [flag]
+    assert (result.flux == 1).all()
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ConfigError, match="'cubic'"):
+        to_lamost(Spectra.build(GRID, line_star(GRID)), method="cubic")
+
+
+def test_xp_spectra_are_divided_by_their_flux_at_550_nm():
+    flux = line_star(GAIA_XP_WAVELENGTH)
+    result = to_gaia_xp(Spectra.build(GAIA_XP_WAVELENGTH, flux, np.full(flux.shape, 100.0)))
+    np.testing.assert_allclose(result.flux, flux / flux[:, 107:108], rtol=1e-12)
+    np.testing.assert_allclose(
+        result.ivar, 100 * np.broadcast_to(flux[:, 107:108] ** 2, flux.shape), rtol=1e-12
+    )
+    assert result.meta["flag"].tolist() == ["", ""]
+
+
+def test_ground_spectra_are_degraded_to_the_resolution_of_xp():
+    narrow = np.exp(-0.5 * ((WIDE - 5000) / 3.0) ** 2)[None] + 1.0
+    result = to_gaia_xp(Spectra.build(WIDE, narrow), fwhm_from=3.0)
+    bump = result.flux[0] / np.median(result.flux[0]) - 1
+    near = np.abs(GAIA_XP_WAVELENGTH - 5000) < 200
+    width = np.sqrt(np.average((GAIA_XP_WAVELENGTH[near] - 5000) ** 2, weights=bump[near])) * 2.3548
+    # The resolution varies along the line and the sampling is 20 A.
+    np.testing.assert_allclose(width, gaia_xp_fwhm(np.array([5000.0]))[0], rtol=0.15)
+
+
+def test_xp_rows_without_reference_or_coverage_are_flagged():
+    flux = np.repeat(line_star(WIDE, 1), 4, axis=0)
+    mask = np.zeros(flux.shape, bool)
+    mask[1, np.abs(WIDE - 5500) < 100] = True
+    mask[2, WIDE > 7400] = True
+    mask[3] = True
+    result = to_gaia_xp(Spectra.build(WIDE, flux, mask=mask))
+    assert result.meta["flag"].tolist() == ["", "no_reference", "masked_fraction", "no_coverage"]
+    assert result.mask[1].all()
+    assert np.isfinite(result.flux).all()

@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specjax.errors import DataError
+from specjax.preprocess.operators import pixel_edges
+from specjax.preprocess.resample import crop, interpolate, rebin, shift_velocity, smooth
+from specjax.spectra import LAMOST_WAVELENGTH, Spectra
+
+GRID = np.arange(3950.0, 5650.0, 0.8)
+COARSE = np.arange(4000.0, 5600.0, 3.1)
+ROUNDING = 1e-12  # sums of a few thousand float64
+
+
+def spectra(flux, grid=GRID, **more):
+    return Spectra.build(grid, flux, unit="angstrom", **more)
+
+
+def wiggles(n=3, grid=GRID, seed=0):
+    return np.random.default_rng(seed).normal(1, 0.3, (n, grid.size))
+
+
+@st.composite
+def grids(draw):
+    """An uneven increasing grid inside 4000 to 5600 A."""
+    steps = draw(st.lists(st.floats(0.3, 20.0), min_size=3, max_size=60))
+    return 4000.0 + np.cumsum(steps)
+
+
+@settings(max_examples=50, deadline=None)  # operators are built anew for every grid
+@given(source=grids(), target=grids(), seed=st.integers(0, 100))
+def test_rebinning_conserves_flux_where_fully_covered(source, target, seed):
+    low, high = pixel_edges(source)[[0, -1]]
+    edges = pixel_edges(target)
+    inside = (edges[:-1] >= low) & (edges[1:] <= high)
+    flux = np.random.default_rng(seed).normal(1, 0.3, (1, source.size))
+    result = rebin(spectra(flux, source), target)
+    assert not result.mask[:, inside].any()
+    # The running integral of the source, read at the edges of each output pixel.
+    integral = np.concatenate([[0], np.cumsum(flux[0] * np.diff(pixel_edges(source)))])
+    at = np.interp(edges, pixel_edges(source), integral)
+    expected = np.diff(at) / np.diff(edges)
+    np.testing.assert_allclose(
+        result.flux[0, inside], expected[inside], rtol=0, atol=1e-9
+    )  # differences of sums
+
+
+@pytest.mark.parametrize("change", [rebin, interpolate])
+def test_resampling_is_linear_and_the_identity_on_the_same_grid(change):
+    a, b = wiggles(seed=1), wiggles(seed=2)
+    both = change(spectra(2 * a + b), COARSE).flux
+    apart = 2 * change(spectra(a), COARSE).flux + change(spectra(b), COARSE).flux
+    np.testing.assert_allclose(both, apart, rtol=ROUNDING)
+    same = change(spectra(a, ivar=np.full(a.shape, 4.0)), GRID)
+    np.testing.assert_allclose(same.flux, a, rtol=ROUNDING)
+    np.testing.assert_allclose(same.ivar, 4.0, rtol=ROUNDING)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: rebin(s, LAMOST_WAVELENGTH),
+        lambda s: interpolate(s, LAMOST_WAVELENGTH),
+        lambda s: smooth(s, 3.0, 24.0),
+        lambda s: smooth(s, 3.0, 24.0, LAMOST_WAVELENGTH),
+    ],
+)
+@pytest.mark.parametrize("how", ["mask", "ivar", "nan"])
+def test_a_flagged_pixel_changes_no_unflagged_pixel(change, how):
+    flux = np.ones((1, GRID.size))
+    flux[0, [700, 701, 702, 1200]] = np.nan if how == "nan" else 1e4
+    bad = flux[0] != 1
+    ivar = np.where(bad, 0.0, 1.0)[None] if how == "ivar" else np.ones_like(flux)
+    result = change(spectra(flux, ivar=ivar, mask=bad[None] if how == "mask" else None))
+    np.testing.assert_allclose(result.flux[~result.mask], 1.0, rtol=ROUNDING)
+    assert (result.flux[result.mask] == 0).all()
+    assert (result.ivar[result.mask] == 0).all()
+
+
+@pytest.mark.parametrize("change", [rebin, interpolate])
+def test_output_without_support_is_masked(change):
+    mask = np.zeros((1, GRID.size), bool)
+    mask[0, (GRID > 4500) & (GRID < 4600)] = True
+    wide = np.arange(3800.0, 5800.0, 2.0)
+    result = change(spectra(wiggles(1), mask=mask), wide)
+    edge = 2.0  # a pixel of the output
+    outside = (
+        (wide < GRID[0] - edge) | (wide > GRID[-1] + edge) | ((wide > 4500 + edge) & (wide < 4600 - edge))
+    )
+    inside = ((wide > GRID[0] + edge) & (wide < 4500 - edge)) | (
+        (wide > 4600 + edge) & (wide < GRID[-1] - edge)
+    )
+    assert result.mask[0, outside].all()
+    assert not result.mask[0, inside].any()
+
+
+@pytest.mark.parametrize("change", [rebin, lambda s, grid: smooth(s, 2.0, 6.0, grid)])
+def test_ivar_is_that_of_the_scatter_of_many_realisations(change):
+    rng = np.random.default_rng(3)
+    noise = rng.normal(0, 0.5, (4000, GRID[:300].size))
+    result = change(spectra(noise, GRID[:300], ivar=np.full(noise.shape, 4.0)), GRID[10:290:5] + 0.3)
+    # The variance of 4000 draws is known to sqrt(2/4000) = 2%; five times that over 56 pixels.
+    np.testing.assert_allclose(result.flux.var(axis=0) * result.ivar[0], 1.0, atol=0.11)
+
+
+def test_placeholder_ivar_stays_a_placeholder():
+    result = rebin(spectra(wiggles()), COARSE)
+    assert not result.has_ivar
+    assert set(np.unique(result.ivar)) == {1.0}
+
+
+def test_rows_on_their_own_grids_equal_rows_alone():
+    grid = np.stack([GRID, GRID + 0.37, GRID])
+    together = rebin(spectra(wiggles(), grid), LAMOST_WAVELENGTH)
+    for row in range(3):
+        alone = rebin(spectra(wiggles()[row], grid[row]), LAMOST_WAVELENGTH)
+        np.testing.assert_allclose(together.flux[row], alone.flux[0], rtol=ROUNDING)
+
+
+def test_smoothing_reaches_the_width_that_it_says():
+    grid = np.arange(4900.0, 5100.0, 0.5)
+    sigma = 3.0 / 2.354820045
+    line = np.exp(-0.5 * ((grid - 5000) / sigma) ** 2)[None]
+    wide = smooth(spectra(line, grid), 3.0, 24.0).flux[0]
+    moment = np.sqrt(np.sum(wide * (grid - 5000) ** 2) / wide.sum()) * 2.354820045
+    np.testing.assert_allclose(moment, 24.0, rtol=5e-3)  # the kernel is cut at 4 sigma
+
+
+def test_smoothing_only_lowers_the_resolution():
+    some = spectra(wiggles())
+    assert smooth(some, 3.0, 3.0) is some
+    with pytest.raises(DataError, match="cannot raise"):
+        smooth(some, 3.0, 2.0)
+
+
+def test_smoothing_below_a_pixel_is_the_identity_and_does_not_extrapolate():
+    some = spectra(wiggles())
+    np.testing.assert_allclose(smooth(some, 0.0, 0.05).flux, some.flux, rtol=ROUNDING)
+    beyond = smooth(some, 3.0, 24.0, np.array([3930.0, 3949.0, 3960.0, 5660.0]))
+    assert beyond.mask[0].tolist() == [True, True, False, True]
+
+
+def test_a_shift_moves_lines_by_the_doppler_formula_and_back():
+    some = spectra(wiggles())
+    shifted = shift_velocity(some, [0.0, 100.0, -50.0])
+    np.testing.assert_array_equal(shifted.wavelength[0], GRID)
+    np.testing.assert_allclose(shifted.wavelength[1] / GRID - 1, 100 / 299792.458, rtol=1e-9)
+    assert shift_velocity(some, 30.0).wavelength.ndim == 1
+
+
+def test_crop_takes_the_columns_of_a_range():
+    part = crop(spectra(wiggles()), 4500, 4600)
+    assert part.wavelength[0] >= 4500
+    assert part.wavelength[-1] <= 4600
+    with pytest.raises(DataError, match="no spectrum has pixels"):
+        crop(part, 8000, 9000)
