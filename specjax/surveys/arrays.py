@@ -46,7 +46,7 @@ def read(path: Path, wavelength_medium: str | None = None, wavelength_unit: str 
     if missing:
         found = ", ".join(sorted(arrays)) or "nothing"
         raise DataError(f"{path} has no {' and no '.join(missing)}: it holds {found}")
-    said = {key: str(np.asarray(arrays.pop(name)).item()) for name, key in _TEXT.items() if name in arrays}
+    said = {key: str(_text(arrays.pop(name)).item()) for name, key in _TEXT.items() if name in arrays}
     for key, wanted in (("medium", wavelength_medium), ("unit", wavelength_unit)):
         if wanted is not None and said.setdefault(key, wanted) != wanted:
             raise DataError(f"{path} says its wavelength {key} is {said[key]}, not {wanted}")
@@ -82,7 +82,8 @@ def write(path: Path, spectra: Spectra) -> None:
 
 def _read_npz(path: Path) -> dict[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # The stream is ours to close: np.load leaves its own open when it fails.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable .npz file: {error}") from None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from astropy.io import fits
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
+from specjax.surveys.fits_file import linear_axis, open_fits
 
 
 def recognise(path: Path) -> bool:
@@ -34,16 +34,13 @@ def read(folder: Path) -> Spectra:
 
 
 def _read_file(path: Path) -> Spectra:
-    try:
-        with fits.open(path, memmap=False) as hdus:
-            header, flux = hdus[0].header, np.asarray(hdus[0].data, dtype=np.float64)
-            ivar = np.asarray(hdus["IVAR"].data, dtype=np.float64)
-            first, step, pixel = (float(header[key]) for key in ("CRVAL1", "CDELT1", "CRPIX1"))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is not a mean MaStar spectrum: {error}") from None
+    with open_fits(path, "a mean MaStar spectrum") as hdus:
+        flux = np.asarray(hdus[0].data, dtype=np.float64)
+        ivar = np.asarray(hdus["IVAR"].data, dtype=np.float64)
+        wavelength = linear_axis(hdus[0].header, flux.size)
     name = path.name.removesuffix(".fits.gz")
     return Spectra.build(
-        first + step * (np.arange(flux.size) + 1.0 - pixel),
+        wavelength,
         flux,
         ivar,
         id=[name],

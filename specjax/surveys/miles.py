@@ -9,10 +9,10 @@ import re
 from pathlib import Path
 
 import numpy as np
-from astropy.io import fits
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
+from specjax.surveys.fits_file import linear_axis, open_fits
 
 FWHM = 2.5
 """Spectral resolution in Angstrom."""
@@ -44,13 +44,12 @@ def read(folder: Path) -> Spectra:
     files = [path for path in sorted(folder.glob("*_m????V.fits")) if _number(path) in labels]
     if not files:
         raise DataError(f"{folder} holds no MILES spectra (*_m????V.fits) that {LABEL_FILE} lists")
-    grid, flux = zip(*(_read_file(path) for path in files), strict=True)
-    if any(other != grid[0] for other in grid):
+    grids, flux = zip(*(_read_file(path) for path in files), strict=True)
+    if any(not np.array_equal(grid, grids[0]) for grid in grids):
         raise DataError(f"{folder}: MILES spectra on different wavelength grids")
-    first, step, count = grid[0]
     rows = [labels[_number(path)] for path in files]
     return Spectra.build(
-        first + step * np.arange(count),
+        grids[0],
         np.stack(flux),
         id=[f"m{_number(path)}V" for path in files],
         meta={
@@ -96,14 +95,8 @@ def _number(path: Path) -> str:
     return path.stem[-5:-1]
 
 
-def _read_file(path: Path) -> tuple[tuple[float, float, int], np.ndarray]:
-    """(first wavelength, step, pixels) and the flux of one file."""
-    try:
-        with fits.open(path, memmap=False) as hdus:
-            header, data = hdus[0].header, hdus[0].data
-            flux = np.asarray(data, dtype=np.float64)
-            step = float(header["CDELT1"])
-            first = float(header["CRVAL1"]) + step * (1.0 - float(header["CRPIX1"]))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is not a MILES spectrum: {error}") from None
-    return (first, step, flux.size), flux
+def _read_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Wavelength and flux of one file."""
+    with open_fits(path, "a MILES spectrum") as hdus:
+        flux = np.asarray(hdus[0].data, dtype=np.float64)
+        return linear_axis(hdus[0].header, flux.size), flux

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.io import fits
-from astropy.io.fits.verify import VerifyWarning
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
+from specjax.surveys.fits_file import linear_axis, open_fits
 
 FWHM = 3.0
 """Spectral resolution in Angstrom, about."""
@@ -48,20 +46,15 @@ def read(folder: Path) -> Spectra:
 
 
 def _read_file(path: Path) -> Spectra:
-    try:
-        with warnings.catch_warnings():
-            # Blank cards and an unquoted '1 0' for APNUM1 are how these headers are, not damage.
-            warnings.simplefilter("ignore", VerifyWarning)
-            with fits.open(path, memmap=False) as hdus:
-                header, flux = hdus[0].header, np.asarray(hdus[0].data, dtype=np.float64)
-                first, step, pixel = (float(header[key]) for key in ("CRVAL1", "CDELT1", "CRPIX1"))
-                labels = {key: _number(header.get(card)) for key, card in _LABELS.items()}
-                telescope = str(header.get("TELESCOP", "")).strip()
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is not a STELIB spectrum: {error}") from None
+    # Blank cards and an unquoted '1 0' for APNUM1 are how these headers are, not damage.
+    with open_fits(path, "a STELIB spectrum", odd_cards=True) as hdus:
+        header, flux = hdus[0].header, np.asarray(hdus[0].data, dtype=np.float64)
+        wavelength = linear_axis(header, flux.size)
+        labels = {key: _number(header.get(card)) for key, card in _LABELS.items()}
+        telescope = str(header.get("TELESCOP", "")).strip()
     star = path.stem.removeprefix(_PREFIX)
     return Spectra.build(
-        first + step * (np.arange(flux.size) + 1.0 - pixel),
+        wavelength,
         flux,
         mask=flux == 0,
         id=[star],

@@ -1,0 +1,119 @@
+import h5py
+import numpy as np
+import pytest
+
+from specjax.errors import DataError
+from specjax.preprocess import to_lamost
+from specjax.surveys import arrays, read
+
+GRID = np.arange(3700.0, 5700.0, 1.0)
+
+
+def content(n=2, **changes):
+    rng = np.random.default_rng(0)
+    data = {
+        "wavelength": GRID,
+        "flux": 1 + 0.1 * rng.random((n, GRID.size)),
+        "id": [f"s{k}" for k in range(n)],
+    }
+    data |= changes
+    return {key: np.asarray(value) for key, value in data.items() if value is not None}
+
+
+def save(path, data):
+    if path.suffix == ".npz":
+        np.savez(path, **data)
+    else:
+        with h5py.File(path, "w") as file:
+            for key, value in data.items():
+                file[key] = value.astype("S") if value.dtype.kind == "U" else value
+    return path
+
+
+@pytest.fixture(params=["spectra.npz", "spectra.h5"])
+def path(request, tmp_path):
+    return tmp_path / request.param
+
+
+def test_arrays_become_spectra(path):
+    n, rng = 3, np.random.default_rng(1)
+    data = content(
+        n, ivar=rng.random((n, GRID.size)) + 1, mask=rng.random((n, GRID.size)) > 0.9, snr=np.arange(3.0)
+    )
+    spectra = read(save(path, data))
+    np.testing.assert_array_equal(spectra.flux, data["flux"])
+    np.testing.assert_array_equal(spectra.ivar, data["ivar"])
+    np.testing.assert_array_equal(spectra.mask, data["mask"])
+    assert spectra.id.tolist() == ["s0", "s1", "s2"]
+    assert spectra.meta["snr"].tolist() == [0, 1, 2]
+    assert (spectra.medium, spectra.survey, spectra.has_ivar) == ("vacuum", "spectra", True)
+
+
+def test_the_file_or_the_caller_says_medium_and_unit(path):
+    told = read(save(path, content(wavelength=GRID / 10)), wavelength_medium="air", wavelength_unit="nm")
+    assert told.medium == "air"
+    np.testing.assert_allclose(told.wavelength, GRID)
+    said = content(wavelength=GRID / 10, wavelength_medium="air", wavelength_unit="nm", survey="mine")
+    path.unlink()
+    assert (read(save(path, said)).medium, read(path).survey) == ("air", "mine")
+    with pytest.raises(DataError, match="wavelength medium is air, not vacuum"):
+        read(path, wavelength_medium="vacuum")
+
+
+def test_integer_and_missing_ids(path):
+    assert read(save(path, content(id=[17, 4]))).id.tolist() == ["17", "4"]
+    path.unlink()
+    assert read(save(path, content(id=None))).id.tolist() == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"wavelength": None}, "no wavelength: it holds flux, id"),
+        ({"wavelength": GRID / 10}, "if they are in nm"),
+        ({"wavelength": GRID / 1e4}, "if they are in um"),
+        ({"flux": np.ones((GRID.size, 2))}, "transposed"),
+        ({"ivar": np.ones((2, 3))}, r"ivar \(2, 3\) does not fit"),
+        ({"id": ["a"]}, "id has shape"),
+        ({"wavelength": np.r_[GRID[1], GRID[1:]]}, "occur twice"),
+    ],
+)
+def test_bad_content_is_one_line_with_the_file_name(path, changes, message):
+    with pytest.raises(DataError, match=message) as caught:
+        read(save(path, content(**changes)))
+    assert path.name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("garbage", [b"", b"garbage", b"PK\x03\x04 broken"])
+def test_a_damaged_file_is_one_line(path, garbage):
+    path.write_bytes(garbage)
+    with pytest.raises(DataError, match="not a readable"):
+        read(path)
+
+
+def test_pickled_objects_are_refused(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez(path, wavelength=GRID, flux=np.array([[1.0], [1.0, 2.0]], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match="not a readable"):
+        read(path)
+
+
+@pytest.mark.parametrize("low", [4000.0, 4200.0, 5000.0, 5600.0])
+def test_a_missing_part_of_the_range_is_flagged_not_silent(path, low):
+    part = low < GRID
+    data = content()
+    spectra = to_lamost(read(save(path, {**data, "wavelength": GRID[part], "flux": data["flux"][:, part]})))
+    missing = np.clip((np.log10(low) - 3.602) / 0.1461, 0, 1)
+    np.testing.assert_allclose(spectra.meta["masked_fraction"], missing, atol=0.002)  # a pixel or two of 1462
+    expected = {4000.0: "", 4200.0: "", 5000.0: "masked_fraction", 5600.0: "no_coverage"}[low]
+    assert spectra.meta["flag"].tolist() == [expected] * 2
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    spectra = read(save(tmp_path / "a.npz", content(wavelength_medium="air", teff=[1.0, 2.0])))
+    arrays.write(tmp_path / "b.npz", spectra)
+    again = read(tmp_path / "b.npz")
+    for name in ("wavelength", "flux", "ivar", "mask", "id", "medium", "survey", "has_ivar"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(spectra, name))
+    assert again.meta["teff"].tolist() == [1, 2]
