@@ -187,11 +187,12 @@ class ModelConfig:
 def _mini() -> ModelConfig:
     return ModelConfig(
         name="mini",
-        specformer=SpecFormerConfig(dim=96, num_layers=3, num_heads=4, mlp_dim=384),
+        # Scaled once, as usual: with heads of 32 the published double scaling would leave attention flat.
+        specformer=SpecFormerConfig(dim=96, num_layers=2, num_heads=3, mlp_dim=384, logit_scale=32**-0.5),
         xp_autoencoder=XPAutoencoderConfig(hidden_dim=256, latent_dim=96, expansion=2),
         projection=ProjectionConfig(shared_dim=96, feature_hidden=144),
         decoder=DecoderConfig(lamost_hidden=(256, 256, 256), gaia_xp_hidden=(256, 256, 128)),
-        head=LabelHeadConfig(hidden_dims=(256, 128, 32), num_labels=3),
+        head=LabelHeadConfig(hidden_dims=(128, 64, 32), num_labels=3, members=4),
         labels=("teff", "logg", "fe_h"),
     )
 

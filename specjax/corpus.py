@@ -1,0 +1,142 @@
+"""The mini model's corpus: MILES stars on both model grids, with XP-like partners.
+
+What is observed and what is built: the LAMOST side is each star's own MILES spectrum. The Gaia XP side is the
+same spectrum degraded to XP resolution over the range that MILES covers (3540-7410 A), continued to 3622 and
+10354 A by the mean MaStar spectrum that matches it best, and left out beyond. Stars that are in STELIB too are
+not in the corpus: they are the target.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specjax.errors import DataError
+from specjax.preprocess import PrincipalFill, to_gaia_xp, to_lamost
+from specjax.spectra import Spectra
+from specjax.surveys import mastar, miles, stelib
+from specjax.surveys.names import common_stars, normalise_star_name
+
+LABELS = ("teff", "logg", "fe_h")
+TEFF_RANGE = (3800.0, 7500.0)  # K: cooler and hotter stars show [Fe/H] in other ways, or not at all
+MILES_FWHM = 2.5  # Angstrom
+FILL_COMPONENTS = 30
+
+FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pairs:
+    """n stars on both grids.
+
+    Attributes:
+        flux: (n, 1462) continuum-normalised, missing pixels filled.
+        xp_flux: (n, 343) divided by the flux at 550 nm, 0 where missing.
+        xp_valid: (n, 343), False where missing.
+        labels: (n, 3) teff (K), logg (dex), fe_h (dex); NaN where unknown.
+        id: (n,) star names.
+    """
+
+    flux: FloatArray
+    xp_flux: FloatArray
+    xp_valid: BoolArray
+    labels: NDArray[np.float64]
+    id: NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    def __getitem__(self, index: NDArray) -> "Pairs":
+        return Pairs(**{name: value[index] for name, value in self.__dict__.items()})
+
+
+def build(libraries: Path, say: Callable[[str], None] = lambda text: None) -> tuple[Pairs, PrincipalFill]:
+    """Build the corpus from the folder of `surveys.libraries`.
+
+    Returns the labelled source stars (3800-7500 K, not in STELIB) and the principal components that fill
+    missing pixels, fitted to them.
+
+    Raises:
+        DataError: files that are missing or not as they should be.
+    """
+    say("reading MILES and STELIB")
+    source = miles.read(libraries / "miles")
+    shared = common_stars(source.meta["name"], stelib.read(libraries / "stelib").meta["name"])
+    labels = np.stack([source.meta[name] for name in LABELS], axis=1)
+    own = np.array([normalise_star_name(name) not in shared for name in source.meta["name"]])
+    keep = own & in_range(labels)
+    if not keep.any():
+        raise DataError(f"{libraries} holds no labelled MILES star between {TEFF_RANGE[0]} and {TEFF_RANGE[1]} K")
+    source = source[keep]
+    say("normalising, and building the XP side")
+    lamost = to_lamost(source)
+    fill = PrincipalFill.fit(lamost.flux, lamost.mask, FILL_COMPONENTS)
+    xp = xp_partners(source, MILES_FWHM, mastar.read(libraries / "mastarhc_v2"))
+    pairs = Pairs(
+        flux=fill.apply(lamost.flux, None, lamost.mask).astype(np.float32),
+        xp_flux=xp.flux.astype(np.float32),
+        xp_valid=~xp.mask,
+        labels=labels[keep],
+        id=source.meta["name"].astype(str),
+    )
+    good = (lamost.meta["flag"] == "") & pairs.xp_valid.any(axis=1)
+    return pairs[good], fill
+
+
+def in_range(labels: NDArray[np.float64]) -> BoolArray:
+    """Return which (n, 3) labels are complete and within TEFF_RANGE."""
+    teff = labels[:, 0]
+    return np.isfinite(labels).all(axis=1) & (teff >= TEFF_RANGE[0]) & (teff <= TEFF_RANGE[1])
+
+
+def xp_partners(spectra: Spectra, fwhm: float, library: Spectra | None = None) -> Spectra:
+    """Degrade spectra to Gaia XP samples and continue them by the best matching spectrum of a library.
+
+    Args:
+        spectra: n flux-calibrated spectra of resolution `fwhm` (Angstrom).
+        library: mean MaStar spectra; for each star the one whose XP samples have the smallest mean squared
+            relative difference where both are valid, scaled to the star over the last 400 A on each side of
+            the join. None leaves missing samples missing.
+
+    Returns:
+        (n, 343) Spectra as `to_gaia_xp` gives them, with fewer masked samples.
+    """
+    own = to_gaia_xp(spectra, fwhm_from=fwhm)
+    if library is None:
+        return own
+    other = to_gaia_xp(library, fwhm_from=MILES_FWHM)
+    flux, mask = own.flux.copy(), own.mask.copy()
+    for row in range(len(own)):
+        if own.mask[row].all():
+            continue
+        match = _best_match(own.flux[row], own.mask[row], other)
+        flux[row], mask[row] = _continued(flux[row], mask[row], other.flux[match], other.mask[match])
+    return replace(own, flux=flux, mask=mask, ivar=np.where(mask, 0.0, np.where(own.mask, 1.0, own.ivar)))
+
+
+def _best_match(flux: NDArray[np.float64], mask: BoolArray, library: Spectra) -> int:
+    both = ~mask & ~library.mask
+    ratio = np.divide(library.flux, flux, out=np.ones_like(library.flux), where=both & (flux > 0))
+    distance = ((ratio - 1) ** 2).sum(axis=1) / np.maximum(both.sum(axis=1), 1)
+    return int(np.where(both.sum(axis=1) > 50, distance, np.inf).argmin())
+
+
+def _continued(
+    flux: NDArray[np.float64], mask: BoolArray, other: NDArray[np.float64], other_mask: BoolArray, join: int = 20
+) -> tuple[NDArray[np.float64], BoolArray]:
+    """Take over the other spectrum's samples where the own ones are masked, scaled at the nearest join."""
+    valid = np.flatnonzero(~mask)
+    flux, mask = flux.copy(), mask.copy()
+    missing = np.flatnonzero(mask & ~other_mask)
+    for side in (missing[missing < valid[0]], missing[missing > valid[-1]]):
+        if side.size == 0:
+            continue
+        edge = valid[:join] if side[0] < valid[0] else valid[-join:]
+        edge = edge[~other_mask[edge] & (other[edge] > 0)]
+        if edge.size:
+            flux[side] = other[side] * np.median(flux[edge] / other[edge])
+            mask[side] = False
+    return flux, mask

@@ -1,0 +1,106 @@
+"""What distinguishes one survey from the next, drawn at random on the model grid: resolution, velocity, continuum, noise.
+
+A model that has seen its source stars only as one instrument saw them learns that instrument. These variations
+are applied to flux on the LAMOST grid (69 km/s a pixel), in JAX, inside the training step.
+"""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+
+_PAD = 69  # pixels repeated at either end before the Fourier transform: 1462 + 2 x 69 = 1600 = 2^6 5^2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Ranges of the variations. Gaussian widths and shifts are in grid pixels, noise and continuum relative.
+
+    smoothing and noise are drawn log-uniformly, the shift uniformly within +-shift; with broad_probability the
+    smoothing comes from the range `broad` instead, as of a survey of much lower resolution. The continuum is
+    multiplied by 1 + a Chebyshev series with normal coefficients. mixing is the largest share of a
+    label-space neighbour; gap_probability the chance of one missing stretch of up to gap_width pixels.
+    """
+
+    smoothing: tuple[float, float] = (0.3, 2.5)
+    broad: tuple[float, float] = (2.5, 12.0)
+    broad_probability: float = 0.0
+    shift: float = 1.5
+    continuum: float = 0.02
+    continuum_degree: int = 6
+    noise: tuple[float, float] = (0.003, 0.03)
+    mixing: float = 0.5
+    gap_probability: float = 0.1
+    gap_width: int = 250
+
+
+def augment(key: jax.Array, flux: jax.Array, config: AugmentConfig) -> tuple[jax.Array, jax.Array]:
+    """Vary spectra (n, p), normalised to a continuum of 1.
+
+    Returns (flux (n, p), valid (n, p) bool): valid is False in the stretches that are to count as missing.
+    """
+    chex.assert_rank(flux, 2)
+    n, pixels = flux.shape
+    keys = jax.random.split(key, 6)
+    smoothing = _smoothing(keys[0], n, config)
+    shift = jax.random.uniform(keys[1], (n, 1), minval=-config.shift, maxval=config.shift)
+    flux = smooth_and_shift(flux, smoothing, shift)
+    coefficients = config.continuum * jax.random.normal(keys[2], (n, config.continuum_degree + 1))
+    flux = flux * (1 + coefficients @ _chebyshev(pixels, config.continuum_degree))
+    flux = flux + _log_uniform(keys[3], (n, 1), config.noise) * jax.random.normal(keys[4], flux.shape)
+    return flux, ~_gaps(keys[5], n, pixels, config)
+
+
+def smooth_and_shift(flux: jax.Array, sigma: jax.Array, shift: jax.Array) -> jax.Array:
+    """Convolve (n, p) with Gaussians of sigma (n, 1) pixels and move by shift (n, 1) pixels to the red.
+
+    Done in Fourier space, with the end values repeated beyond the ends.
+    """
+    pixels = flux.shape[-1]
+    frequency = jnp.fft.rfftfreq(pixels + 2 * _PAD)
+    transfer = jnp.exp(-2 * (jnp.pi * sigma * frequency) ** 2 - 2j * jnp.pi * shift * frequency)
+    spectrum = jnp.fft.rfft(jnp.pad(flux, ((0, 0), (_PAD, _PAD)), mode="edge"))
+    return jnp.fft.irfft(spectrum * transfer, n=pixels + 2 * _PAD)[:, _PAD:-_PAD]
+
+
+def mix(
+    key: jax.Array, index: jax.Array, neighbours: jax.Array, allowed: jax.Array, mixing: float
+) -> tuple[jax.Array, jax.Array]:
+    """Choose for stars `index` (n,) a label-space neighbour and its share in a mixed spectrum.
+
+    neighbours is (stars, k) and allowed (stars,) bool: a star that is not allowed (held out) is never drawn.
+    Returns (partner (n,), share (n, 1)) with shares uniform in [0, mixing]. Between neighbours flux and labels
+    are close to linear, so the mixed spectrum with the mixed labels is a new, nearly right example.
+    """
+    which, share = jax.random.split(key)
+    column = jax.random.randint(which, index.shape, 0, neighbours.shape[1])
+    partner = neighbours[index, column]
+    partner = jnp.where(allowed[partner], partner, index)
+    return partner, jax.random.uniform(share, (*index.shape, 1), maxval=mixing)
+
+
+def _smoothing(key: jax.Array, n: int, config: AugmentConfig) -> jax.Array:
+    which, narrow, broad = jax.random.split(key, 3)
+    is_broad = jax.random.bernoulli(which, config.broad_probability, (n, 1))
+    return jnp.where(
+        is_broad, _log_uniform(broad, (n, 1), config.broad), _log_uniform(narrow, (n, 1), config.smoothing)
+    )
+
+
+def _log_uniform(key: jax.Array, shape: tuple[int, ...], bounds: tuple[float, float]) -> jax.Array:
+    low, high = jnp.log(jnp.asarray(bounds))
+    return jnp.exp(jax.random.uniform(key, shape, minval=low, maxval=high))
+
+
+def _chebyshev(pixels: int, degree: int) -> jax.Array:
+    angle = jnp.arccos(jnp.linspace(-1, 1, pixels))
+    return jnp.cos(jnp.arange(degree + 1)[:, None] * angle)  # (degree + 1, p)
+
+
+def _gaps(key: jax.Array, n: int, pixels: int, config: AugmentConfig) -> jax.Array:
+    chance, centre, width = jax.random.split(key, 3)
+    happens = jax.random.bernoulli(chance, config.gap_probability, (n, 1))
+    middle = jax.random.uniform(centre, (n, 1), maxval=pixels)
+    half = 0.5 * config.gap_width * jax.random.uniform(width, (n, 1))
+    return happens & (jnp.abs(jnp.arange(pixels) - middle) < half)

@@ -1,0 +1,95 @@
+"""The compiled loop: many seeds at once by vmap, many steps at once by scan, one jitted program a stage.
+
+A stage trains the leaves of some groups on top of a frozen tree. The frozen tree and the data that all seeds
+share are not batched; factors, optimizer state, per-seed data and random numbers are. Nothing returns to the
+host before the stage ends.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Tree = Any
+
+# (trainable tree of one seed, frozen tree, shared data, this seed's data, key) -> scalar
+Loss = Callable[[Tree, Tree, Tree, Tree, jax.Array], jax.Array]
+
+
+class Fit(NamedTuple):
+    """What a stage returns: each leaf of `snapshots` is (seeds, snapshots, ...), `loss` is (seeds, snapshots).
+
+    Snapshot e is the state after (e + 1)/snapshots of the steps and its loss the mean over that part.
+    """
+
+    snapshots: Tree
+    loss: jax.Array
+
+
+def fit(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    frozen: Tree,
+    trainable: Tree,
+    shared: Tree,
+    per_seed: Tree,
+    keys: jax.Array,
+    steps: int,
+    snapshots: int = 1,
+) -> Fit:
+    """Train S independent copies of `trainable` in one program.
+
+    Args:
+        loss: the objective; gradients are taken in its first argument only.
+        optimizer: see `optimizer.make_optimizer`.
+        frozen: parameters that do not train, one copy for all seeds.
+        trainable: initial factors, each leaf with a leading axis S.
+        shared: data that all seeds read.
+        per_seed: data of each seed (splits, indices, cached features), each leaf with a leading axis S.
+        keys: (S,) keys of `jax.random.key`; step k of a seed uses fold_in(key, k), so a seed inside the
+            vmap trains as it does alone.
+        steps: optimizer steps.
+        snapshots: how many states to return, evenly spaced, the last one at the end.
+
+    Raises:
+        ValueError: steps is not a multiple of snapshots.
+    """
+    if steps < 1 or steps % snapshots:
+        raise ValueError(f"{steps} steps cannot be cut into {snapshots} equal parts")
+    return _program(loss, optimizer, steps, snapshots)(frozen, trainable, shared, per_seed, keys)
+
+
+def _program(
+    loss: Loss, optimizer: optax.GradientTransformation, steps: int, snapshots: int
+) -> Callable[..., Fit]:
+    def one_seed(frozen: Tree, trainable: Tree, shared: Tree, own: Tree, key: jax.Array) -> Fit:
+        def step(carry: tuple[Tree, Tree], index: jax.Array) -> tuple[tuple[Tree, Tree], jax.Array]:
+            params, state = carry
+            value, gradient = jax.value_and_grad(loss)(
+                params, frozen, shared, own, jax.random.fold_in(key, index)
+            )
+            updates, state = optimizer.update(gradient, state, params)
+            return (optax.apply_updates(params, updates), state), value
+
+        def part(carry: tuple[Tree, Tree], indices: jax.Array) -> tuple[tuple[Tree, Tree], Any]:
+            carry, values = jax.lax.scan(step, carry, indices)
+            return carry, (carry[0], values.mean())
+
+        indices = jnp.arange(steps).reshape(snapshots, -1)
+        _, (states, values) = jax.lax.scan(part, (trainable, optimizer.init(trainable)), indices)
+        return Fit(states, values)
+
+    return jax.jit(jax.vmap(one_seed, in_axes=(None, 0, None, 0, 0)))
+
+
+def stack(trees: list[Tree]) -> Tree:
+    """Put the trees of single seeds on a new leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def snapshot(fit_: Fit, index: int = -1) -> Tree:
+    """Take one snapshot of all seeds: leaves (seeds, ...)."""
+    return jax.tree.map(lambda leaf: leaf[:, index], fit_.snapshots)

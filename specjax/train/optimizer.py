@@ -1,0 +1,50 @@
+"""AdamW for a partitioned tree: `optax.multi_transform` gives each group its own schedule and freezes the rest."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+
+from specjax.lora import partition_labels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GroupSchedule:
+    """AdamW of one group: linear warm-up to `learning_rate`, then cosine decay to `final` times that."""
+
+    learning_rate: float
+    weight_decay: float = 0.0
+    warmup: float = 0.05
+    final: float = 0.0
+
+    def __call__(self, steps: int) -> optax.GradientTransformation:
+        """Make the transformation for a run of that many steps."""
+        warmup = max(1, round(self.warmup * steps))
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0, self.learning_rate, warmup, max(steps, warmup + 1), self.final * self.learning_rate
+        )
+        return optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=self.weight_decay)
+
+
+def make_optimizer(
+    schedules: Mapping[str, GroupSchedule], *, steps: int, clip: float = 1.0
+) -> optax.GradientTransformation:
+    """Make the optimizer of a (sub)tree of a model.
+
+    Groups are those of `lora.partition_labels`; one that has no schedule is frozen with `set_to_zero` and
+    keeps no state. The global norm that `clip` bounds is that of the scheduled groups only: each group is
+    masked to its own leaves before clipping, so a frozen leaf costs and changes nothing.
+    """
+
+    def label(params: Any) -> Any:
+        known = partition_labels(params)
+        return jax.tree.map(lambda group: group if group in schedules else "frozen", known)
+
+    transforms = {
+        group: optax.chain(optax.clip_by_global_norm(clip), schedule(steps))
+        for group, schedule in schedules.items()
+    }
+    transforms["frozen"] = optax.set_to_zero()
+    return optax.multi_transform(transforms, label)
