@@ -1,0 +1,65 @@
+"""A model with every part and odd sizes, small enough that nothing takes long to compile."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specjax.config import (
+    DecoderConfig,
+    LabelHeadConfig,
+    LoRAConfig,
+    ModelConfig,
+    ProjectionConfig,
+    SpecFormerConfig,
+    XPAutoencoderConfig,
+)
+from specjax.models import LabelHead, SpecCLIP
+
+TINY = ModelConfig(
+    name="tiny",
+    specformer=SpecFormerConfig(
+        num_pixels=41, window=6, stride=3, dim=24, num_layers=2, num_heads=3, mlp_dim=40, max_len=17
+    ),
+    xp_autoencoder=XPAutoencoderConfig(num_pixels=23, hidden_dim=22, latent_dim=20),
+    projection=ProjectionConfig(shared_dim=28, feature_hidden=18),
+    decoder=DecoderConfig(lamost_hidden=(30, 26, 18), gaia_xp_hidden=(26, 18, 14)),
+    head=LabelHeadConfig(hidden_dims=(16, 12), num_labels=2),
+    labels=("teff", "fe_h"),
+    lora1=LoRAConfig(rank=2, alpha=6.0),
+    lora2=LoRAConfig(rank=3, alpha=4.0),
+    lora3=LoRAConfig(rank=4, alpha=6.0),
+    lora4=LoRAConfig(rank=3, alpha=5.0),
+)
+
+
+def random_system(config: ModelConfig = TINY, seed: int = 0) -> dict:
+    """Draw {"params", "batch_stats"} of SpecCLIP with both heads, biases and running statistics included.
+
+    Drawn with NumPy for the shapes of init: compiling init itself takes longer than most tests.
+    """
+    key = jax.random.key(0)
+    lamost = jnp.zeros((1, config.specformer.num_pixels))
+    gaia_xp = jnp.zeros((1, config.xp_autoencoder.num_pixels))
+    system = dict(jax.eval_shape(SpecCLIP(config).init, key, lamost, gaia_xp))
+    for head, width in (("mlp1", config.specformer.dim), ("mlp2", config.projection.dim)):
+        shapes = jax.eval_shape(LabelHead(config.head).init, key, jnp.zeros((1, width)))
+        for name in system:
+            system[name] = {**system[name], head: shapes[name]}
+    return random_like(system, seed)
+
+
+def random_like(shapes: dict, seed: int = 0) -> dict:
+    """Draw arrays of those shapes, sensible for the name of each leaf."""
+    rng = np.random.default_rng(seed)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: _draw(rng, path[-1].key, leaf.shape), shapes)
+
+
+def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    values = rng.normal(size=shape)
+    if name == "kernel":
+        values /= np.sqrt(shape[-2])
+    elif name in ("scale", "var"):
+        values = 1 + 0.1 * np.clip(values, -3, 3)
+    elif name in ("bias", "mean"):
+        values *= 0.1
+    return values.astype(np.float32)

@@ -1,0 +1,71 @@
+import dataclasses
+import json
+
+import pytest
+
+from specjax import config as configs
+from specjax.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", list(configs.PRESETS))
+def test_json_round_trip(name):
+    config = configs.get_preset(name)
+    assert configs.from_dict(json.loads(json.dumps(configs.to_dict(config)))) == config
+
+
+def test_round_trip_of_what_may_be_none():
+    config = dataclasses.replace(
+        configs.get_preset("mini"),
+        decoder=None,
+        specformer=configs.SpecFormerConfig(logit_scale=0.25),
+    )
+    assert configs.from_dict(json.loads(json.dumps(configs.to_dict(config)))) == config
+
+
+def test_configurations_are_hashable_so_that_they_can_be_static_arguments():
+    assert hash(configs.get_preset("paper")) != hash(configs.get_preset("mini"))
+
+
+def test_unknown_preset_names_the_known_ones():
+    with pytest.raises(ConfigError, match="paper, mini"):
+        configs.get_preset("huge")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"depth": 3}, "unknown keys in config: depth"),
+        ({"head": {"width": 1}}, r"unknown keys in config\.head: width"),
+        ({"head": 3}, r"config\.head must be a mapping"),
+        ({"lora1": {"rank": 4}}, r"config\.lora1: .*alpha"),
+        ({"specformer": {"dim": "wide"}}, r"config\.specformer\.dim must be int"),
+        ({"specformer": {"dim": True}}, r"config\.specformer\.dim must be int"),
+        ({"head": {"hidden_dims": 5}}, r"config\.head\.hidden_dims must be a list"),
+        ({"labels": ["teff", "logg"]}, "2 label names for a head with 1"),
+        ({"specformer": {"num_heads": 5}}, "not divisible by 5 heads"),
+        ({"specformer": {"max_len": 10}}, "146 tokens exceed max_len 10"),
+        ({"specformer": {"drop_last": False}}, "the windows need 1470 pixels of 1462"),
+        ({"specformer": {"statistics": ["median"]}}, "median"),
+        ({"projection": {"shared_dim": 6}}, "shared_dim 6 is not divisible by 4 heads"),
+        ({"lora1": {"rank": 0, "alpha": 1}}, "rank must be at least 1"),
+        ({"head": {"members": 0}}, "at least one member"),
+        ([], "config must be a mapping"),
+    ],
+)
+def test_what_cannot_be_used_is_named(data, message):
+    with pytest.raises(ConfigError, match=message):
+        configs.from_dict(data)
+
+
+def test_published_tokenisation_sizes():
+    lamost = configs.SpecFormerConfig()
+    assert (lamost.num_tokens, lamost.token_dim) == (146, 21)
+    gaia_xp = configs.SpecFormerConfig(
+        num_pixels=343, window=1, stride=1, drop_last=False, statistics=("mean", "std"), max_len=350
+    )
+    assert (gaia_xp.num_tokens, gaia_xp.token_dim) == (344, 3)
+
+
+def test_attention_is_scaled_twice_unless_told_otherwise():
+    assert configs.SpecFormerConfig().attention_scale == 1 / 128
+    assert configs.SpecFormerConfig(logit_scale=128**-0.5).attention_scale == 128**-0.5
