@@ -122,7 +122,7 @@ def format_table(rows: Sequence[Mapping[str, Any]], title: str, unit: str = "dex
 
 
 def write_predictions(folder: str | Path, columns: Mapping[str, Any], *, suffix: str = ".ecsv") -> Path:
-    """Write ``folder``/predictions with that suffix (.ecsv, .fits, .parquet or .csv), with units by column name.
+    """Write ``folder``/predictions as .ecsv, .fits, .parquet or .csv, with units by column name.
 
     Args:
         folder: the run's folder.
