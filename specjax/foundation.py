@@ -76,19 +76,19 @@ class Foundation:
             ModelError: the model has no encoder for that survey.
         """
         program = ("z" if self._is_projected(survey) else "pooled") + "_" + survey
-        return self._run(program, *self._prepare(flux, survey, ivar, mask))
+        return self._run(program, *self.prepare(flux, survey, ivar, mask))
 
     def tokens(
         self, flux: ArrayLike, *, ivar: ArrayLike | None = None, mask: ArrayLike | None = None
     ) -> FloatArray:
         """Return all output tokens (n, 146, dim) of the LAMOST encoder; otherwise as `embed`."""
-        return self._run("tokens_lamost", *self._prepare(flux, "lamost", ivar, mask))
+        return self._run("tokens_lamost", *self.prepare(flux, "lamost", ivar, mask))
 
     def mean_token(
         self, flux: ArrayLike, *, ivar: ArrayLike | None = None, mask: ArrayLike | None = None
     ) -> FloatArray:
         """Return the mean (n, dim) over the tokens of the LAMOST encoder; otherwise as `embed`."""
-        return self._run("pooled_lamost", *self._prepare(flux, "lamost", ivar, mask))
+        return self._run("pooled_lamost", *self.prepare(flux, "lamost", ivar, mask))
 
     def reconstruct(
         self,
@@ -109,7 +109,7 @@ class Foundation:
         kind = "decoded" if self._is_projected(survey) else "rebuilt"
         if kind == "decoded":
             self._require_decoders()
-        return self._run(f"{kind}_{survey}" + "_raw" * raw, *self._prepare(flux, survey, ivar, mask))
+        return self._run(f"{kind}_{survey}" + "_raw" * raw, *self.prepare(flux, survey, ivar, mask))
 
     def translate(
         self,
@@ -125,7 +125,7 @@ class Foundation:
         Gaia XP flux comes out divided by the flux at 550 nm, LAMOST flux continuum-normalised. Errors as in
         `embed`; DataError where source and target are the same, ModelError where the model has no decoders.
         """
-        prepared = self._prepare(flux, source, ivar, mask)
+        prepared = self.prepare(flux, source, ivar, mask)
         if target not in SURVEYS or target == source:
             raise DataError(f"cannot translate {source!r} to {target!r}; surveys are {' and '.join(SURVEYS)}")
         self._require_decoders()
@@ -224,9 +224,10 @@ class Foundation:
         if "lamost_cross_decoder" not in self.params:
             raise ModelError("this model has no decoders")
 
-    def _prepare(
-        self, flux: ArrayLike, survey: str, ivar: ArrayLike | None, mask: ArrayLike | None
+    def prepare(
+        self, flux: ArrayLike, survey: str, ivar: ArrayLike | None = None, mask: ArrayLike | None = None
     ) -> tuple[FloatArray, NDArray[np.bool_]]:
+        """Check spectra (n, pixels) and fill masked pixels: what the towers read, (flux float32, valid)."""
         self._require_encoder(survey)
         pixels = _pixels(self.config, survey)
         values = _as_array(flux, "flux", np.float64, pixels)

@@ -1,0 +1,44 @@
+"""STELIB as a target survey, as observed and as a slitless low-resolution survey would deliver it."""
+
+from pathlib import Path
+
+import numpy as np
+
+from specjax.corpus import LABELS, in_range, xp_partners
+from specjax.metrics import robust_sigma
+from specjax.preprocess import to_lamost
+from specjax.surveys import grism, mastar, miles, stelib
+from specjax.surveys.names import crossmatch
+from specjax.targets import Target, make_target
+
+NAMES = ("stelib", "stelib-grism")
+
+
+def make_targets(libraries: Path, names: tuple[str, ...] = NAMES, label: str = "fe_h") -> list[Target]:
+    """Build the targets: stars with all labels, 3800-7500 K, at most 20% of the grid masked (126).
+
+    The other STELIB spectra are the unlabelled ones. Both targets take the Gaia XP side from STELIB's own
+    3200-9900 A flux, continued to 10200 A by the best matching mean MaStar spectrum.
+    """
+    spectra = stelib.read(libraries / "stelib")
+    labels = np.stack([spectra.meta[name] for name in LABELS], axis=1)
+    usable = in_range(labels)
+    xp = xp_partners(spectra, stelib.FWHM, mastar.read(libraries / "mastarhc_v2"))
+    made = {
+        "stelib": lambda: to_lamost(spectra),
+        "stelib-grism": lambda: to_lamost(grism.degrade(spectra)),
+    }
+    truth = spectra.meta[label]
+    return [
+        make_target(name, made[name](), truth, label=label, fe_h=spectra.meta["fe_h"], usable=usable, xp=xp)
+        for name in names
+    ]
+
+
+def label_floor(libraries: Path, target: Target, label: str = "fe_h") -> float:
+    """Return the scatter between the two libraries' own labels of the stars that both have."""
+    spectra = stelib.read(libraries / "stelib").select(target.labelled.id)
+    source = miles.read(libraries / "miles")
+    left, right = crossmatch(spectra.meta["name"], source.meta["name"])
+    difference = spectra.meta[label][left] - source.meta[label][right]
+    return float(robust_sigma(difference[np.isfinite(difference)]))

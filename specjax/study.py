@@ -1,0 +1,240 @@
+"""A study: configurations on targets, into a folder with table, predictions, plots and adapters.
+
+`specjax adapt` runs it on a user's survey and `experiments/main_table.py` on the stellar libraries.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from specjax import metrics, plots, results
+from specjax.atomic import atomic_folder
+from specjax.checkpoints import save_adapter
+from specjax.errors import ModelError
+from specjax.foundation import Foundation
+from specjax.preprocess import to_gaia_xp, to_lamost
+from specjax.spectra import Spectra
+from specjax.targets import Splits, Target, draw_splits, make_target
+from specjax.train.adapt import CONFIGURATIONS, AdaptConfig, Adaptation, Adapter, zero_shot_of
+
+Say = Callable[[str], None]
+FloatArray = NDArray[np.float64]
+
+# (target, splits, what the foundation gave) -> {baseline: predictions (S, n)}
+Baselines = Callable[[Target, Splits, Mapping[str, Adaptation]], Mapping[str, FloatArray]]
+
+TITLES = {"fe_h": ("[Fe/H]", "dex"), "teff": ("Teff", "K"), "logg": ("log g", "dex")}
+
+
+def run_study(
+    model: Foundation,
+    targets: Sequence[Target],
+    config: AdaptConfig,
+    out: Path,
+    *,
+    configurations: Sequence[str] = CONFIGURATIONS,
+    baselines: Baselines | None = None,
+    floor: Mapping[str, float] | None = None,
+    record: Mapping[str, Any] | None = None,
+    say: Say = print,
+) -> list[results.Row]:
+    """Adapt to each target with each configuration, score all on the same splits, and write the run folder.
+
+    Zero-shot rows that a gain needs are added. The folder holds config.json, table.json, predictions.ecsv
+    (one row a target, configuration, seed and test star), predictions_TARGET.png, sigma.png, and
+    adapters/TARGET/CONFIGURATION. It appears whole or not at all.
+
+    Args:
+        out: the folder; what a former run left there is replaced.
+        baselines: more predictions for the table, made from the same splits.
+        floor: by target, a scatter to draw as a line (of the literature's own labels).
+        record: what else belongs into config.json.
+
+    Raises:
+        SpecjaxError: whatever a target, the model or the folder has wrong.
+    """
+    names = _with_zero_shot(configurations)
+    unit = TITLES.get(targets[0].label, (targets[0].label, ""))[1]
+    rows: list[results.Row] = []
+    columns: list[dict[str, Any]] = []
+    with atomic_folder(out) as folder:
+        for target in targets:
+            splits = draw_splits(
+                len(target.labelled), seeds=config.seeds, train=config.train, validate=config.validate
+            )
+            adapter = Adapter(model, target, splits, config, say)
+            found: dict[str, Adaptation] = {}
+            for name in names:
+                say(f"{target.name}: {name}")
+                found[name] = adapter.run(name)
+            more = baselines(target, splits, found) if baselines is not None else {}
+            predictions = {**{name: one.predictions for name, one in found.items()}, **more}
+            scored = score(target, splits, predictions)
+            rows += scored
+            columns.append(_columns(target, splits, predictions))
+            _save_adapters(folder / "adapters" / target.name, model, target, config, found, scored)
+            _plot_target(folder, target, splits, found, scored)
+        results.write_config(folder, {"adapt": config, "configurations": names, **(record or {})})
+        results.write_table(folder, rows)
+        results.write_predictions(folder, _joined(columns))
+        plots.plot_sigma(folder / "sigma.png", rows, unit=unit, floor=floor)
+    return rows
+
+
+def score(target: Target, splits: Splits, predictions: Mapping[str, FloatArray]) -> list[results.Row]:
+    """Score predictions (S, n) on each seed's test stars; gains against the zero-shot row of the same head."""
+    test = {name: _taken(values, splits.test) for name, values in predictions.items()}
+    truth, fe_h = target.truth[splits.test], target.fe_h[splits.test]
+    rows = []
+    for name, values in test.items():
+        adapted = results.configuration_kind(name) == "adapted"
+        reference = test[zero_shot_of(name)] if adapted else None
+        scores = metrics.summarise(
+            truth, values, fe_h=fe_h, reference=reference, stars=target.labelled.id[splits.test]
+        )
+        rows += results.table_rows(target.name, name, scores)
+    return rows
+
+
+def prepare_target(
+    name: str,
+    spectra: Spectra,
+    truth: FloatArray,
+    *,
+    label: str,
+    fe_h: FloatArray | None = None,
+    xp_fwhm: float | None = None,
+) -> Target:
+    """Bring a survey's spectra onto the model grids and sort them into a target.
+
+    Args:
+        xp_fwhm: resolution in Angstrom of spectra whose own flux is to give the Gaia XP side for LoRA3; None
+            where there is none to give.
+    """
+    xp = None if xp_fwhm is None else to_gaia_xp(spectra, fwhm_from=xp_fwhm)
+    return make_target(name, to_lamost(spectra), truth, label=label, fe_h=fe_h, xp=xp)
+
+
+def predict(
+    model: Foundation, spectra: Spectra, adapter: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Predict with every seed of an adapter; returns the columns of a table.
+
+    id; LABEL, the mean over seeds; LABEL_std, the spread over seeds; LABEL_err, that spread and the scatter of
+    the test residuals in quadrature; flag and masked_fraction from the preprocessing. Rows with a flag other
+    than "" or "masked_fraction" are NaN.
+    """
+    from specjax.train.adapt import predict_with
+
+    lamost = to_lamost(spectra)
+    flag = lamost.meta["flag"]
+    usable = np.isin(flag, ("", "masked_fraction"))
+    label, count = config["label"], len(lamost)
+    values = np.full((config["seeds"], count), np.nan)
+    if usable.any():
+        rows = lamost[np.flatnonzero(usable)]
+        values[:, usable] = predict_with(
+            model,
+            config["configuration"],
+            adapter,
+            label,
+            rows.flux,
+            rows.ivar if rows.has_ivar else None,
+            rows.mask,
+        )
+    spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(count)
+    return {
+        "id": lamost.id,
+        label: values.mean(axis=0),
+        f"{label}_std": spread,
+        f"{label}_err": np.hypot(spread, config["sigma"]),
+        "flag": flag,
+        "masked_fraction": lamost.meta["masked_fraction"],
+    }
+
+
+def _with_zero_shot(configurations: Sequence[str]) -> list[str]:
+    wanted = list(dict.fromkeys(configurations))
+    needed = [zero_shot_of(name) for name in wanted]
+    return [name for name in dict.fromkeys([*needed, *wanted])] if set(needed) - set(wanted) else wanted
+
+
+def _taken(values: FloatArray, rows: NDArray[np.int64]) -> FloatArray:
+    return np.take_along_axis(np.broadcast_to(values, (len(rows), values.shape[-1])), rows, axis=1)
+
+
+def _columns(target: Target, splits: Splits, predictions: Mapping[str, FloatArray]) -> dict[str, Any]:
+    seeds, stars = splits.test.shape
+    count = seeds * stars
+    repeat = len(predictions)
+    return {
+        "target": np.full(repeat * count, target.name),
+        "configuration": np.repeat(list(predictions), count),
+        "seed": np.tile(np.repeat(np.arange(seeds), stars), repeat),
+        "id": np.tile(target.labelled.id[splits.test].ravel(), repeat),
+        target.label: np.tile(target.truth[splits.test].ravel(), repeat),
+        f"{target.label}_predicted": np.concatenate(
+            [_taken(values, splits.test).ravel() for values in predictions.values()]
+        ),
+    }
+
+
+def _joined(columns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
+
+
+def _save_adapters(
+    folder: Path,
+    model: Foundation,
+    target: Target,
+    config: AdaptConfig,
+    found: Mapping[str, Adaptation],
+    rows: Sequence[results.Row],
+) -> None:
+    """Write the factors of all seeds of each adapted configuration, with the scatter that they reached."""
+    if model.digest is None:
+        raise ModelError("adapters can be saved only for a model that was loaded from a folder")
+    sigma = {row["configuration"]: row["sigma"] for row in rows if row["subset"] == "all"}
+    for name, adaptation in found.items():
+        description = {
+            "configuration": name,
+            "label": target.label,
+            "target": target.name,
+            "seeds": config.seeds,
+            "sigma": sigma[name],
+            "lora": {
+                group: dataclasses.asdict(lora) for group, lora in model.config.loras.items() if group in name
+            },
+            "chosen": results.plain(adaptation.chosen),
+        }
+        if adaptation.adapters:
+            save_adapter(
+                folder / name,
+                config=description,
+                arrays=jax.tree.map(np.asarray, adaptation.adapters),
+                base=model.digest,
+            )
+
+
+def _plot_target(
+    folder: Path, target: Target, splits: Splits, found: Mapping[str, Adaptation], rows: Sequence[results.Row]
+) -> None:
+    stars, truth = target.labelled.id[splits.test], target.truth[splits.test]
+    panels = {
+        name: plots.per_star(stars, truth, _taken(one.predictions, splits.test))
+        for name, one in found.items()
+    }
+    label, unit = TITLES.get(target.label, (target.label, ""))
+    plots.plot_predictions(
+        folder / f"predictions_{target.name}.png",
+        panels,
+        rows=rows,
+        title=target.name,
+        label=label,
+        unit=unit,
+    )
