@@ -66,8 +66,11 @@ class Mlp(nn.Module):
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """Return the exact GELU, x Phi(x) with erf; the tanh approximation differs by up to 5e-4."""
-    return nn.gelu(x, approximate=False)
+    """Return the exact GELU, x Phi(x) with erf; the tanh approximation differs by up to 5e-4.
+
+    Written out as torch has it: jax.nn.gelu takes erfc, which costs more than twice as much on a CPU.
+    """
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
 def layer_norm(name: str | None = None) -> nn.LayerNorm:
