@@ -158,11 +158,16 @@ class LabelHeadConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything that fixes the shapes of a model; decoder None is the published "base", contrastive only."""
+    """Everything that fixes the shapes of a model; decoder None is the published "base", contrastive only.
+
+    With xp_transformer the Gaia XP encoder is that masked transformer instead of the autoencoder; it exists
+    as a bare encoder only, as published.
+    """
 
     name: str = "paper"
     specformer: SpecFormerConfig = SpecFormerConfig()
     xp_autoencoder: XPAutoencoderConfig = XPAutoencoderConfig()
+    xp_transformer: SpecFormerConfig | None = None
     projection: ProjectionConfig = ProjectionConfig()
     decoder: DecoderConfig | None = DecoderConfig()
     head: LabelHeadConfig = LabelHeadConfig()
@@ -182,6 +187,18 @@ class ModelConfig:
     def loras(self) -> dict[str, LoRAConfig]:
         """The four low-rank configurations by group name."""
         return {group: getattr(self, group) for group in LORA_GROUPS}
+
+
+# The published Gaia XP masked transformer: one token a pixel, mean and std (not its logarithm) in the first.
+XP_TRANSFORMER = SpecFormerConfig(
+    num_pixels=343,
+    window=1,
+    stride=1,
+    drop_last=False,
+    statistics=("mean", "std"),
+    max_len=350,
+    mask_width=20,
+)
 
 
 def _mini() -> ModelConfig:

@@ -19,11 +19,9 @@ from specjax import lora
 from specjax.config import LoRAConfig, ModelConfig, from_dict, to_dict
 from specjax.errors import DataError, ModelError
 from specjax.models.inference import FloatArray, run_head, run_program
+from specjax.models.inputs import as_array, check_values, pixel_count
 
 SURVEYS = ("lamost", "gaia_xp")
-
-# Beyond these the squares of the standardisation leave the range of float32.
-_SMALLEST, _LARGEST = 1e-15, 1e15
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,9 +65,9 @@ class Foundation:
         """Embed spectra (n, pixels) as float32 (n, dim).
 
         The projected vector (shared then private) of a SpecCLIP model, the mean token of a bare LAMOST
-        encoder, the latent of a bare Gaia XP autoencoder. LAMOST flux is (n, 1462), continuum-normalised;
-        Gaia XP flux is (n, 343), divided by the flux at 550 nm. `mask` (n, pixels) is True where a pixel must
-        not be used and `ivar` (n, pixels) 0 where it says nothing.
+        encoder, the latent of a bare Gaia XP autoencoder (the mean token of its transformer). LAMOST flux is
+        (n, 1462), continuum-normalised; Gaia XP flux is (n, 343), divided by the flux at 550 nm. `mask` (n,
+        pixels) is True where a pixel must not be used and `ivar` (n, pixels) 0 where it says nothing.
 
         Raises:
             DataError: another survey, a shape that does not fit, or NaN or infinity in an unmasked pixel.
@@ -229,16 +227,16 @@ class Foundation:
     ) -> tuple[FloatArray, NDArray[np.bool_]]:
         """Check spectra (n, pixels) and fill masked pixels: what the towers read, (flux float32, valid)."""
         self._require_encoder(survey)
-        pixels = _pixels(self.config, survey)
-        values = _as_array(flux, "flux", np.float64, pixels)
+        pixels = pixel_count(self.config, survey)
+        values = as_array(flux, "flux", np.float64, pixels)
         masked = np.zeros(values.shape, bool)
         weights = None
         if mask is not None:
-            masked |= _as_array(mask, "mask", np.bool_, pixels, rows=len(values))
+            masked |= as_array(mask, "mask", np.bool_, pixels, rows=len(values))
         if ivar is not None:
-            weights = _as_array(ivar, "ivar", np.float64, pixels, rows=len(values))
+            weights = as_array(ivar, "ivar", np.float64, pixels, rows=len(values))
             masked |= ~(weights > 0)
-        _check_values(values, masked)
+        check_values(values, masked)
         values = np.where(masked, 1.0, values)
         if self.fill is not None and survey == "lamost" and masked.any():
             values = self.fill.apply(values, weights, masked)
@@ -270,34 +268,3 @@ def load(model: str | Path = "mini") -> Foundation:
         fill = PrincipalFill.from_arrays(fill)
     config = from_dict(stored.config["model"])
     return Foundation(config=config, variables=arrays, stats=stats, fill=fill, digest=stored.digest)
-
-
-def _pixels(config: ModelConfig, survey: str) -> int:
-    return config.specformer.num_pixels if survey == "lamost" else config.xp_autoencoder.num_pixels
-
-
-def _as_array(values: ArrayLike, name: str, dtype: Any, pixels: int, rows: int | None = None) -> NDArray[Any]:
-    try:
-        array = np.asarray(values)
-        array = array.astype(dtype, casting="unsafe" if dtype is np.bool_ else "same_kind")
-    except (TypeError, ValueError):
-        raise DataError(f"{name} must be a rectangular array of real numbers") from None
-    wanted = (array.shape[0] if array.ndim == 2 and rows is None else rows, pixels)
-    if array.shape != wanted or not array.size:
-        shown = "n" if rows is None else rows
-        raise DataError(f"{name} must have the shape ({shown}, {pixels}), not {array.shape}")
-    return array
-
-
-def _check_values(flux: NDArray[np.float64], masked: NDArray[np.bool_]) -> None:
-    bad = ((~np.isfinite(flux)) & ~masked).any(axis=-1)
-    if bad.any():
-        raise DataError(
-            f"flux has NaN or infinity in {bad.sum()} of {len(flux)} spectra, first in row {bad.argmax()};"
-            " mask these pixels"
-        )
-    largest = np.max(np.abs(flux), axis=-1, where=~masked, initial=0.0)
-    wild = (largest > _LARGEST) | ((largest < _SMALLEST) & (largest > 0))
-    if wild.any():
-        row = wild.argmax()
-        raise DataError(f"flux of row {row} reaches {largest[row]:.1e}; it must be normalised, of order 1")

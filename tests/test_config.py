@@ -60,9 +60,7 @@ def test_what_cannot_be_used_is_named(data, message):
 def test_published_tokenisation_sizes():
     lamost = configs.SpecFormerConfig()
     assert (lamost.num_tokens, lamost.token_dim) == (146, 21)
-    gaia_xp = configs.SpecFormerConfig(
-        num_pixels=343, window=1, stride=1, drop_last=False, statistics=("mean", "std"), max_len=350
-    )
+    gaia_xp = configs.XP_TRANSFORMER
     assert (gaia_xp.num_tokens, gaia_xp.token_dim) == (344, 3)
 
 

@@ -10,7 +10,7 @@ from specjax import foundation, lora
 from specjax.errors import DataError, ModelError
 from specjax.foundation import Foundation, load
 from specjax.models import LabelHead, SpecCLIP, SpecFormer, XPAutoencoder, inference, tokenise, xp_vector
-from tests.models.tiny import TINY, random_system
+from tests.models.tiny import TINY, random_like, random_system
 
 LAMOST, XP = TINY.specformer.num_pixels, TINY.xp_autoencoder.num_pixels
 STATS = {
@@ -223,6 +223,25 @@ def test_requests_that_cannot_be_met(model, bare):
     only_xp = Foundation(config=TINY, variables={"params": {"gaia_xp": bare.params["gaia_xp"]}})
     with pytest.raises(ModelError, match="no encoder for 'lamost'"):
         only_xp.embed(flux)
+
+
+def test_a_bare_gaia_xp_transformer():
+    config = dataclasses.replace(
+        TINY.specformer,
+        num_pixels=XP,
+        window=1,
+        stride=1,
+        drop_last=False,
+        statistics=("mean", "std"),
+        max_len=30,
+    )
+    shapes = jax.eval_shape(SpecFormer(config).init, jax.random.key(0), jnp.zeros((1, XP + 1, 3)))
+    params = {"gaia_xp": {"backbone": random_like(shapes)["params"]}}
+    model = Foundation(config=dataclasses.replace(TINY, xp_transformer=config), variables={"params": params})
+    flux = spectra(2, "gaia_xp")
+    assert model.embed(flux, "gaia_xp").shape == (2, config.dim)
+    assert model.reconstruct(flux, "gaia_xp").shape == flux.shape
+    assert model.reconstruct(flux, "gaia_xp", raw=True).shape == (2, XP + 1, 3)
 
 
 class TestFolders:

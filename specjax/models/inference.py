@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from specjax.config import ModelConfig
+from specjax.config import ModelConfig, SpecFormerConfig
 from specjax.models.label_head import LabelHead
 from specjax.models.layers import detokenise, standardise, tokenise
 from specjax.models.specclip import SpecCLIP
@@ -102,8 +102,9 @@ class Networks:
         return self._specclip(flux, valid, method="encode_lamost")
 
     def xp_latent(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
-        """The latent (n, latent_dim) of the Gaia XP autoencoder."""
-        return self._xp_backbone(flux, valid, None)
+        """The latent (n, d) of the Gaia XP autoencoder, or the mean token of the transformer."""
+        latent = self._xp_backbone(flux, valid, None)
+        return latent if self.config.xp_transformer is None else latent.mean(axis=1)
 
     def xp_z(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
         """The projected vector (n, dim) of Gaia XP flux."""
@@ -132,12 +133,17 @@ class Networks:
         return mean + std * detokenise(self.lamost_rebuilt_raw(flux, valid), self.config.specformer)
 
     def xp_rebuilt_raw(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
-        """Mean, std and standardised flux (n, 345) that the bare autoencoder writes."""
-        return self._xp_backbone(flux, valid, "reconstruct")
+        """Mean, std and standardised flux (n, 345) of the autoencoder, or the tokens of the transformer."""
+        transformer = self.config.xp_transformer is not None
+        return self._xp_backbone(flux, valid, "predict_tokens" if transformer else "reconstruct")
 
     def xp_rebuilt(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
         """The same as flux (n, 343)."""
-        return xp_flux(self.xp_rebuilt_raw(flux, valid))
+        raw = self.xp_rebuilt_raw(flux, valid)
+        if self.config.xp_transformer is None:
+            return xp_flux(raw)
+        _, mean, std = standardise(flux, valid)
+        return mean + std * detokenise(raw, self.config.xp_transformer)
 
     def lamost_translated(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
         """LAMOST flux (n, 1462) from Gaia XP flux."""
@@ -148,14 +154,20 @@ class Networks:
         return self._specclip(self.lamost_z(flux, valid), "gaia_xp", method="translate")
 
     def _lamost_backbone(self, flux: jax.Array, valid: jax.Array, method: str | None) -> jax.Array:
-        config = self.config.specformer
-        params = {"params": self.variables["params"]["lamost"]["backbone"]}
-        return _apply(SpecFormer(config), params, tokenise(flux, config, valid), method=method)
+        return self._specformer("lamost", self.config.specformer, flux, valid, method)
 
     def _xp_backbone(self, flux: jax.Array, valid: jax.Array, method: str | None) -> jax.Array:
+        if self.config.xp_transformer is not None:
+            return self._specformer("gaia_xp", self.config.xp_transformer, flux, valid, method)
         params = {"params": self.variables["params"]["gaia_xp"]["backbone"]}
         module = XPAutoencoder(self.config.xp_autoencoder)
         return _apply(module, params, xp_vector(flux, valid), method=method)
+
+    def _specformer(
+        self, survey: str, config: SpecFormerConfig, flux: jax.Array, valid: jax.Array, method: str | None
+    ) -> jax.Array:
+        params = {"params": self.variables["params"][survey]["backbone"]}
+        return _apply(SpecFormer(config), params, tokenise(flux, config, valid), method=method)
 
     def _specclip(self, *args: Any, method: str) -> jax.Array:
         return _apply(SpecCLIP(self.config), self.variables, *args, method=method)
