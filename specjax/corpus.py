@@ -69,7 +69,9 @@ def build(libraries: Path, say: Callable[[str], None] = lambda text: None) -> tu
     own = np.array([normalise_star_name(name) not in shared for name in source.meta["name"]])
     keep = own & in_range(labels)
     if not keep.any():
-        raise DataError(f"{libraries} holds no labelled MILES star between {TEFF_RANGE[0]} and {TEFF_RANGE[1]} K")
+        raise DataError(
+            f"{libraries} holds no labelled MILES star between {TEFF_RANGE[0]} and {TEFF_RANGE[1]} K"
+        )
     source = source[keep]
     say("normalising, and building the XP side")
     lamost = to_lamost(source)
@@ -125,7 +127,11 @@ def _best_match(flux: NDArray[np.float64], mask: BoolArray, library: Spectra) ->
 
 
 def _continued(
-    flux: NDArray[np.float64], mask: BoolArray, other: NDArray[np.float64], other_mask: BoolArray, join: int = 20
+    flux: NDArray[np.float64],
+    mask: BoolArray,
+    other: NDArray[np.float64],
+    other_mask: BoolArray,
+    join: int = 20,
 ) -> tuple[NDArray[np.float64], BoolArray]:
     """Take over the other spectrum's samples where the own ones are masked, scaled at the nearest join."""
     valid = np.flatnonzero(~mask)

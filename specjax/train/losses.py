@@ -42,7 +42,9 @@ def masked_modelling(predicted: jax.Array, tokens: jax.Array, hidden: jax.Array)
 def contrastive(z_xp: jax.Array, z_lamost: jax.Array) -> jax.Array:
     """Symmetric cross entropy of matching the rows of z_xp (n, d) with those of z_lamost (n, d)."""
     chex.assert_equal_shape((z_xp, z_lamost))
-    z_xp, z_lamost = (z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), MIN_NORM) for z in (z_xp, z_lamost))
+    z_xp, z_lamost = (
+        z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), MIN_NORM) for z in (z_xp, z_lamost)
+    )
     logits = LOGIT_SCALE * z_xp @ z_lamost.T
     rows = jnp.diagonal(jax.nn.log_softmax(logits, axis=1)).mean()
     columns = jnp.diagonal(jax.nn.log_softmax(logits, axis=0)).mean()

@@ -124,7 +124,9 @@ def label_loss(predicted: jax.Array, labels: jax.Array) -> jax.Array:
 class Pretraining:
     """The stages on one corpus; each returns new variables, so they can be run and looked at one by one."""
 
-    def __init__(self, corpus: Any, config: PretrainConfig, folder: Path | None = None, say: Say = print) -> None:
+    def __init__(
+        self, corpus: Any, config: PretrainConfig, folder: Path | None = None, say: Say = print
+    ) -> None:
         """Set up data and modules; `folder` keeps training states for resuming."""
         self.config, self.folder, self.say = config, folder, say
         self.model_config: ModelConfig = get_preset(config.preset)
@@ -268,12 +270,25 @@ class Pretraining:
             stats[name] = {**scaler, **self.scaler}
             head = self.head.init(key, pool[:2])
             params[name], batch_stats[name] = self._train_head(
-                name, head, (pool - scaler["feature_mean"]) / scaler["feature_std"], labels, variables, scaler, key
+                name,
+                head,
+                (pool - scaler["feature_mean"]) / scaler["feature_std"],
+                labels,
+                variables,
+                scaler,
+                key,
             )
         return {"params": params, "batch_stats": batch_stats}, jax.tree.map(np.asarray, stats)
 
     def _train_head(
-        self, name: str, head: Tree, pool: jax.Array, labels: jax.Array, towers: Tree, scaler: Tree, key: jax.Array
+        self,
+        name: str,
+        head: Tree,
+        pool: jax.Array,
+        labels: jax.Array,
+        towers: Tree,
+        scaler: Tree,
+        key: jax.Array,
     ) -> tuple[Tree, Tree]:
         config = self.config.heads
 
@@ -294,7 +309,10 @@ class Pretraining:
 
         # The clean spectra do not change: their features are made once.
         clean = jnp.concatenate(
-            [self._features(towers, self.data["flux"][i : i + 256], None)[name] for i in range(0, len(self.data["flux"]), 256)]
+            [
+                self._features(towers, self.data["flux"][i : i + 256], None)[name]
+                for i in range(0, len(self.data["flux"]), 256)
+            ]
         )
         clean = (clean - scaler["feature_mean"]) / scaler["feature_std"]
 

@@ -33,7 +33,9 @@ class StageConfig:
     def optimizer(self) -> optax.GradientTransformation:
         """Make the optimizer of the stage."""
         warmup = max(1, round(self.warmup * self.steps))
-        rate = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, warmup, max(self.steps, warmup + 1))
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0, self.learning_rate, warmup, max(self.steps, warmup + 1)
+        )
         adamw = optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=self.weight_decay)
         return optax.chain(optax.clip_by_global_norm(self.clip), adamw)
 
