@@ -194,8 +194,13 @@ class Foundation:
             merged[path] = leaves[path]
         return replace(self, variables={**self.variables, "params": unflatten_dict(merged, sep="/")})
 
-    def save(self, folder: str | Path, *, half: bool = False) -> str:
-        """Write a folder that `load` reads, parameters as float16 with `half`; returns its digest."""
+    def save(
+        self, folder: str | Path, *, half: bool = False, record: Mapping[str, Any] | None = None
+    ) -> str:
+        """Write a folder that `load` reads, parameters as float16 with `half`; returns its digest.
+
+        `record` is kept in config.json beside the model's sizes: how it was made.
+        """
         from specjax.checkpoints import save_model
 
         arrays = {**self.variables, "stats": self.stats}
@@ -203,7 +208,7 @@ class Foundation:
             arrays["fill"] = self.fill.to_arrays()
         return save_model(
             folder,
-            config={"model": to_dict(self.config)},
+            config={"model": to_dict(self.config), **(record or {})},
             arrays=jax.tree.map(np.asarray, arrays),
             half=("params/*",) if half else (),
         )

@@ -17,9 +17,7 @@ from specjax.atomic import atomic_folder
 from specjax.checkpoints import save_adapter
 from specjax.errors import ModelError
 from specjax.foundation import Foundation
-from specjax.preprocess import to_gaia_xp, to_lamost
-from specjax.spectra import Spectra
-from specjax.targets import Splits, Target, draw_splits, make_target
+from specjax.targets import Splits, Target, draw_splits
 from specjax.train.adapt import CONFIGURATIONS, AdaptConfig, Adaptation, Adapter, zero_shot_of
 
 Say = Callable[[str], None]
@@ -99,63 +97,6 @@ def score(target: Target, splits: Splits, predictions: Mapping[str, FloatArray])
         )
         rows += results.table_rows(target.name, name, scores)
     return rows
-
-
-def prepare_target(
-    name: str,
-    spectra: Spectra,
-    truth: FloatArray,
-    *,
-    label: str,
-    fe_h: FloatArray | None = None,
-    xp_fwhm: float | None = None,
-) -> Target:
-    """Bring a survey's spectra onto the model grids and sort them into a target.
-
-    Args:
-        xp_fwhm: resolution in Angstrom of spectra whose own flux is to give the Gaia XP side for LoRA3; None
-            where there is none to give.
-    """
-    xp = None if xp_fwhm is None else to_gaia_xp(spectra, fwhm_from=xp_fwhm)
-    return make_target(name, to_lamost(spectra), truth, label=label, fe_h=fe_h, xp=xp)
-
-
-def predict(
-    model: Foundation, spectra: Spectra, adapter: Mapping[str, Any], config: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Predict with every seed of an adapter; returns the columns of a table.
-
-    id; LABEL, the mean over seeds; LABEL_std, the spread over seeds; LABEL_err, that spread and the scatter of
-    the test residuals in quadrature; flag and masked_fraction from the preprocessing. Rows with a flag other
-    than "" or "masked_fraction" are NaN.
-    """
-    from specjax.train.adapt import predict_with
-
-    lamost = to_lamost(spectra)
-    flag = lamost.meta["flag"]
-    usable = np.isin(flag, ("", "masked_fraction"))
-    label, count = config["label"], len(lamost)
-    values = np.full((config["seeds"], count), np.nan)
-    if usable.any():
-        rows = lamost[np.flatnonzero(usable)]
-        values[:, usable] = predict_with(
-            model,
-            config["configuration"],
-            adapter,
-            label,
-            rows.flux,
-            rows.ivar if rows.has_ivar else None,
-            rows.mask,
-        )
-    spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(count)
-    return {
-        "id": lamost.id,
-        label: values.mean(axis=0),
-        f"{label}_std": spread,
-        f"{label}_err": np.hypot(spread, config["sigma"]),
-        "flag": flag,
-        "masked_fraction": lamost.meta["masked_fraction"],
-    }
 
 
 def _with_zero_shot(configurations: Sequence[str]) -> list[str]:

@@ -1,0 +1,51 @@
+"""Make the mini model from nothing: fetch the stellar libraries, build the corpus, train, write the folder."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from specjax import corpus
+from specjax.config import get_preset
+from specjax.errors import ConfigError, DataError
+from specjax.foundation import Foundation
+from specjax.results import plain
+from specjax.surveys.libraries import fetch_stellar_libraries
+from specjax.train.pretrain import PretrainConfig, Pretraining
+
+Say = Callable[[str], None]
+
+
+def pretrain(
+    *, out: Path, preset: str = "mini", seed: int = 0, held_out: float = 0.0, resume: bool = False, say: Say = print
+) -> Foundation:
+    """Train a foundation on the stellar libraries and write it as a model folder, weights in half precision.
+
+    Training states are kept beside `out`, in OUT.training, until the folder is written.
+
+    Args:
+        out: the model folder.
+        held_out: share of the stars that is kept for validation and scored as training goes on.
+        resume: go on from the states that an interrupted run left.
+
+    Raises:
+        ConfigError: a preset that the stellar libraries are too small for.
+        DataError: states of another run are there and `resume` was not asked for.
+        DownloadError: the libraries cannot be fetched.
+    """
+    if preset != "mini":
+        get_preset(preset)
+        raise ConfigError(f"689 stars cannot train the preset {preset!r}: only 'mini' can be made here")
+    out = Path(out)
+    states = out.with_name(out.name + ".training")
+    if states.exists() and not resume:
+        raise DataError(f"{states} holds an interrupted run: go on with --resume, or remove it")
+    config = PretrainConfig(preset=preset, seed=seed, held_out=held_out)
+    pairs, fill = corpus.build(fetch_stellar_libraries(), say)
+    say(f"{len(pairs)} source stars, {int((pairs.labels[:, 2] < -1).sum())} below [Fe/H] = -1")
+    trainer = Pretraining(pairs, config, states, say)
+    variables, stats = trainer.run()
+    model = Foundation(config=trainer.model_config, variables=variables, stats=stats, fill=fill)
+    model.save(out, half=True, record={"training": plain(dataclasses.asdict(config))})
+    shutil.rmtree(states, ignore_errors=True)
+    return model

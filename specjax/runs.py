@@ -1,0 +1,188 @@
+"""From a user's files to an adapted model, and from an adapted model to a table of labels."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specjax.checkpoints import load_adapter
+from specjax.errors import ConfigError, DataError
+from specjax.foundation import Foundation, load
+from specjax.preprocess import to_gaia_xp, to_lamost
+from specjax.results import Row
+from specjax.spectra import Spectra
+from specjax.study import run_study
+from specjax.surveys import read
+from specjax.surveys.tables import join_labels, read_labels, write_table
+from specjax.targets import Target, make_target
+from specjax.train.adapt import AdaptConfig, parse_configuration, predict_with
+
+Say = Callable[[str], None]
+
+
+def adapt_survey(
+    *,
+    model: str | Path,
+    spectra: Path,
+    labels: Path,
+    out: Path,
+    label: str = "fe_h",
+    configurations: Sequence[str] = ("lora4",),
+    config: AdaptConfig | None = None,
+    survey: str | None = None,
+    wavelength_medium: str | None = None,
+    wavelength_unit: str | None = None,
+    xp: Path | None = None,
+    fwhm: float | None = None,
+    say: Say = print,
+) -> list[Row]:
+    """Adapt a model to a survey's files and write the run folder of `study.run_study`.
+
+    Args:
+        model: a model folder, or "mini".
+        spectra: what `surveys.read` takes.
+        labels: a table with columns id and `label`, in physical units; a column fe_h too sorts the stars into
+            the table's subsets where the label is another.
+        configurations: names as `train.adapt.parse_configuration` takes them.
+        config: seeds, splits and stages.
+        wavelength_medium, wavelength_unit: what array files do not say themselves.
+        xp: Gaia XP spectra of the same ids, for LoRA3.
+        fwhm: resolution in Angstrom of the spectra, from whose own flux the Gaia XP side for LoRA3 is then
+            made; it must cover 336-1020 nm but for a fifth.
+
+    Raises:
+        SpecjaxError: one line on what is wrong with an option, a file, the model or the data.
+    """
+    for name in configurations:
+        parse_configuration(name)
+    foundation = load(model)
+    observed = read(spectra, survey, wavelength_medium=wavelength_medium, wavelength_unit=wavelength_unit)
+    table = read_labels(labels, [label])
+    columns = [label] + (["fe_h"] if label != "fe_h" and "fe_h" in table.colnames else [])
+    joined = join_labels(observed.id, table, columns)
+    partner = None
+    if any("lora3" in name for name in configurations):
+        partner = _xp_side(observed, xp, fwhm)
+    target = make_target(
+        observed.survey or spectra.stem,
+        to_lamost(observed),
+        joined[label],
+        label=label,
+        fe_h=joined.get("fe_h"),
+        xp=partner,
+    )
+    describe_target(target, say)
+    return run_study(
+        foundation,
+        [target],
+        config or AdaptConfig(),
+        out,
+        configurations=configurations,
+        record={"model": str(model), "spectra": spectra, "labels": labels, "refused": target.refused},
+        say=say,
+    )
+
+
+def predict_survey(
+    *,
+    model: str | Path,
+    adapter: Path,
+    spectra: Sequence[Path],
+    out: Path,
+    survey: str | None = None,
+    wavelength_medium: str | None = None,
+    wavelength_unit: str | None = None,
+    say: Say = print,
+) -> dict[str, Any]:
+    """Predict the label of spectra with an adapter and write a table; returns its columns (see `predict`).
+
+    Raises:
+        SpecjaxError: one line on what is wrong with a file, the model or the adapter.
+    """
+    foundation = load(model)
+    stored = load_adapter(adapter, base=foundation.digest)
+    parts = []
+    for path in spectra:
+        observed = read(path, survey, wavelength_medium=wavelength_medium, wavelength_unit=wavelength_unit)
+        say(f"{path}: {len(observed)} spectra")
+        parts.append(predict(foundation, observed, stored.arrays, stored.config))
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    flagged = Counter(columns["flag"].tolist())
+    del flagged[""]
+    for flag, count in flagged.items():
+        say(f"{count} of {len(columns['id'])} spectra are flagged {flag!r}")
+    about = {name: stored.config[name] for name in ("configuration", "target", "seeds", "sigma")}
+    write_table(out, columns, meta={"model": str(model), "adapter": str(adapter), **about})
+    return columns
+
+
+def predict(
+    model: Foundation, spectra: Spectra, adapter: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, NDArray[Any]]:
+    """Predict with every seed's factors of an adapter; returns the columns of a table.
+
+    They are id; LABEL, the mean over seeds; LABEL_std, the spread over seeds; LABEL_err, that spread and the
+    scatter of the adaptation's test stars in quadrature; flag and masked_fraction from the preprocessing. A
+    spectrum with a flag keeps its number only where the flag is "masked_fraction"; otherwise it is NaN.
+    """
+    lamost = to_lamost(spectra)
+    usable = np.isin(lamost.meta["flag"], ("", "masked_fraction"))
+    label = config["label"]
+    values = np.full((config["seeds"], len(lamost)), np.nan)
+    if usable.any():
+        rows = lamost[np.flatnonzero(usable)]
+        ivar = rows.ivar if rows.has_ivar else None
+        values[:, usable] = predict_with(
+            model, config["configuration"], adapter, label, rows.flux, ivar, rows.mask
+        )
+    spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(len(lamost), np.nan)
+    return {
+        "id": lamost.id,
+        label: values.mean(axis=0),
+        f"{label}_std": spread,
+        f"{label}_err": np.hypot(np.nan_to_num(spread) + 0 * values[0], config["sigma"]),
+        "flag": lamost.meta["flag"],
+        "masked_fraction": lamost.meta["masked_fraction"],
+    }
+
+
+def describe_target(target: Target, say: Say) -> None:
+    """Say how many spectra are labelled, unlabelled and left out, and why."""
+    why = ", ".join(f"{count} {flag}" for flag, count in Counter(target.refused.values()).items())
+    say(
+        f"{target.name}: {len(target.labelled)} labelled and {len(target.unlabelled)} unlabelled spectra"
+        + (f"; flagged, and not used as labelled ones: {why}" if why else "")
+    )
+
+
+def _xp_side(observed: Spectra, xp: Path | None, fwhm: float | None) -> Spectra:
+    """Find the Gaia XP side, in the order of the observed spectra; rows without one are all masked."""
+    if xp is None and fwhm is None:
+        raise ConfigError(
+            "LoRA3 needs the Gaia XP side of the stars: give --xp with their XP spectra, or --fwhm with the"
+            " resolution (Angstrom) of spectra that themselves cover 336-1020 nm"
+        )
+    if xp is None:
+        partner = to_gaia_xp(observed, fwhm_from=fwhm)
+        if (partner.meta["flag"] != "").all():
+            raise DataError("no spectrum covers enough of 336-1020 nm to stand for Gaia XP: give --xp")
+        return partner
+    given = to_gaia_xp(read(xp))
+    row_of = {name: row for row, name in enumerate(given.id.tolist())}
+    rows = np.array([row_of.get(name, -1) for name in observed.id.tolist()])
+    if (rows < 0).all():
+        raise DataError(f"no id in {xp} is that of a spectrum")
+    found = given[np.maximum(rows, 0)]
+    mask = found.mask | (rows < 0)[:, None]
+    return Spectra(
+        wavelength=found.wavelength,
+        flux=np.where(mask, 0.0, found.flux),
+        ivar=np.where(mask, 0.0, found.ivar),
+        mask=mask,
+        id=observed.id,
+        survey="gaia_xp",
+        has_ivar=found.has_ivar,
+    )
