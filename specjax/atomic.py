@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from specjax.errors import SpecjaxError
+
+MARKERS = ("manifest.json", "table.json")  # of the folders that specjax writes: models, adapters and runs
+
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
@@ -32,12 +36,18 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield an empty folder beside ``path``; on success it takes its place, on an error it is removed.
 
-    A folder cannot be replaced in one step, so the old one is first set aside as ``previous_folder(path)``. A
-    kill between the two renames leaves it there, and readers go through `recover_folder`, which puts it back.
+    A folder that is there is replaced only if it is empty or was written by specjax, as one of `MARKERS`
+    shows. It cannot be replaced in one step, so it is first set aside as ``previous_folder(path)``. A kill
+    between the two renames leaves it there, and readers go through `recover_folder`, which puts it back.
+
+    Raises:
+        SpecjaxError: the folder holds something else; it is left as it is.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     recover_folder(path)
+    if path.exists() and not _is_ours(path):
+        raise SpecjaxError(f"{path} exists and is not a folder that specjax wrote; it is left as it is")
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         yield temporary
@@ -54,6 +64,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         recover_folder(path)
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether replacing a folder loses nothing but what specjax wrote."""
+    return path.is_dir() and (not any(path.iterdir()) or any((path / name).is_file() for name in MARKERS))
+
+
 def previous_folder(path: Path) -> Path:
     """Where `atomic_folder` sets the old folder aside while it puts the new one in place."""
     return path.with_name(f".{path.name}.previous")
@@ -61,10 +76,10 @@ def previous_folder(path: Path) -> Path:
 
 def recover_folder(path: str | Path) -> None:
     """Put the old folder back if a writer was killed between its two renames; drop it if both exist."""
-    path = Path(path)
-    previous = previous_folder(path) if path.name else path
-    if not path.name or not previous.is_dir():
+    path = Path(path).resolve()
+    if not path.name or not previous_folder(path).is_dir():
         return
+    previous = previous_folder(path)
     if path.exists():
         shutil.rmtree(previous, ignore_errors=True)
     else:

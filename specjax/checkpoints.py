@@ -59,7 +59,8 @@ def save_model(
             float16, at half the size, and come back as float32, rounded.
 
     Raises:
-        ModelError: the folder holds something else, or a tensor does not fit float16.
+        SpecjaxError: the folder holds something else.
+        ModelError: a tensor does not fit float16.
     """
     return _save(folder, "model", config, arrays, tuple(half), None)
 
@@ -79,7 +80,7 @@ def save_adapter(
     """Write an adapter folder, with ``base`` the digest of its base model; returns the adapter's own digest.
 
     Raises:
-        ModelError: the folder holds something else.
+        SpecjaxError: the folder holds something else.
     """
     return _save(folder, "adapter", config, arrays, (), base)
 
@@ -137,8 +138,6 @@ def _save(
     """Write weights, config and manifest, in that order, and put the folder in place."""
     from safetensors.numpy import save_file
 
-    folder = Path(folder).resolve()
-    _refuse_foreign(folder)
     flat = dict(flatten(arrays))
     tensors = {name: np.asarray(value, order="C") for name, value in flat.items() if value is not None}
     stored = {name: _to_half(name, a) if _matches(name, a, half) else a for name, a in tensors.items()}
@@ -240,14 +239,6 @@ def _checked_tensors(path: Path, sha256: str, expected: Mapping[str, Mapping[str
     if not whole:
         raise ModelError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}")
     return tensors
-
-
-def _refuse_foreign(folder: Path) -> None:
-    """Never replace a folder that holds anything but a model or an adapter."""
-    if not folder.exists() or (folder / MANIFEST).is_file():
-        return
-    if not folder.is_dir() or any(folder.iterdir()):
-        raise ModelError(f"{folder} exists and is not a specjax model or adapter; it is left as it is")
 
 
 def _matches(name: str, array: NDArray[Any], patterns: tuple[str, ...]) -> bool:

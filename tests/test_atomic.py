@@ -3,6 +3,12 @@ import os
 import pytest
 
 from specjax.atomic import atomic_file, atomic_folder, previous_folder, recover_folder
+from specjax.errors import SpecjaxError
+
+
+def half_written(path):
+    path.write_text("half")
+    raise RuntimeError
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -29,8 +35,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "table.json"
     path.write_text("old")
     with pytest.raises(RuntimeError), atomic_file(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+        half_written(temporary)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["table.json"]
 
@@ -39,9 +44,9 @@ def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path):
     path = tmp_path / "model"
     with atomic_folder(path) as temporary:
         (temporary / "a").write_text("old")
+        (temporary / "manifest.json").write_text("{}")
     with pytest.raises(RuntimeError), atomic_folder(path) as temporary:
-        (temporary / "a").write_text("half")
-        raise RuntimeError
+        half_written(temporary / "a")
     assert (path / "a").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
@@ -55,3 +60,22 @@ def test_a_folder_set_aside_comes_back_only_when_it_is_needed(tmp_path):
     recover_folder(path)
     assert path.is_dir()
     assert not previous_folder(path).exists()
+
+
+@pytest.mark.parametrize("name", ["notes", "notes/.", "file"])
+def test_what_specjax_did_not_write_is_never_replaced(tmp_path, name):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.tex").write_text("chapter one")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SpecjaxError, match="left as it is"), atomic_folder(tmp_path / name):
+        pytest.fail("the body must not run")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "notes", "thesis.tex"]
+
+
+def test_an_empty_folder_and_the_current_one_can_be_filled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for _ in range(2):
+        with atomic_folder("runs") as temporary:
+            (temporary / "table.json").write_text("[]")
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["table.json"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from specjax import atomic, checkpoints
-from specjax.errors import ModelError
+from specjax.errors import ModelError, SpecjaxError
 
 CONFIG = {"name": "mini", "specformer": {"embed_dim": 8, "statistics": ["mean", "std"]}, "decoder": None}
 
@@ -160,7 +160,7 @@ def test_other_kinds_versions_and_places_are_refused(saved, tmp_path):
 
 def test_a_folder_with_other_things_is_never_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("chapter one")
-    with pytest.raises(ModelError, match="left as it is"):
+    with pytest.raises(SpecjaxError, match="left as it is"):
         checkpoints.save_model(tmp_path, config={}, arrays={})
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
