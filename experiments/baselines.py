@@ -136,10 +136,11 @@ class JointGaussianProcess:
 
     label = f(spectrum) + g(spectrum) [target only] + offset [target only] + noise of its survey, f and g with
     RBF + linear kernels on principal components of the source. Source spectra are first smoothed to the
-    target's resolution, which is found without labels: the width at which the source's components describe the
-    training spectra best. f's hyperparameters are those of the largest marginal likelihood on the source. Given
-    the source stars, f has a Gaussian posterior at the target stars; with it as the prior, the training labels
-    set g and the target's noise. Two high-passes and two numbers of components are averaged by evidence.
+    target's resolution, which is found without labels: the width at which the source's components describe
+    the training spectra best. f's hyperparameters are those of the largest marginal likelihood on the source.
+    Given the source stars, f has a Gaussian posterior at the target stars; with it as the prior, the training
+    labels set g and the target's noise. Two high-passes and two numbers of components are averaged by
+    their evidence.
     """
 
     def __init__(self, source_flux: ArrayLike, source_labels: ArrayLike, target_flux: ArrayLike) -> None:

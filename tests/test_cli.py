@@ -1,0 +1,188 @@
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import specjax
+from specjax import cli, describe
+from specjax.config import get_preset
+from specjax.errors import ModelError, SpecjaxError
+
+PAPER = {  # published counts; specclip is the file specclip_model_predrecon_mlp.ckpt
+    "lamost_encoder": 42_677_013,
+    "xp_autoencoder": 42_846_129,
+    "lora1": 129_024,
+    "lora2": 31_752,
+    "lora3": 147_456,
+    "lora4": 31_752,
+    "label_head": 1_348_353,
+    "specclip": 168_293_752,
+}
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Stand-ins for what the subcommands call, which record their arguments."""
+    made = {}
+
+    def stand_in(module, name, result=None):
+        def record(*args, **options):
+            made[name] = (args, options)
+            return result
+
+        monkeypatch.setattr(f"{module}.{name}", record, raising=False)
+
+    stand_in("specjax.surveys.libraries", "fetch_stellar_libraries", "cache/stellar-libraries")
+    stand_in("specjax.train.pretrain", "pretrain")
+    stand_in("specjax.study", "adapt_survey", [])
+    stand_in("specjax.study", "predict_survey")
+    stand_in("specjax._startup", "use_compilation_cache")
+    return made
+
+
+def test_counts_of_the_paper_preset_are_the_published_ones(capsys):
+    assert cli.main(["info", "--preset", "paper", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == PAPER
+
+
+def test_info_without_json_is_for_people(capsys):
+    assert cli.main(["info", "--preset", "mini"]) == 0
+    out = capsys.readouterr().out
+    assert f"{describe.count_parameters(get_preset('mini'))['lora4']:,}" in out
+
+
+def test_info_describes_spectra(tmp_path, capsys):
+    path = tmp_path / "survey.npz"
+    flux = np.ones((3, 200))
+    flux[0, :100] = np.nan
+    np.savez(path, wavelength=np.linspace(4000.0, 5600.0, 200), flux=flux, id=np.array(["a", "b", "c"]))
+    assert cli.main(["info", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["spectra"], found["pixels"], found["wavelength_min_angstrom"]) == (3, 200, 4000.0)
+    assert found["masked_fraction"] == pytest.approx(1 / 6, abs=1e-4)  # rounded to four digits
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("info --preset nope", "nope"),
+        ("info --preset mini --model mini", "one thing"),
+        ("info --model {tmp}", "not a specjax model"),
+        ("info {tmp}/nothing", "nothing"),
+        ("predict --adapter {tmp} -o {tmp}/labels.ecsv", "needs spectra"),
+    ],
+)
+def test_a_users_error_is_one_line_and_status_one(tmp_path, capsys, line, message):
+    assert cli.main(line.format(tmp=tmp_path).split()) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("specjax: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    with pytest.raises(SpecjaxError):
+        cli.main([*line.format(tmp=tmp_path).split(), "--debug"])
+
+
+def test_an_error_of_several_lines_or_of_the_disk_is_one_line_too(monkeypatch, capsys, calls):
+    for error in (ModelError("first\n  second"), PermissionError(13, "Permission denied", "/out")):
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr("specjax.surveys.libraries.fetch_stellar_libraries", fail)
+        assert cli.main(["fetch", "stellar-libraries"]) == 1
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert "first second" in err or "Permission denied" in err
+
+
+def test_a_bug_is_not_dressed_up_as_a_users_error(monkeypatch, calls):
+    def fail():
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("specjax.surveys.libraries.fetch_stellar_libraries", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["fetch", "stellar-libraries"])
+
+
+@pytest.mark.parametrize("line", ["fetch everything", "adapt", "info --preset", "nonsense"])
+def test_usage_errors_leave_with_status_two(line, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(line.split())
+    assert caught.value.code == 2
+
+
+def test_the_lines_of_the_readme_reach_what_they_call(calls, capsys):
+    assert cli.main(["fetch", "stellar-libraries"]) == 0
+    assert capsys.readouterr().out == "cache/stellar-libraries\n"
+    assert cli.main("pretrain --preset mini --out model --seed 3 --resume".split()) == 0
+    _, options = calls["pretrain"]
+    assert (options["preset"], str(options["out"]), options["seed"], options["resume"]) == (
+        "mini",
+        "model",
+        3,
+        True,
+    )
+    line = (
+        "adapt --model mini --spectra s.npz --labels t.csv --label fe_h --configuration lora2 lora4 --seeds 4"
+    )
+    assert cli.main([*line.split(), "--wavelength-medium", "air", "--out", "run"]) == 0
+    _, options = calls["adapt_survey"]
+    assert options["configurations"] == ("lora2", "lora4")
+    assert (options["seeds"], options["train"], options["validate"]) == (4, 60, 10)
+    assert (str(options["spectra"]), options["survey"], options["wavelength_medium"]) == (
+        "s.npz",
+        None,
+        "air",
+    )
+    assert cli.main("predict --model m --adapter a one.fits two.fits -o labels.ecsv".split()) == 0
+    _, options = calls["predict_survey"]
+    assert [str(p) for p in options["spectra"]] == ["one.fits", "two.fits"]
+    assert (str(options["out"]), options["model"]) == ("labels.ecsv", "m")
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == specjax.__version__
+
+
+@pytest.mark.parametrize("line", ["import specjax", "import specjax.cli"])
+def test_importing_is_light(line):
+    heavy = ("jax", "astropy", "matplotlib", "scipy", "numpy")
+    code = f"import sys; {line}; print([m for m in {heavy!r} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    # tyro looks whether jax or numpy is there already, and imports neither.
+    assert out.strip() == "[]"
+
+
+def test_public_names_are_found_where_they_live():
+    from specjax.spectra import Spectra
+    from specjax.surveys import read
+
+    assert specjax.Spectra is Spectra
+    assert specjax.read is read
+    assert specjax.SpecjaxError is SpecjaxError
+    assert set(dir(specjax)) == {"SpecjaxError", "Spectra", "__version__", "load", "read"}
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = specjax.nothing
+
+
+def test_compiled_programs_are_kept_where_the_user_says(tmp_path, monkeypatch):
+    from specjax._startup import use_compilation_cache
+
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    monkeypatch.setenv("SPECJAX_CACHE", str(tmp_path))
+    try:
+        use_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "jax")
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+    monkeypatch.setenv("SPECJAX_CACHE", str(tmp_path / "file"))
+    (tmp_path / "file").write_text("in the way")
+    use_compilation_cache()  # a folder that cannot be made is no reason to fail
+    assert jax.config.jax_compilation_cache_dir == before["jax_compilation_cache_dir"]
