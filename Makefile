@@ -29,7 +29,7 @@ test-gpu: $(VENV)/.installed-test
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy $(wildcard specjax checkpoints_convert experiments benchmarks)
 
 format: $(VENV)/.installed-lint
 	$(BIN)/ruff check --fix .

@@ -125,6 +125,10 @@ class Adapt:
     """what the wavelengths of an array file are measured in, where the file does not say"""
     wavelength_unit: Literal["angstrom", "nm", "um", "log10"] | None = None
     """their unit, likewise"""
+    xp: Path | None = None
+    """Gaia XP spectra of the same ids, for lora3"""
+    fwhm: float | None = None
+    """resolution of the spectra in Angstrom, to make the Gaia XP side from those that cover 336-1020 nm"""
 
     def run(self) -> None:
         """Adapt, print the table and the folder."""
@@ -133,6 +137,7 @@ class Adapt:
         use_compilation_cache()
         from specjax.results import print_table
         from specjax.runs import adapt_survey
+        from specjax.train.adapt import AdaptConfig
 
         rows = adapt_survey(
             model=self.model,
@@ -141,12 +146,12 @@ class Adapt:
             out=self.out,
             label=self.label,
             configurations=self.configuration,
-            seeds=self.seeds,
-            train=self.train,
-            validate=self.validate,
+            config=AdaptConfig(seeds=self.seeds, train=self.train, validate=self.validate),
             survey=self.survey,
             wavelength_medium=self.wavelength_medium,
             wavelength_unit=self.wavelength_unit,
+            xp=self.xp,
+            fwhm=self.fwhm,
             say=say,
         )
         print_table(rows)
@@ -207,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     description = "Adapt a stellar foundation model to a new survey. --debug shows where an error came from."
     command: Command = tyro.cli(
-        Command,  # type: ignore[arg-type]
+        Command,
         prog="specjax",
         description=description,
         args=words or ["--help"],

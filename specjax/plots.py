@@ -203,16 +203,21 @@ def _draw_sigmas(
             continue
         kind, place = row.get("kind", "baseline"), names.index(row["configuration"])
         mark, face, edge = MARKS[kind]
-        style = {
-            "color": edge,
-            "mfc": face,
-            "mec": edge,
-            "mew": 1.5,
-            "ms": 5.5,
-            "elinewidth": 1.8,
-            "capsize": 4,
-        }
-        axis.errorbar([sigma], [place], xerr=[error], fmt=mark, label=NAMES[kind], zorder=3, **style)
+        axis.errorbar(
+            [sigma],
+            [place],
+            xerr=[error],
+            fmt=mark,
+            label=NAMES[kind],
+            color=edge,
+            mfc=face,
+            mec=edge,
+            mew=1.5,
+            ms=5.5,
+            elinewidth=1.8,
+            capsize=4,
+            zorder=3,
+        )
         axis.annotate(
             f"{sigma:.3f} ± {error:.3f}" if error else f"{sigma:.3f}",
             (sigma + error, place),

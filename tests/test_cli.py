@@ -36,9 +36,9 @@ def calls(monkeypatch):
         monkeypatch.setattr(f"{module}.{name}", record, raising=False)
 
     stand_in("specjax.surveys.libraries", "fetch_stellar_libraries", "cache/stellar-libraries")
-    stand_in("specjax.train.pretrain", "pretrain")
-    stand_in("specjax.study", "adapt_survey", [])
-    stand_in("specjax.study", "predict_survey")
+    stand_in("specjax.pretraining", "pretrain")
+    stand_in("specjax.runs", "adapt_survey", [])
+    stand_in("specjax.runs", "predict_survey")
     stand_in("specjax._startup", "use_compilation_cache")
     return made
 
@@ -132,7 +132,7 @@ def test_the_lines_of_the_readme_reach_what_they_call(calls, capsys):
     assert cli.main([*line.split(), "--wavelength-medium", "air", "--out", "run"]) == 0
     _, options = calls["adapt_survey"]
     assert options["configurations"] == ("lora2", "lora4")
-    assert (options["seeds"], options["train"], options["validate"]) == (4, 60, 10)
+    assert (options["config"].seeds, options["config"].train, options["config"].validate) == (4, 60, 10)
     assert (str(options["spectra"]), options["survey"], options["wavelength_medium"]) == (
         "s.npz",
         None,
