@@ -6,10 +6,10 @@ status 1; `--debug` anywhere on the line shows where it came from.
 
 import json as json_module
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
@@ -218,8 +218,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         args=words or ["--help"],
         config=(FlagCreatePairsOff,),
     )
+    return _status(command.run, debug)
+
+
+def run(program: Callable[[], object]) -> NoReturn:
+    """Run a study's main function as a program: exit with 0, or with 1 and one line where a user erred."""
+    sys.exit(_status(program, debug=False))
+
+
+def _status(program: Callable[[], object], debug: bool) -> int:
+    """Run, and turn what a user can cause into one line on stderr and an exit status."""
     try:
-        command.run()
+        program()
     except (SpecjaxError, OSError) as error:
         if debug:
             raise

@@ -99,6 +99,19 @@ def test_an_error_of_several_lines_or_of_the_disk_is_one_line_too(monkeypatch, c
         assert "first second" in err or "Permission denied" in err
 
 
+@pytest.mark.parametrize(("error", "status"), [(None, 0), (ModelError("no"), 1), (KeyboardInterrupt(), 130)])
+def test_a_study_leaves_with_a_status(error, status, capsys):
+    def program():
+        if error is not None:
+            raise error
+        return [1]
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(program)
+    assert caught.value.code == status
+    assert capsys.readouterr().err.count("\n") == (status > 0)
+
+
 def test_a_bug_is_not_dressed_up_as_a_users_error(monkeypatch, calls):
     def fail():
         raise ZeroDivisionError
