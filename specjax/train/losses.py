@@ -42,18 +42,23 @@ def masked_modelling(predicted: jax.Array, tokens: jax.Array, hidden: jax.Array)
 def contrastive(z_xp: jax.Array, z_lamost: jax.Array) -> jax.Array:
     """Symmetric cross entropy of matching the rows of z_xp (n, d) with those of z_lamost (n, d)."""
     chex.assert_equal_shape((z_xp, z_lamost))
-    z_xp, z_lamost = (
-        z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), MIN_NORM) for z in (z_xp, z_lamost)
-    )
+    z_xp, z_lamost = (_unit(z) for z in (z_xp, z_lamost))
     logits = LOGIT_SCALE * z_xp @ z_lamost.T
     rows = jnp.diagonal(jax.nn.log_softmax(logits, axis=1)).mean()
     columns = jnp.diagonal(jax.nn.log_softmax(logits, axis=0)).mean()
     return -0.5 * (rows + columns)
 
 
+def _unit(z: jax.Array) -> jax.Array:
+    """Divide by max(norm, MIN_NORM), with a finite gradient for a row of zeros too."""
+    square = (z**2).sum(axis=-1, keepdims=True)
+    return z / jnp.sqrt(jnp.maximum(square, MIN_NORM**2))
+
+
 def l1(predicted: jax.Array, target: jax.Array, valid: jax.Array) -> jax.Array:
-    """Mean absolute error over the valid pixels; all three are (n, p)."""
-    return (jnp.abs(predicted - target) * valid).sum() / jnp.maximum(valid.sum(), 1)
+    """Mean absolute error over the valid pixels, all three (n, p); the others may hold anything."""
+    error = jnp.abs(jnp.where(valid, predicted - target, 0))
+    return error.sum() / jnp.maximum(valid.sum(), 1)
 
 
 def pseudo_huber(residual: jax.Array, weight: jax.Array, delta: float = 0.3) -> jax.Array:
