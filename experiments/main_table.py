@@ -90,7 +90,13 @@ class Baselines:
         seeds, n = len(splits), len(grid)
         mlp = zero_shot(self.source, flux, cache_folder(), _say)
         made = run_baselines(
-            self.source.flux, self.source.labels[:, 2], flux, target.truth, splits.train, splits.test, zero_shot=mlp
+            self.source.flux,
+            self.source.labels[:, 2],
+            flux,
+            target.truth,
+            splits.train,
+            splits.test,
+            zero_shot=mlp,
         )
         full = {"mlp-zero-shot": np.broadcast_to(mlp, (seeds, n))}
         for name, predicted in made.items():

@@ -17,7 +17,13 @@ Say = Callable[[str], None]
 
 
 def pretrain(
-    *, out: Path, preset: str = "mini", seed: int = 0, held_out: float = 0.0, resume: bool = False, say: Say = print
+    *,
+    out: Path,
+    preset: str = "mini",
+    seed: int = 0,
+    held_out: float = 0.0,
+    resume: bool = False,
+    say: Say = print,
 ) -> Foundation:
     """Train a foundation on the stellar libraries and write it as a model folder, weights in half precision.
 

@@ -15,16 +15,17 @@ towers are shrunk, with "not at all" among the choices. Validation and test star
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from numpy.typing import NDArray
 
 from specjax import lora
-from specjax.config import LORA_GROUPS
+from specjax.config import LORA_GROUPS, ModelConfig
 from specjax.errors import ConfigError, DataError
 from specjax.foundation import Foundation
 from specjax.models.label_head import LabelHead
@@ -33,7 +34,7 @@ from specjax.models.specclip import SpecCLIP
 from specjax.models.xp_autoencoder import xp_vector
 from specjax.targets import Grid, Splits, Target
 from specjax.train import losses
-from specjax.train.ensemble import fit
+from specjax.train.ensemble import Loss, fit
 from specjax.train.optimizer import GroupSchedule, make_optimizer
 
 Tree = Any
@@ -145,6 +146,7 @@ class Adapter:
         self.model, self.target, self.splits, self.config, self.say = model, target, splits, config, say
         self.column = model.config.labels.index(target.label)
         self.flux, self.valid = _prepared(model, target.labelled)
+        self._trained: dict[tuple[str, ...], Tree] = {}
         self.keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(0), seed))(
             jnp.arange(len(splits))
         )
@@ -174,15 +176,20 @@ class Adapter:
 
     # --- the towers: LoRA1 and LoRA3 on unlabelled spectra
 
-    @functools.cache  # noqa: B019  the adapter lives as long as its results are wanted
+    def forget(self) -> None:
+        """Drop the trained towers, so that the next run trains them again."""
+        self._trained.clear()
+
     def _towers(self, groups: tuple[str, ...]) -> Tree:
         """Train the factors of the towers, each leaf (S, ...); later groups see the earlier ones adapted."""
         if not groups:
             return {}
-        earlier, group = self._towers(groups[:-1]), groups[-1]
-        stage = {"lora1": self._masked_modelling, "lora3": self._contrastive}[group]
-        self.say(f"{self.target.name}: {group} on {len(self.target.unlabelled)} unlabelled spectra")
-        return lora.combine(earlier, stage(earlier))
+        if groups not in self._trained:
+            earlier, group = self._towers(groups[:-1]), groups[-1]
+            stage = {"lora1": self._masked_modelling, "lora3": self._contrastive}[group]
+            self.say(f"{self.target.name}: {group} on {len(self.target.unlabelled)} unlabelled spectra")
+            self._trained[groups] = lora.combine(earlier, stage(earlier))
+        return self._trained[groups]
 
     def _start(self, group: str) -> Tree:
         config = {group: self.model.config.loras[group]}
@@ -193,52 +200,27 @@ class Adapter:
 
     def _masked_modelling(self, earlier: Tree) -> Tree:
         del earlier  # LoRA1 comes first
-        stage, shape = self.config.lora1, self.model.config.specformer
+        config = self.model.config
         flux, valid = self._unlabelled
-        tokens = tokenise(flux, shape, valid)
-        network = SpecCLIP(self.model.config, lora1=self.model.config.lora1)
-
-        def loss(factors: Tree, frozen: Tree, tokens: jax.Array, own: Tree, key: jax.Array) -> jax.Array:
-            del own
-            choose, mask = jax.random.split(key)
-            batch = tokens[jax.random.randint(choose, (stage.batch,), 0, len(tokens))]
-            hidden = losses.chunk_mask(mask, stage.batch, shape)
-            predicted = network.apply(
-                {"params": lora.combine(frozen, factors)},
-                jnp.where(hidden[..., None], 0, batch),
-                method=lambda model, x: model.lamost.backbone.predict_tokens(x),
-            )
-            return losses.masked_modelling(predicted, batch, hidden)
-
+        loss = _masked_modelling_loss(config, self.config.lora1.batch)
         frozen = {"lamost": self.model.params["lamost"]}
-        return self._fit("lora1", loss, stage, frozen, tokens, {})
+        return self._fit(
+            "lora1", loss, self.config.lora1, frozen, tokenise(flux, config.specformer, valid), {}
+        )
 
     def _contrastive(self, earlier: Tree) -> Tree:
         stage = self.config.lora3
-        xp = self._xp_projected
+        z_xp = self._xp_projected
         flux, valid = self._unlabelled
         paired = np.flatnonzero(np.asarray(self.target.unlabelled.xp_valid).any(axis=1))
-        tokens = self._embed(
-            "tokens", earlier, flux[paired], valid[paired]
-        )  # (S, m, t, d), or (1, ...) unadapted
-        network = SpecCLIP(self.model.config, lora3=self.model.config.lora3)
-
-        def loss(factors: Tree, frozen: Tree, shared: Tree, own: Tree, key: jax.Array) -> jax.Array:
-            rows = jax.random.choice(
-                key, len(shared["xp"]), (min(stage.batch, len(shared["xp"])),), replace=False
-            )
-            given = own["tokens"] if "tokens" in own else shared["tokens"]
-            z = network.apply(
-                {"params": lora.combine(frozen, factors)},
-                given[rows],
-                method=lambda model, x: model.lamost.projection(x),
-            )
-            return losses.contrastive(shared["xp"][rows], z)
-
-        shared = {"xp": xp[paired]}
-        own = {"tokens": tokens} if earlier else {}
-        if not earlier:
-            shared["tokens"] = tokens[0]
+        tokens = self._embed("tokens", earlier, flux[paired], valid[paired])
+        shared, own = {"z_xp": z_xp[paired]}, {}
+        if earlier:
+            own["tokens"] = tokens  # (S, m, t, d)
+        else:
+            shared["tokens"] = tokens[0]  # the base model's, (m, t, d)
+        loss = _contrastive_loss(self.model.config, min(stage.batch, len(paired)))
+        # The backbone has run already: its place in the tree is empty.
         frozen = {"lamost": {"backbone": {}, "projection": self.model.params["lamost"]["projection"]}}
         return self._fit("lora3", loss, stage, frozen, shared, own)
 
@@ -248,7 +230,7 @@ class Adapter:
         keys = jax.vmap(lambda key: jax.random.fold_in(key, 10 + LORA_GROUPS.index(group)))(self.keys)
         result = fit(
             loss,
-            make_optimizer({group: stage.schedule}, steps=stage.steps),
+            _optimizer(group, stage.schedule, stage.steps),
             frozen=frozen,
             trainable=self._start(group),
             shared=shared,
@@ -353,24 +335,15 @@ class Adapter:
 
     def _fit_head(self, head: str, group: str, data: Tree, runs: int) -> Tree:
         """Train S x runs copies of the head's factors; leaves (S x runs, snapshots, ...)."""
-        stage, column = self.config.head, self.column
-        network = LabelHead(self.model.config.head, lora=self.model.config.loras[group])
-        stats = self.model.variables["batch_stats"][head]
-
-        def loss(factors: Tree, frozen: Tree, shared: Tree, own: Tree, key: jax.Array) -> jax.Array:
-            del key
-            params = lora.combine(frozen, factors)[head]
-            predicted = network.apply({"params": params, "batch_stats": shared}, own["x"])[:, column]
-            return losses.pseudo_huber(predicted - own["y"], own["weight"])
-
+        stage = self.config.head
         start = jax.tree.map(lambda leaf: jnp.repeat(leaf, runs, axis=0), self._start(group))
         keys = jnp.repeat(self.keys, runs, axis=0)
         result = fit(
-            loss,
-            make_optimizer({group: stage.schedule}, steps=stage.steps),
+            _head_loss(self.model.config, head, group, self.column),
+            _optimizer(group, stage.schedule, stage.steps),
             frozen={head: self.model.params[head]},
             trainable=start,
-            shared=stats,
+            shared=self.model.variables["batch_stats"][head],
             per_seed=data,
             keys=keys,
             steps=stage.steps,
@@ -467,8 +440,65 @@ def scaled(factors: Tree, scale: jax.Array) -> Tree:
     return jax.tree_util.tree_map_with_path(shrink, factors)
 
 
+# Losses and optimizers are made once for their arguments: `ensemble.fit` compiles once for each of them.
+
+
 @functools.cache
-def _tower_program(config: Any, kind: str, groups: Sequence[str]) -> Callable[..., jax.Array]:
+def _optimizer(group: str, schedule: GroupSchedule, steps: int) -> optax.GradientTransformation:
+    return make_optimizer({group: schedule}, steps=steps)
+
+
+@functools.cache
+def _masked_modelling_loss(config: ModelConfig, batch: int) -> Loss:
+    network = SpecCLIP(config, lora1=config.lora1)
+
+    def loss(factors: Tree, frozen: Tree, tokens: jax.Array, own: Tree, key: jax.Array) -> jax.Array:
+        del own
+        choose, mask = jax.random.split(key)
+        drawn = tokens[jax.random.randint(choose, (batch,), 0, len(tokens))]
+        hidden = losses.chunk_mask(mask, batch, config.specformer)
+        predicted = network.apply(
+            {"params": lora.combine(frozen, factors)},
+            jnp.where(hidden[..., None], 0, drawn),
+            method=lambda model, x: model.lamost.backbone.predict_tokens(x),
+        )
+        return losses.masked_modelling(predicted, drawn, hidden)
+
+    return loss
+
+
+@functools.cache
+def _contrastive_loss(config: ModelConfig, batch: int) -> Loss:
+    network = SpecCLIP(config, lora3=config.lora3)
+
+    def loss(factors: Tree, frozen: Tree, shared: Tree, own: Tree, key: jax.Array) -> jax.Array:
+        rows = jax.random.choice(key, len(shared["z_xp"]), (batch,), replace=False)
+        tokens = own["tokens"] if "tokens" in own else shared["tokens"]
+        z_lamost = network.apply(
+            {"params": lora.combine(frozen, factors)},
+            tokens[rows],
+            method=lambda model, x: model.lamost.projection(x),
+        )
+        return losses.contrastive(shared["z_xp"][rows], z_lamost)
+
+    return loss
+
+
+@functools.cache
+def _head_loss(config: ModelConfig, head: str, group: str, column: int) -> Loss:
+    network = LabelHead(config.head, lora=config.loras[group])
+
+    def loss(factors: Tree, frozen: Tree, stats: Tree, own: Tree, key: jax.Array) -> jax.Array:
+        del key
+        params = lora.combine(frozen, factors)[head]
+        predicted = network.apply({"params": params, "batch_stats": stats}, own["x"])[:, column]
+        return losses.pseudo_huber(predicted - own["y"], own["weight"])
+
+    return loss
+
+
+@functools.cache
+def _tower_program(config: ModelConfig, kind: str, groups: tuple[str, ...]) -> Callable[..., jax.Array]:
     """Compile the LAMOST tower over seeds: "tokens", their "mean", or the "projected" vector."""
     loras = {group: config.loras[group] for group in groups}
     network = SpecCLIP(config, **loras)
@@ -487,7 +517,7 @@ def _tower_program(config: Any, kind: str, groups: Sequence[str]) -> Callable[..
 
 
 @functools.cache
-def _head_program(config: Any, head: str, group: str | None) -> Callable[..., jax.Array]:
+def _head_program(config: ModelConfig, head: str, group: str | None) -> Callable[..., jax.Array]:
     """Compile the head over runs."""
     network = LabelHead(config.head, lora=None if group is None else config.loras[group])
 

@@ -5,6 +5,7 @@ share are not batched; factors, optimizer state, per-seed data and random number
 host before the stage ends.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -42,6 +43,9 @@ def fit(
 ) -> Fit:
     """Train S independent copies of `trainable` in one program.
 
+    The program is compiled once for a `loss`, an `optimizer` (the same objects, so make them once) and the
+    shapes of the data.
+
     Args:
         loss: the objective; gradients are taken in its first argument only.
         optimizer: see `optimizer.make_optimizer`.
@@ -62,6 +66,7 @@ def fit(
     return _program(loss, optimizer, steps, snapshots)(frozen, trainable, shared, per_seed, keys)
 
 
+@functools.lru_cache(maxsize=64)
 def _program(
     loss: Loss, optimizer: optax.GradientTransformation, steps: int, snapshots: int
 ) -> Callable[..., Fit]:
