@@ -1,7 +1,7 @@
-"""What distinguishes one survey from the next, drawn at random on the model grid: resolution, velocity, continuum, noise.
+"""What distinguishes one survey from the next, drawn at random: resolution, velocity, continuum, noise.
 
-A model that has seen its source stars only as one instrument saw them learns that instrument. These variations
-are applied to flux on the LAMOST grid (69 km/s a pixel), in JAX, inside the training step.
+A model that has seen its source stars only as one instrument saw them learns that instrument. These
+variations are applied to flux on the LAMOST grid (69 km/s a pixel), in JAX, inside the training step.
 """
 
 import dataclasses
@@ -10,6 +10,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from specjax.errors import ConfigError
+
 _PAD = 69  # pixels repeated at either end before the Fourier transform: 1462 + 2 x 69 = 1600 = 2^6 5^2
 
 
@@ -17,10 +19,14 @@ _PAD = 69  # pixels repeated at either end before the Fourier transform: 1462 + 
 class AugmentConfig:
     """Ranges of the variations. Gaussian widths and shifts are in grid pixels, noise and continuum relative.
 
-    smoothing and noise are drawn log-uniformly, the shift uniformly within +-shift; with broad_probability the
-    smoothing comes from the range `broad` instead, as of a survey of much lower resolution. The continuum is
-    multiplied by 1 + a Chebyshev series with normal coefficients. mixing is the largest share of a
-    label-space neighbour; gap_probability the chance of one missing stretch of up to gap_width pixels.
+    smoothing and noise are drawn log-uniformly, the shift uniformly within +-shift; with broad_probability
+    the smoothing comes from the range `broad` instead, as of a survey of much lower resolution. The continuum
+    is multiplied by 1 + a Chebyshev series with normal coefficients. mixing is the largest share of a
+    label-space neighbour; gap_probability the chance of one missing stretch of up to gap_width pixels. A
+    range (0, 0) leaves its variation out.
+
+    Raises:
+        ConfigError: a range that is neither that nor positive and ascending.
     """
 
     smoothing: tuple[float, float] = (0.3, 2.5)
@@ -33,6 +39,12 @@ class AugmentConfig:
     mixing: float = 0.5
     gap_probability: float = 0.1
     gap_width: int = 250
+
+    def __post_init__(self) -> None:
+        for name in ("smoothing", "broad", "noise"):
+            low, high = getattr(self, name)
+            if not (0 < low <= high or low == high == 0):
+                raise ConfigError(f"{name} must be (0, 0) or a range of positive numbers, not {(low, high)}")
 
 
 def augment(key: jax.Array, flux: jax.Array, config: AugmentConfig) -> tuple[jax.Array, jax.Array]:
@@ -70,8 +82,8 @@ def mix(
     """Choose for stars `index` (n,) a label-space neighbour and its share in a mixed spectrum.
 
     neighbours is (stars, k) and allowed (stars,) bool: a star that is not allowed (held out) is never drawn.
-    Returns (partner (n,), share (n, 1)) with shares uniform in [0, mixing]. Between neighbours flux and labels
-    are close to linear, so the mixed spectrum with the mixed labels is a new, nearly right example.
+    Returns (partner (n,), share (n, 1)) with shares uniform in [0, mixing]. Between neighbours flux and
+    labels are close to linear, so the mixed spectrum with the mixed labels is a new, nearly right example.
     """
     which, share = jax.random.split(key)
     column = jax.random.randint(which, index.shape, 0, neighbours.shape[1])
@@ -89,6 +101,8 @@ def _smoothing(key: jax.Array, n: int, config: AugmentConfig) -> jax.Array:
 
 
 def _log_uniform(key: jax.Array, shape: tuple[int, ...], bounds: tuple[float, float]) -> jax.Array:
+    if not bounds[1]:
+        return jnp.zeros(shape)
     low, high = jnp.log(jnp.asarray(bounds))
     return jnp.exp(jax.random.uniform(key, shape, minval=low, maxval=high))
 
