@@ -1,0 +1,222 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from specjax.errors import ConfigError
+from specjax.train.augment import AugmentConfig, augment, mix, smooth_and_shift
+
+PIXELS = 1462
+NOTHING = AugmentConfig(
+    smoothing=(0.0, 0.0), shift=0.0, continuum=0.0, noise=(0.0, 0.0), mixing=0.0, gap_probability=0.0
+)
+run = jax.jit(augment, static_argnums=2)
+move = jax.jit(smooth_and_shift)
+
+
+def only(**changes):
+    return dataclasses.replace(NOTHING, **changes)
+
+
+def spectra(n=3, seed=0):
+    """Smooth spectra with absorption lines a few pixels wide."""
+    rng = np.random.default_rng(seed)
+    pixel = np.arange(PIXELS)
+    lines = [
+        np.exp(-0.5 * ((pixel - rng.uniform(60, 1400, (n, 1))) / rng.uniform(2, 5)) ** 2) for _ in range(40)
+    ]
+    return jnp.asarray(np.exp(-0.3 * sum(lines)), jnp.float32)
+
+
+def column(*values):
+    return jnp.asarray(values, jnp.float32)[:, None]
+
+
+class TestSmoothAndShift:
+    def test_a_constant_stays_constant(self):
+        flux = jnp.asarray([[1.0], [0.3], [7.0]]) * jnp.ones((3, PIXELS))
+        out = move(flux, column(0.3, 2.5, 12.0), column(-1.5, 0.0, 1.4))
+        # A Fourier transform of 1600 float32 numbers: a few roundings of the value.
+        np.testing.assert_allclose(out, flux, rtol=2e-6)
+
+    def test_nothing_is_the_identity(self):
+        flux = spectra()
+        np.testing.assert_allclose(
+            move(flux, column(0, 0, 0), column(0, 0, 0)), flux, atol=2e-6
+        )  # float32 FFT
+
+    @pytest.mark.parametrize("shift", [-7, -1, 1, 20])
+    def test_whole_pixels_move_lines_to_the_red(self, shift):
+        flux = spectra()
+        out = np.asarray(move(flux, column(0, 0, 0), column(shift, shift, shift)))
+        inside = slice(30, PIXELS - 30)  # beyond the ends there is no line to move in
+        np.testing.assert_allclose(out[:, inside], np.roll(flux, shift, axis=1)[:, inside], atol=2e-6)
+
+    def test_parts_of_a_pixel_follow_the_line(self):
+        pixel = np.arange(PIXELS)
+        line = lambda at: 1 - 0.5 * np.exp(-0.5 * ((pixel - at) / 3) ** 2)  # noqa: E731
+        flux = jnp.asarray(np.stack([line(700), line(300)]), jnp.float32)
+        out = move(flux, column(0, 0), column(0.4, -1.25))
+        expected = np.stack([line(700.4), line(298.75)])
+        np.testing.assert_allclose(out, expected, atol=2e-6)  # sampled far above its bandwidth: float32 only
+
+    def test_smoothing_is_a_gaussian_of_that_width(self):
+        pixel, narrow, widths = np.arange(PIXELS), 2.0, (0.7, 2.5, 12.0)
+        flux = jnp.asarray(np.tile(np.exp(-0.5 * ((pixel - 700) / narrow) ** 2), (3, 1)), jnp.float32)
+        out = np.asarray(move(flux, column(*widths), column(0, 0, 0)))
+        for row, width in zip(out, widths, strict=True):
+            total = np.hypot(narrow, width)  # variances add, the area stays
+            expected = narrow / total * np.exp(-0.5 * ((pixel - 700) / total) ** 2)
+            np.testing.assert_allclose(row, expected, atol=3e-6)  # float32 FFT
+
+    def test_the_ends_do_not_see_each_other(self):
+        """Without the repeated ends a Fourier transform would smooth across them."""
+        flux = jnp.asarray(np.linspace(0.5, 1.5, PIXELS)[None], jnp.float32)
+        out = move(flux, column(5.0), column(0.0))
+        # The repeated end value bends a slope of 7e-4 a pixel by less than sigma times that.
+        np.testing.assert_allclose(out, flux, atol=5 * 7e-4)
+
+    def test_gradients_are_finite(self):
+        gradient = jax.grad(lambda f: (smooth_and_shift(f, column(2.0), column(0.5)) ** 2).sum())(spectra(1))
+        assert np.isfinite(gradient).all()
+
+
+class TestAugment:
+    def test_zero_settings_are_the_identity(self):
+        flux = spectra()
+        out, valid = run(jax.random.key(0), flux, NOTHING)
+        np.testing.assert_allclose(out, flux, atol=2e-6)  # through a float32 FFT
+        assert np.asarray(valid).all()
+
+    def test_depends_on_the_key_alone(self):
+        flux, config = spectra(), AugmentConfig(gap_probability=0.5)
+        first, again, other = (run(jax.random.key(k), flux, config) for k in (0, 0, 1))
+        for a, b in zip(first, again, strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert not np.allclose(first[0], other[0], atol=1e-3)
+
+    def test_rows_vary_differently(self):
+        out, _ = run(jax.random.key(0), jnp.tile(spectra(1), (4, 1)), AugmentConfig())
+        assert (np.abs(np.asarray(out)[1:] - np.asarray(out)[:1]).max(axis=1) > 1e-3).all()
+
+    def test_vmap_gives_each_key_its_own(self):
+        keys, config = jax.random.split(jax.random.key(0), 3), AugmentConfig(gap_probability=0.5)
+        flux = spectra(2)
+        together = jax.jit(jax.vmap(lambda key: augment(key, flux, config)))(keys)
+        for index, key in enumerate(keys):
+            out, valid = run(key, flux, config)
+            np.testing.assert_allclose(together[0][index], out, atol=2e-6)  # another batch of float32 FFTs
+            np.testing.assert_array_equal(together[1][index], valid)
+
+    def test_values_outside_the_range_of_a_survey_stay_finite(self):
+        flux = jnp.concatenate([jnp.zeros((1, PIXELS)), jnp.ones((1, PIXELS)), 50 * spectra(1)])
+        out, _ = run(jax.random.key(0), flux, AugmentConfig(broad_probability=1.0))
+        assert np.isfinite(out).all()
+
+    def test_noise_is_log_uniform_in_its_range(self):
+        out, _ = run(jax.random.key(0), jnp.ones((400, PIXELS)), only(noise=(0.003, 0.03)))
+        sigma = np.asarray(out).std(axis=1)
+        # The standard deviation of 1462 numbers is known to 1.9%, here 5 sigma.
+        assert sigma.min() > 0.003 * 0.9
+        assert sigma.max() < 0.03 * 1.1
+        # Uniform in the logarithm over a decade: mean -2.02, sigma 0.289 / sqrt(400).
+        np.testing.assert_allclose(np.log10(sigma).mean(), np.log10(0.003) + 0.5, atol=5 * 0.289 / 20)
+
+    def test_continuum_errors_are_smooth_and_of_that_size(self):
+        out, _ = run(jax.random.key(0), jnp.ones((2000, PIXELS)), only(continuum=0.02))
+        error = np.asarray(out) - 1
+        x = np.linspace(-1, 1, PIXELS)
+        series = np.polynomial.chebyshev.chebvander(x, 6)
+        coefficients = np.linalg.lstsq(series, error.T, rcond=None)[0]
+        np.testing.assert_allclose(series @ coefficients, error.T, atol=1e-5)  # nothing but degree 6; float32
+        # A standard deviation of 2000 draws has an error of 1.6%.
+        np.testing.assert_allclose(coefficients.std(axis=1), 0.02, rtol=5 * 0.016)
+
+    def test_broad_smoothing_with_its_probability(self):
+        line = 1 - jnp.exp(-0.5 * ((jnp.arange(PIXELS) - 700.0) / 2) ** 2)[None]
+        flux = jnp.tile(line, (1000, 1))
+        config = only(smoothing=(0.3, 2.5), broad=(6.0, 12.0), broad_probability=0.25)
+        depth = 1 - np.asarray(run(jax.random.key(0), flux, config)[0]).min(axis=1)
+        # A line of sigma 2 smoothed by 2.5 keeps 0.62 of its depth, by 6 only 0.32.
+        share = (depth < 0.45).mean()
+        np.testing.assert_allclose(share, 0.25, atol=5 * np.sqrt(0.25 * 0.75 / 1000))
+        assert depth.min() > 2 / np.hypot(2, 12) - 1e-4
+        assert depth.max() < 2 / np.hypot(2, 0.3) + 1e-4
+
+    def test_shifts_are_uniform(self):
+        line = 1 - jnp.exp(-0.5 * ((jnp.arange(PIXELS) - 700.0) / 3) ** 2)[None]
+        out, _ = run(jax.random.key(0), jnp.tile(line, (1000, 1)), only(shift=1.5))
+        weight = 1 - np.asarray(out)
+        shift = (weight * np.arange(PIXELS)).sum(1) / weight.sum(1) - 700
+        # Centroids over 1462 pixels of float32 rounding 1e-7: 2e-3 pixel and less.
+        assert np.abs(shift).max() < 1.5 + 5e-3
+        np.testing.assert_allclose(shift.std(), 1.5 / np.sqrt(3), rtol=0.1)  # 1000 draws: 2%
+        np.testing.assert_allclose(shift.mean(), 0, atol=5 * 0.87 / np.sqrt(1000))
+
+    @pytest.mark.parametrize("noise", [(0.0, 0.1), (0.2, 0.1), (-0.1, 0.1)])
+    def test_ranges_that_cannot_be_drawn_log_uniformly(self, noise):
+        with pytest.raises(ConfigError, match="noise"):
+            AugmentConfig(noise=noise)
+
+
+class TestGaps:
+    def test_statistics(self):
+        _, valid = run(jax.random.key(0), jnp.ones((3000, 400)), only(gap_probability=0.3, gap_width=100))
+        missing = ~np.asarray(valid)
+        edges = np.diff(np.pad(missing, ((0, 0), (1, 1))).astype(int), axis=1)
+        assert ((edges == 1).sum(1) <= 1).all()  # one stretch
+        width = missing.sum(1)
+        assert width.max() <= 100
+        # One gap in 101 is narrower than two pixels and may fall between them.
+        np.testing.assert_allclose((width > 0).mean(), 0.3, atol=5 * np.sqrt(0.3 * 0.7 / 3000))
+        whole = width[(width > 0) & ~missing[:, 0] & ~missing[:, -1]]
+        np.testing.assert_allclose(whole.mean(), 50, atol=5 * 29 / np.sqrt(len(whole)))  # uniform to 100
+        middle = (missing * np.arange(400)).sum(1)[width > 0] / width[width > 0]
+        np.testing.assert_allclose(middle.mean(), 200, atol=5 * 115 / np.sqrt(len(middle)))
+
+    def test_flux_is_not_touched(self):
+        flux = spectra()
+        out, valid = run(jax.random.key(0), flux, only(gap_probability=1.0))
+        assert (~np.asarray(valid)).any(axis=1).all()
+        np.testing.assert_allclose(out, flux, atol=2e-6)  # through a float32 FFT
+
+
+class TestMix:
+    def setup_method(self):
+        rng = np.random.default_rng(0)
+        self.neighbours = jnp.asarray([rng.permutation(20)[:4] for _ in range(20)])
+        self.allowed = jnp.asarray(rng.random(20) < 0.5)
+        self.index = jnp.asarray(np.tile(np.flatnonzero(self.allowed), 200))
+
+    def draw(self, key=0, mixing=0.5):
+        partner, share = mix(jax.random.key(key), self.index, self.neighbours, self.allowed, mixing)
+        return np.asarray(partner), np.asarray(share)
+
+    def test_a_star_that_is_not_allowed_is_never_drawn(self):
+        partner, _ = self.draw()
+        assert np.asarray(self.allowed)[partner].all()
+        neighbours = np.asarray(self.neighbours)[np.asarray(self.index)]
+        assert ((neighbours == partner[:, None]).any(1) | (partner == np.asarray(self.index))).all()
+
+    def test_every_allowed_neighbour_is_drawn_equally_often(self):
+        partner, _ = self.draw()
+        star = int(self.index[0])
+        mine = partner[np.asarray(self.index) == star]
+        for neighbour in np.asarray(self.neighbours)[star]:
+            if bool(self.allowed[neighbour]):
+                # 200 draws at one in four
+                assert abs((mine == neighbour).mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 200)
+
+    def test_shares_are_uniform_up_to_mixing(self):
+        _, share = self.draw(mixing=0.5)
+        assert share.shape == (len(self.index), 1)
+        assert share.min() >= 0
+        assert share.max() < 0.5
+        np.testing.assert_allclose(share.mean(), 0.25, atol=5 * 0.144 / np.sqrt(len(share)))
+        assert not self.draw(mixing=0.0)[1].any()
+
+    def test_depends_on_the_key_alone(self):
+        np.testing.assert_array_equal(self.draw(1)[0], self.draw(1)[0])
+        assert (self.draw(1)[0] != self.draw(2)[0]).any()
