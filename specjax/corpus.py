@@ -2,7 +2,9 @@
 
 What is observed and what is built: the LAMOST side is each star's own MILES spectrum. The Gaia XP side is the
 same spectrum degraded to XP resolution over the range that MILES covers (3540-7410 A), continued to 3622 and
-10354 A by the mean MaStar spectrum that matches it best, and left out beyond. Stars that are in STELIB too are
+10354 A by the mean MaStar spectrum that matches it best, and left out beyond. Beside each star as observed stand renditions of it, as surveys
+of lower resolution would deliver it: smoothed and given noise first, normalised then, by the same code that
+normalises a survey. Stars that are in STELIB too are
 not in the corpus: they are the target.
 """
 
@@ -16,12 +18,15 @@ from numpy.typing import NDArray
 from specjax.errors import DataError
 from specjax.preprocess import PrincipalFill, to_gaia_xp, to_lamost
 from specjax.spectra import Spectra
-from specjax.surveys import mastar, miles, stelib
+from specjax.surveys import grism, mastar, miles, stelib
 from specjax.surveys.names import common_stars, normalise_star_name
 
 LABELS = ("teff", "logg", "fe_h")
 TEFF_RANGE = (3800.0, 7500.0)  # K: cooler and hotter stars show [Fe/H] in other ways, or not at all
 MILES_FWHM = 2.5  # Angstrom
+RENDITIONS = tuple(
+    zip(np.geomspace(6, 32, 8).round(1).tolist(), (20.0, 60.0) * 4, strict=True)
+)  # FWHM (A), S/N
 FILL_COMPONENTS = 30
 
 FloatArray = NDArray[np.float32]
@@ -38,6 +43,7 @@ class Pairs:
         xp_valid: (n, 343), False where missing.
         labels: (n, 3) teff (K), logg (dex), fe_h (dex); NaN where unknown.
         id: (n,) star names.
+        renditions: (n, k, 1462) the stars at k lower resolutions, or None.
     """
 
     flux: FloatArray
@@ -45,18 +51,23 @@ class Pairs:
     xp_valid: BoolArray
     labels: NDArray[np.float64]
     id: NDArray[np.str_]
+    renditions: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.id)
 
     def __getitem__(self, index: NDArray) -> "Pairs":
-        return Pairs(**{name: value[index] for name, value in self.__dict__.items()})
+        return Pairs(
+            **{name: None if value is None else value[index] for name, value in self.__dict__.items()}
+        )
 
 
-def build(libraries: Path, say: Callable[[str], None] = lambda text: None) -> tuple[Pairs, PrincipalFill]:
+def build(
+    libraries: Path, say: Callable[[str], None] = lambda text: None, *, renditions: bool = False
+) -> tuple[Pairs, PrincipalFill]:
     """Build the corpus from the folder of `surveys.libraries`.
 
-    Returns the labelled source stars (3800-7500 K, not in STELIB) and the principal components that fill
+    With `renditions` the stars are made at the resolutions and S/N of RENDITIONS too. Returns the labelled source stars (3800-7500 K, not in STELIB) and the principal components that fill
     missing pixels, fitted to them.
 
     Raises:
@@ -83,9 +94,20 @@ def build(libraries: Path, say: Callable[[str], None] = lambda text: None) -> tu
         xp_valid=~xp.mask,
         labels=labels[keep],
         id=source.meta["name"].astype(str),
+        renditions=_renditions(source, fill, say) if renditions else None,
     )
     good = (lamost.meta["flag"] == "") & pairs.xp_valid.any(axis=1)
     return pairs[good], fill
+
+
+def _renditions(source: Spectra, fill: PrincipalFill, say: Callable[[str], None]) -> FloatArray:
+    made = []
+    for number, (fwhm, snr) in enumerate(RENDITIONS):
+        say(f"rendering the stars at FWHM {fwhm:g} A, S/N {snr:g}")
+        degraded = grism.degrade(source, fwhm, snr, seed=1000 + number, fwhm_from=MILES_FWHM)
+        lamost = to_lamost(degraded)
+        made.append(fill.apply(lamost.flux, lamost.ivar, lamost.mask).astype(np.float32))
+    return np.stack(made, axis=1)
 
 
 def in_range(labels: NDArray[np.float64]) -> BoolArray:

@@ -19,9 +19,8 @@ _PAD = 69  # pixels repeated at either end before the Fourier transform: 1462 + 
 class AugmentConfig:
     """Ranges of the variations. Gaussian widths and shifts are in grid pixels, noise and continuum relative.
 
-    smoothing and noise are drawn log-uniformly, the shift uniformly within +-shift; with broad_probability
-    the smoothing comes from the range `broad` instead, as of a survey of much lower resolution. The continuum
-    is multiplied by 1 + a Chebyshev series with normal coefficients. mixing is the largest share of a
+    smoothing and noise are drawn log-uniformly, the shift uniformly within +-shift. The continuum is
+    multiplied by 1 + a Chebyshev series with normal coefficients. mixing is the largest share of a
     label-space neighbour; gap_probability the chance of one missing stretch of up to gap_width pixels. A
     range (0, 0) leaves its variation out.
 
@@ -30,8 +29,6 @@ class AugmentConfig:
     """
 
     smoothing: tuple[float, float] = (0.3, 2.5)
-    broad: tuple[float, float] = (2.5, 12.0)
-    broad_probability: float = 0.0
     shift: float = 1.5
     continuum: float = 0.02
     continuum_degree: int = 6
@@ -41,7 +38,7 @@ class AugmentConfig:
     gap_width: int = 250
 
     def __post_init__(self) -> None:
-        for name in ("smoothing", "broad", "noise"):
+        for name in ("smoothing", "noise"):
             low, high = getattr(self, name)
             if not (0 < low <= high or low == high == 0):
                 raise ConfigError(f"{name} must be (0, 0) or a range of positive numbers, not {(low, high)}")
@@ -55,7 +52,7 @@ def augment(key: jax.Array, flux: jax.Array, config: AugmentConfig) -> tuple[jax
     chex.assert_rank(flux, 2)
     n, pixels = flux.shape
     keys = jax.random.split(key, 6)
-    smoothing = _smoothing(keys[0], n, config)
+    smoothing = _log_uniform(keys[0], (n, 1), config.smoothing)
     shift = jax.random.uniform(keys[1], (n, 1), minval=-config.shift, maxval=config.shift)
     flux = smooth_and_shift(flux, smoothing, shift)
     coefficients = config.continuum * jax.random.normal(keys[2], (n, config.continuum_degree + 1))
@@ -90,14 +87,6 @@ def mix(
     partner = neighbours[index, column]
     partner = jnp.where(allowed[partner], partner, index)
     return partner, jax.random.uniform(share, (*index.shape, 1), maxval=mixing)
-
-
-def _smoothing(key: jax.Array, n: int, config: AugmentConfig) -> jax.Array:
-    which, narrow, broad = jax.random.split(key, 3)
-    is_broad = jax.random.bernoulli(which, config.broad_probability, (n, 1))
-    return jnp.where(
-        is_broad, _log_uniform(broad, (n, 1), config.broad), _log_uniform(narrow, (n, 1), config.smoothing)
-    )
 
 
 def _log_uniform(key: jax.Array, shape: tuple[int, ...], bounds: tuple[float, float]) -> jax.Array:

@@ -47,7 +47,8 @@ class PretrainConfig:
     label_weight: float = 1.0
     xp_noise: float = 0.01
     head_pool: int = 20480
-    augment: AugmentConfig = AugmentConfig(broad_probability=0.25, noise=(0.003, 0.05))
+    rendition_probability: float = 0.35  # of a star at a lower resolution, in the stages of the towers
+    augment: AugmentConfig = AugmentConfig(noise=(0.003, 0.05))
     head_augment: AugmentConfig = AugmentConfig()
     backbone: StageConfig = StageConfig(steps=3000, batch=64, learning_rate=2e-3)
     autoencoder: StageConfig = StageConfig(steps=2000, batch=128, learning_rate=1e-3)
@@ -73,7 +74,7 @@ def make_data(corpus: Any, config: PretrainConfig) -> tuple[Tree, Tree]:
     """Turn `corpus.Pairs` into the arrays that all stages read.
 
     Returns (data, scaler): data has flux, xp_flux, xp_valid, labels (standardised), neighbours (n, k) in label
-    space and allowed (n,), False for held-out stars; scaler has label_mean and label_std.
+    space, allowed (n,), False for held-out stars, and renditions (n, k, p) where the corpus has them; scaler has label_mean and label_std.
     """
     scaler = {
         "label_mean": corpus.labels.mean(axis=0).astype(np.float32),
@@ -93,12 +94,19 @@ def make_data(corpus: Any, config: PretrainConfig) -> tuple[Tree, Tree]:
         "neighbours": neighbours,
         "allowed": allowed,
     }
+    if corpus.renditions is not None:
+        data["renditions"] = corpus.renditions
     return jax.tree.map(jnp.asarray, data), scaler
 
 
-def draw(key: jax.Array, data: Tree, batch: int, variations: AugmentConfig) -> Tree:
-    """Draw a batch of mixed and varied stars: flux, valid, xp_flux, xp_valid, labels."""
-    choose, pair, vary = jax.random.split(key, 3)
+def draw(
+    key: jax.Array, data: Tree, batch: int, variations: AugmentConfig, rendition_probability: float = 0.0
+) -> Tree:
+    """Draw a batch of mixed and varied stars: flux, valid, xp_flux, xp_valid, labels.
+
+    With rendition_probability a star is taken at one of the lower resolutions of data["renditions"].
+    """
+    choose, pair, vary, lower, which = jax.random.split(key, 5)
     logits = jnp.where(data["allowed"], 0.0, -jnp.inf)
     index = jax.random.categorical(choose, logits, shape=(batch,))
     partner, share = mix(pair, index, data["neighbours"], data["allowed"], variations.mixing)
@@ -106,7 +114,13 @@ def draw(key: jax.Array, data: Tree, batch: int, variations: AugmentConfig) -> T
     def mixed(name: str) -> jax.Array:
         return data[name][index] * (1 - share) + data[name][partner] * share
 
-    flux, valid = augment(vary, mixed("flux"), variations)
+    flux = mixed("flux")
+    if rendition_probability and "renditions" in data:
+        renditions = data["renditions"]
+        number = jax.random.randint(which, (batch,), 0, renditions.shape[1])
+        rendered = renditions[index, number] * (1 - share) + renditions[partner, number] * share
+        flux = jnp.where(jax.random.bernoulli(lower, rendition_probability, (batch, 1)), rendered, flux)
+    flux, valid = augment(vary, flux, variations)
     return {
         "flux": flux,
         "valid": valid,
@@ -158,7 +172,7 @@ class Pretraining:
 
         def loss(params: Tree, stats: Tree, data: Tree, key: jax.Array) -> Any:
             draw_key, mask_key = jax.random.split(key)
-            batch = draw(draw_key, data, config.backbone.batch, config.augment)
+            batch = draw(draw_key, data, config.backbone.batch, config.augment, config.rendition_probability)
             tokens = tokenise(batch["flux"], shape, batch["valid"])
             # Half of the batch is masked: the labels must come out of whole and of partly hidden spectra.
             half = jnp.arange(len(tokens))[:, None] < len(tokens) // 2
@@ -219,7 +233,7 @@ class Pretraining:
 
         def loss(params: Tree, stats: Tree, data: Tree, key: jax.Array) -> Any:
             draw_key, noise_key, drop_key = jax.random.split(key, 3)
-            batch = draw(draw_key, data, config.alignment.batch, config.augment)
+            batch = draw(draw_key, data, config.alignment.batch, config.augment, config.rendition_probability)
             xp = batch["xp_flux"] + config.xp_noise * jax.random.normal(noise_key, batch["xp_flux"].shape)
             (z_lamost, z_xp, decoded), updates = self.model.apply(
                 {"params": joined(params["model"], data["towers"]), "batch_stats": stats},
