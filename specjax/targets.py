@@ -63,7 +63,7 @@ class Target:
         truth: (n,) the label, in physical units.
         label: its name, one of the model's.
         unlabelled: spectra for LoRA1 and LoRA3, disjoint from the labelled ones; may be empty.
-        refused: {id: why} of the spectra that were left out.
+        refused: {id: flag} of the spectra that cannot be labelled ones; some of them serve unlabelled.
         fe_h: (n,) literature [Fe/H], which sorts stars into the table's subsets; NaN where unknown.
     """
 
@@ -139,8 +139,10 @@ def draw_splits(n: int, *, seeds: int, train: int, validate: int) -> Splits:
     """Split n stars at random, once a seed; the split of a seed does not depend on how many there are.
 
     Raises:
-        DataError: no star is left to test on, or too few to train on.
+        DataError: no star is left to test on, or too few to train on; or numbers that mean nothing.
     """
+    if seeds < 1 or validate < 0:
+        raise DataError(f"{seeds} seeds with {validate} to validate cannot be drawn")
     if train < 10:
         raise DataError(f"{train} training stars are too few: at least 10 are needed")
     if train + validate >= n:
