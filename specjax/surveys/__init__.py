@@ -8,7 +8,7 @@ from pathlib import Path
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
-from specjax.surveys import arrays, mastar, miles, stelib
+from specjax.surveys import arrays, lamost, mastar, miles, peek, stelib
 
 __all__ = ["SURVEYS", "Survey", "read"]
 
@@ -26,6 +26,11 @@ SURVEYS: dict[str, Survey] = {
     "miles": Survey(what="a folder of MILES files", recognise=miles.recognise, read=miles.read),
     "stelib": Survey(what="a folder of STELIB files", recognise=stelib.recognise, read=stelib.read),
     "mastar": Survey(what="a folder of mean MaStar spectra", recognise=mastar.recognise, read=mastar.read),
+    "lamost": Survey(
+        what="a LAMOST low-resolution FITS file or a folder of them",
+        recognise=lamost.recognise,
+        read=lamost.read,
+    ),
     "arrays": Survey(
         what="an .npz or .h5 file with wavelength, flux and optionally ivar, mask, id",
         recognise=arrays.recognise,
@@ -49,6 +54,9 @@ def read(
       survey: a key of `SURVEYS`; recognised from the files where None.
       wavelength_medium: "vacuum" or "air", for array files that do not say it (vacuum is assumed).
       wavelength_unit: "angstrom", "nm", "um" or "log10", likewise (Angstrom is assumed, and checked).
+
+    Files of a folder that cannot be used are left out with a warning, see `batch.read_each`; a folder of a
+    stellar library is read whole or not at all.
 
     Raises:
       DataError: nothing there, nothing known, or spectra that cannot be used; the message says what was
@@ -74,6 +82,8 @@ def _recognise(path: Path) -> str:
     for name, survey in SURVEYS.items():
         if survey.recognise(path):
             return name
+    if path.is_file() and peek.is_fits(path):
+        peek.summary(path)  # says what is wrong with a file that is damaged
     known = "; ".join(f"{survey.what} ({name})" for name, survey in SURVEYS.items())
     raise DataError(f"{path} is {_found(path)}, which specjax does not know. It reads {known}")
 

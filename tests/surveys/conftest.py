@@ -1,6 +1,8 @@
 """Small folders of files laid out as the stellar libraries lay theirs out."""
 
 import gzip
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,4 +69,14 @@ def mastar_folder(tmp_path):
         fits.HDUList([flux, ivar]).writeto(plain)
         (folder / f"MaStarHC_{number:02d}.fits.gz").write_bytes(gzip.compress(plain.read_bytes()))
         plain.unlink()
+    return folder
+
+
+@pytest.fixture
+def real_data():
+    """The folder of observed files, which the project doesn't hold."""
+    root = Path(__file__).parents[2]
+    folder = Path(os.environ.get("SPECJAX_REAL_DATA", root.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no observed files at {folder}: set SPECJAX_REAL_DATA to their folder")
     return folder

@@ -1,0 +1,144 @@
+"""LAMOST low-resolution spectra: 3700-9100 A in vacuum, heliocentric, 1e-4 in log10 wavelength, R about 1800.
+
+Three layouts: an image of five rows in the primary HDU (DR1 to DR9), the same with continuum-subtracted flux
+in place of wavelengths (pilot survey), and a table COADD of one row (DR10 and later).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+
+from specjax.errors import DataError
+from specjax.spectra import FloatArray, Spectra
+from specjax.surveys.batch import join, read_each
+from specjax.surveys.fits_file import open_fits
+from specjax.surveys.peek import FitsSummary, fits_files, look, stem
+
+_WHAT = "a LAMOST spectrum"
+_ROWS = ("flux", "ivar", "wavelength", "andmask")
+_NUMBERS = {"ra": "RA", "dec": "DEC", "redshift": "Z", "redshift_err": "Z_ERR"}
+_TEXTS = {
+    "obsid": "OBSID",
+    "object": "OBJNAME",
+    "class": "CLASS",
+    "subclass": "SUBCLASS",
+    "release": "DATA_V",
+}
+_UNKNOWN = -9999.0
+_MAX_OFF = 0.1  # of a pixel, between wavelengths and the header's coefficients; single precision is 0.003
+
+
+def recognise(path: Path) -> bool:
+    """Whether `path` is a LAMOST file or a folder of them."""
+    return any(_is_lamost(file) for file in look(path))
+
+
+def read(path: Path) -> Spectra:
+    """One LAMOST file or all of a folder; files that cannot be used are reported by `read_each`.
+
+    A pixel is masked where `andmask` is not 0, that is where every exposure was flagged bad, whatever the
+    bit: the co-addition has nothing good there. `ormask`, where at least one exposure was bad, is not used:
+    the other exposures are good and the inverse variance says how good. Where the inverse variance is not
+    positive the pixel is masked too. Wavelengths follow from COEFF0 and COEFF1, which the pilot survey needs
+    and which are exact where the wavelengths of a file are rounded to 0.003 A.
+
+    Returns:
+      Spectra in vacuum; ids are file names without .fits.gz; meta obsid, object, class, subclass, release,
+      ra, dec (degrees), redshift, redshift_err, snr_u, snr_g, snr_r, snr_i, snr_z and snr (that in g); NaN or
+      "" where unknown. Flux is in the relative units of the files.
+
+    Raises:
+      DataError: no files, or none that could be read.
+    """
+    files = fits_files(Path(path))
+    if not files:
+        raise DataError(f"{path} holds no LAMOST spectra (*.fits, *.fits.gz)")
+    return join(read_each(files, read_file, _WHAT)[0])
+
+
+def read_file(path: Path) -> Spectra:
+    """One LAMOST file, as `read`.
+
+    Raises:
+      DataError: the file is damaged, not LAMOST's, or contradicts itself.
+    """
+    with open_fits(path, _WHAT) as hdus:
+        header = hdus[0].header
+        layout = "table" if hdus[0].data is None else "image"
+        columns = _table(path, hdus) if layout == "table" else _image(path, hdus)
+    wavelength = _wavelength(path, header, columns["wavelength"])
+    name = stem(path)
+    try:
+        return Spectra.build(
+            wavelength,
+            columns["flux"],
+            columns["ivar"],
+            columns["andmask"],
+            [name],
+            meta={key: [value] for key, value in _meta(header).items()},
+            medium="air" if header.get("VACUUM") is False else "vacuum",
+            survey="lamost",
+        )
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _is_lamost(file: FitsSummary) -> bool:
+    return str(file.header.get("TELESCOP", "")).strip() == "LAMOST"
+
+
+def _image(path: Path, hdus: fits.HDUList) -> dict[str, FloatArray]:
+    data = np.asarray(hdus[0].data, dtype=np.float64)
+    if data.ndim != 2 or len(data) < len(_ROWS):
+        raise DataError(f"{path} is not {_WHAT}: its image is {data.shape}, not five rows")
+    return dict(zip(_ROWS, data, strict=False))
+
+
+def _table(path: Path, hdus: fits.HDUList) -> dict[str, FloatArray]:
+    if len(hdus) < 2 or not hasattr(hdus[1], "columns"):
+        raise DataError(f"{path} is not {_WHAT}: no image in HDU 0 and no table in HDU 1")
+    names = {name.lower(): name for name in hdus[1].columns.names}
+    missing = [row.upper() for row in _ROWS if row not in names]
+    if missing:
+        raise DataError(f"{path} is not {_WHAT}: its table has no column {', '.join(missing)}")
+    return {row: np.asarray(hdus[1].data[names[row]], dtype=np.float64).ravel() for row in _ROWS}
+
+
+def _wavelength(path: Path, header: Mapping[str, Any], given: FloatArray) -> FloatArray:
+    """(p,) Angstrom by the header, checked against the file's own wavelengths if it has such."""
+    has_wavelength = bool(np.isfinite(given).all()) and given.min() > 3000 and (np.diff(given) > 0).all()
+    if "COEFF0" not in header or "COEFF1" not in header:
+        if not has_wavelength:
+            raise DataError(f"{path} is not {_WHAT}: neither COEFF0 and COEFF1 nor wavelengths")
+        return given
+    step = float(header["COEFF1"])
+    wavelength = np.power(10.0, float(header["COEFF0"]) + step * np.arange(given.size, dtype=np.float64))
+    if has_wavelength:
+        off = np.abs(given / wavelength - 1.0).max() / (step * np.log(10.0))
+        if off > _MAX_OFF:
+            raise DataError(f"{path}: its wavelengths are {off:.1f} pixels from its COEFF0 and COEFF1")
+    return wavelength
+
+
+def _meta(header: Mapping[str, Any]) -> dict[str, Any]:
+    snr = {f"snr_{band}": _number(header.get(f"SNR{band}", header.get(f"SN_{band}"))) for band in "ugriz"}
+    return {
+        **{key: str(header.get(card, "")).strip() for key, card in _TEXTS.items()},
+        **{key: _number(header.get(card)) for key, card in _NUMBERS.items()},
+        **snr,
+        "snr": snr["snr_g"],
+    }
+
+
+def _number(card: Any) -> float:
+    """A header value as a number; NaN where it is absent, -9999 or not a number."""
+    try:
+        value = float(card)
+    except (TypeError, ValueError):
+        return np.nan
+    return np.nan if value == _UNKNOWN else value
