@@ -38,6 +38,6 @@ def test_reasons_are_given_for_each_file_that_was_refused(caplog):
 
     assert read_each(["a", "bad", "b"], read_one, "a letter") == (["A", "B"], {"bad": "bad is bad"})
     assert [record.getMessage() for record in caplog.records] == ["left out: bad is bad"]
-    with pytest.raises(DataError, match="^bad is bad$"):
+    with pytest.raises(DataError, match=r"^bad is bad$"):
         read_each(["bad"], read_one, "a letter")
     assert read_each([], read_one, "a letter") == ([], {})
