@@ -8,7 +8,7 @@ from pathlib import Path
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
-from specjax.surveys import arrays, lamost, mastar, miles, peek, stelib
+from specjax.surveys import arrays, desi, lamost, mastar, miles, peek, stelib
 
 __all__ = ["SURVEYS", "Survey", "read"]
 
@@ -30,6 +30,12 @@ SURVEYS: dict[str, Survey] = {
         what="a LAMOST low-resolution FITS file or a folder of them",
         recognise=lamost.recognise,
         read=lamost.read,
+    ),
+    "desi": Survey(
+        what="a DESI coadd FITS file or a folder of them", recognise=desi.recognise, read=desi.read
+    ),
+    "desi-stars": Survey(
+        what="the same, stars alone, if asked for", recognise=lambda path: False, read=desi.read_stars
     ),
     "arrays": Survey(
         what="an .npz or .h5 file with wavelength, flux and optionally ivar, mask, id",
