@@ -1,0 +1,269 @@
+"""A pickle machine that calls nothing.
+
+It reads every opcode that CPython's pickler writes, but a global name stays a name (`Global`): calling or
+building it gives an inert `Opaque` that remembers name, arguments and state, unless the caller brought a
+constructor of its own for that very name. Nothing is imported, and nothing in the file chooses what runs.
+
+Every opcode costs a bounded amount of work and memory, so a small file cannot ask for a long time: containers
+are shared and never copied, sets become lists, and only plain values serve as keys.
+"""
+
+import pickletools
+import struct
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from specjax.errors import ModelError
+
+MAX_BYTES = 32 << 20
+_MAX_INT_BITS = 2048
+_MAX_NAME = 1000
+
+_MARK = object()
+
+Constructors = Mapping[str, Callable[..., Any]]
+PersistentLoad = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """A name that the file asks to import; it is not imported."""
+
+    name: str  # "module.name"
+
+
+class Opaque:
+    """What stands for an object of any class that is not known: what was said about it, and no behaviour."""
+
+    __slots__ = ("args", "name", "state")
+
+    def __init__(self, name: str, args: Any = ()) -> None:
+        self.name = name
+        self.args = args
+        self.state: Any = None
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+
+def unpickle(data: bytes | memoryview, constructors: Constructors, persistent: PersistentLoad) -> Any:
+    """Read a pickle without running anything from it.
+
+    Args:
+        data: the pickle.
+        constructors: by "module.name", what to call with the arguments of a REDUCE or NEWOBJ.
+        persistent: turns a persistent id into an object.
+
+    Raises:
+        ModelError: malformed, or with opcodes that no PyTorch file has.
+    """
+    if len(data) > MAX_BYTES:
+        raise ModelError(f"its pickle has {len(data)} bytes, more than any model's")
+    machine = _Machine(constructors, persistent)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in text opcodes
+            return machine.run(bytes(data))
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, struct.error) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"its pickle is malformed: {reason[:200]}") from None
+
+
+class _Machine:
+    def __init__(self, constructors: Constructors, persistent: PersistentLoad) -> None:
+        self.constructors = constructors
+        self.persistent = persistent
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self, data: bytes) -> Any:
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name == "STOP":
+                return self.pop()
+            if opcode.name in _LITERALS:
+                self.push(self.literal(argument))
+            else:
+                step = _STEPS.get(opcode.name)
+                if step is None:
+                    raise ValueError(f"opcode {opcode.name} has no place in a PyTorch file")
+                step(self, argument)
+        raise ValueError("no STOP")
+
+    def literal(self, value: Any) -> Any:
+        if isinstance(value, int) and value.bit_length() > _MAX_INT_BITS:
+            raise ValueError("an integer of thousands of digits")
+        return value
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def pop(self) -> Any:
+        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
+            raise ValueError("it takes more from the stack than there is")
+        return self.stack.pop()
+
+    def top(self) -> Any:
+        value = self.pop()
+        self.stack.append(value)
+        return value
+
+    def pop_mark(self) -> list[Any]:
+        if not self.marks:
+            raise ValueError("a mark is missing")
+        start = self.marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    def mark(self, _: Any) -> None:
+        self.marks.append(len(self.stack))
+
+    def pop_one(self, _: Any) -> None:
+        # POP on a mark takes the mark.
+        if self.marks and self.marks[-1] == len(self.stack):
+            self.marks.pop()
+        else:
+            self.pop()
+
+    def drop_mark(self, _: Any) -> None:
+        self.pop_mark()
+
+    def dup(self, _: Any) -> None:
+        self.push(self.top())
+
+    def put(self, index: int | None) -> None:
+        self.memo[len(self.memo) if index is None else int(index)] = self.top()
+
+    def get(self, index: int) -> None:
+        self.push(self.memo[int(index)])
+
+    def tuple_of(self, count: int) -> None:
+        items = [self.pop() for _ in range(count)]
+        self.push(tuple(reversed(items)))
+
+    def append(self, items: list[Any]) -> None:
+        target = self.top()
+        if isinstance(target, list):
+            target.extend(items)
+        elif not isinstance(target, Opaque | dict):
+            raise TypeError("it appends to what is no list")
+
+    def set_items(self, items: list[Any]) -> None:
+        if len(items) % 2:
+            raise ValueError("a key without a value")
+        target = self.top()
+        if not isinstance(target, dict):
+            if isinstance(target, Opaque):
+                return
+            raise TypeError("it sets an item of what is no dict")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[_as_key(key)] = value
+
+    def stack_global(self, _: Any) -> None:
+        name, module = self.pop(), self.pop()
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise TypeError("the name of a global is no text")
+        if len(name) + len(module) > _MAX_NAME:
+            raise ValueError("the name of a global is too long")
+        self.push(Global(f"{module}.{name}"))
+
+    def call(self, function: Any, args: Any) -> None:
+        if not isinstance(args, tuple):
+            raise TypeError("arguments that are no tuple")
+        if not isinstance(function, Global):
+            self.push(Opaque("unknown", args))
+        elif function.name in self.constructors:
+            self.push(self.constructors[function.name](*args))
+        else:
+            self.push(Opaque(function.name, args))
+
+    def reduce(self, _: Any) -> None:
+        args, function = self.pop(), self.pop()
+        self.call(function, args)
+
+    def new_object_ex(self, _: Any) -> None:
+        keywords, args, function = self.pop(), self.pop(), self.pop()
+        name = function.name if isinstance(function, Global) else "unknown"
+        self.push(Opaque(name, (args, keywords)))
+
+    def instance(self, names: str) -> None:
+        self.call(Global(names.replace(" ", ".", 1)), tuple(self.pop_mark()))
+
+    def obj(self, _: Any) -> None:
+        function, *args = self.pop_mark()
+        self.call(function, tuple(args))
+
+    def build(self, _: Any) -> None:
+        state, target = self.pop(), self.top()
+        if isinstance(target, Opaque):
+            target.state = state  # anything else keeps to what it is
+
+
+def _as_key(key: Any) -> Any:
+    """A key whose hash is cheap: a plain value, or the object itself for anything that nests."""
+    plain = str | bytes | int | float | bool | None
+    if isinstance(key, plain | Opaque | Global):
+        return key
+    if type(key) is tuple and len(key) <= 16 and all(isinstance(item, plain) for item in key):
+        return key
+    return Opaque(type(key).__name__)
+
+
+def _pair(machine: _Machine, _: Any) -> None:
+    value, key = machine.pop(), machine.pop()
+    machine.set_items([key, value])
+
+
+def _make_dict(machine: _Machine, _: Any) -> None:
+    items = machine.pop_mark()
+    machine.push({})
+    machine.set_items(items)
+
+
+# Opcodes that push the argument that is already decoded.
+_LITERALS = frozenset(
+    (
+        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+        *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE"),
+        *("BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    )
+)
+
+_STEPS: dict[str, Callable[[_Machine, Any], None]] = {
+    "PROTO": lambda m, _: None,
+    "FRAME": lambda m, _: None,
+    "NONE": lambda m, _: m.push(None),
+    "NEWTRUE": lambda m, _: m.push(True),
+    "NEWFALSE": lambda m, _: m.push(False),
+    "MARK": _Machine.mark,
+    "POP": _Machine.pop_one,
+    "POP_MARK": _Machine.drop_mark,
+    "DUP": _Machine.dup,
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine.put),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
+    **dict.fromkeys(("EMPTY_LIST", "EMPTY_SET"), lambda m, _: m.push([])),
+    "EMPTY_DICT": lambda m, _: m.push({}),
+    "EMPTY_TUPLE": lambda m, _: m.push(()),
+    "LIST": lambda m, _: m.push(m.pop_mark()),
+    **dict.fromkeys(("TUPLE", "FROZENSET"), lambda m, _: m.push(tuple(m.pop_mark()))),
+    "DICT": _make_dict,
+    "TUPLE1": lambda m, _: m.tuple_of(1),
+    "TUPLE2": lambda m, _: m.tuple_of(2),
+    "TUPLE3": lambda m, _: m.tuple_of(3),
+    "APPEND": lambda m, _: m.append([m.pop()]),
+    **dict.fromkeys(("APPENDS", "ADDITEMS"), lambda m, _: m.append(m.pop_mark())),
+    "SETITEM": _pair,
+    "SETITEMS": lambda m, _: m.set_items(m.pop_mark()),
+    "GLOBAL": lambda m, names: m.push(Global(names.replace(" ", ".", 1))),
+    "STACK_GLOBAL": _Machine.stack_global,
+    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), lambda m, code: m.push(Global(f"extension.{code}"))),
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), _Machine.reduce),
+    "NEWOBJ_EX": _Machine.new_object_ex,
+    "INST": _Machine.instance,
+    "OBJ": _Machine.obj,
+    "BUILD": _Machine.build,
+    "BINPERSID": lambda m, _: m.push(m.persistent(m.pop())),
+}
