@@ -8,7 +8,7 @@ from pathlib import Path
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
-from specjax.surveys import arrays, desi, lamost, mastar, miles, peek, stelib
+from specjax.surveys import arrays, desi, gaia_xp, lamost, mastar, miles, peek, stelib
 
 __all__ = ["SURVEYS", "Survey", "read"]
 
@@ -36,6 +36,11 @@ SURVEYS: dict[str, Survey] = {
     ),
     "desi-stars": Survey(
         what="the same, stars alone, if asked for", recognise=lambda path: False, read=desi.read_stars
+    ),
+    "gaia_xp": Survey(
+        what="a table or .npz of Gaia XP spectra, sampled or continuous",
+        recognise=gaia_xp.recognise,
+        read=gaia_xp.read,
     ),
     "arrays": Survey(
         what="an .npz or .h5 file with wavelength, flux and optionally ivar, mask, id",

@@ -1,0 +1,162 @@
+"""The Gaia XP reader on tables as the archive and GaiaXPy write them, and on real ones where they are."""
+
+import gzip
+import sys
+
+import numpy as np
+import pytest
+from astropy.table import Table
+
+from specjax.errors import DataError
+from specjax.preprocess import to_gaia_xp
+from specjax.spectra import GAIA_XP_WAVELENGTH
+from specjax.surveys import gaia_xp, read
+
+IDS = [4408087461749558912, 5853498713190525696]  # beyond 2**53: a float would spoil them
+FLUX = 1e-16 * (1 + np.arange(343) / 343 + np.arange(2)[:, None])
+ERROR = np.full((2, 343), 2e-18)
+
+
+def text(array):
+    return '"(' + ", ".join(repr(float(value)) for value in array) + ')"'
+
+
+def write_csv(path, flux=FLUX, error=ERROR, ids=IDS, head=""):
+    lines = [head + "source_id,solution_id,ra,dec,flux,flux_error"]
+    lines += [
+        f"{i},1,{10.0 + k},-5.0,{text(f)},{text(e)}"
+        for k, (i, f, e) in enumerate(zip(ids, flux, error, strict=True))
+    ]
+    content = "\n".join(lines) + "\n"
+    path.write_bytes(gzip.compress(content.encode()) if path.suffix == ".gz" else content.encode())
+    return path
+
+
+def write_table(path, form):
+    Table(
+        {"source_id": IDS, "ra": [10.0, 11.0], "dec": [-5.0, -5.0], "flux": FLUX, "flux_error": ERROR}
+    ).write(path, format=form)
+    return path
+
+
+def write_npz(path):
+    np.savez(path, source_id=IDS, flux=FLUX, flux_error=ERROR, wavelength_nm=GAIA_XP_WAVELENGTH / 10)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("XP_SAMPLED_RAW.csv", write_csv),
+        ("XpSampledMeanSpectrum.csv.gz", lambda path: write_csv(path, head="# %ECSV 1.0\n# ---\n")),
+        ("XP_SAMPLED_RAW.fits", lambda path: write_table(path, "fits")),
+        ("XP_SAMPLED_RAW.xml", lambda path: write_table(path, "votable")),
+        ("calibrated.npz", write_npz),
+    ],
+)
+def test_every_layout_gives_the_same_spectra(tmp_path, name, write):
+    spectra = read(write(tmp_path / name))
+    assert spectra.survey == "gaia_xp"
+    assert spectra.id.tolist() == [str(source) for source in IDS]
+    np.testing.assert_allclose(spectra.wavelength, GAIA_XP_WAVELENGTH, rtol=1e-14)
+    np.testing.assert_allclose(spectra.flux, FLUX, rtol=1e-15)
+    np.testing.assert_allclose(spectra.ivar, 2.5e35, rtol=1e-14)
+    assert not spectra.mask.any()
+    if name != "calibrated.npz":
+        assert spectra.meta["ra"].tolist() == [10.0, 11.0]
+
+
+def test_flux_and_errors_that_are_not_numbers_are_masked(tmp_path):
+    flux, error = FLUX.copy(), ERROR.copy()
+    flux[0, 3], error[1, 7], error[1, 8] = np.nan, 0.0, np.nan
+    spectra = read(write_csv(tmp_path / "x.csv", flux, error))
+    assert np.argwhere(spectra.mask).tolist() == [[0, 3], [1, 7], [1, 8]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"flux": FLUX[:, :300], "error": ERROR[:, :300]}, "300 samples a source"),
+        ({"flux": FLUX, "error": [ERROR[0], ERROR[1, :5]]}, r"flux_error should be .* not of \[5, 343\]"),
+        ({"ids": [1, 1]}, "occurs more than once"),
+        ({"ids": [], "flux": [], "error": []}, "x.csv"),
+    ],
+)
+def test_bad_tables_are_one_line(tmp_path, change, message):
+    path = write_csv(tmp_path / "x.csv", **change)
+    with pytest.raises(DataError, match=message) as caught:
+        read(path, "gaia_xp")
+    assert "x.csv" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x.csv.gz", "x.fits", "x.xml", "x.npz", "x.csv", "x.txt"])
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8b broken", b"source_id,flux\n1,(2\n"])
+def test_damage_is_one_line(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert not gaia_xp.recognise(path)
+    with pytest.raises(DataError, match=name) as caught:
+        gaia_xp.read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_gz_is_one_line(tmp_path):
+    path = write_csv(tmp_path / "x.csv.gz")
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(DataError, match=r"x\.csv\.gz"):
+        read(path)
+
+
+def write_coefficients(path, drop=()):
+    parts = {"n_parameters": "55", "standard_deviation": "1.0", "coefficients": '"(1.0, 2.0)"'}
+    parts |= {"coefficient_errors": '"(1.0, 2.0)"', "coefficient_correlations": '"(0.5)"'}
+    names = {
+        f"{band}_{key}": value for band in ("bp", "rp") for key, value in parts.items() if key not in drop
+    }
+    path.write_text(f"source_id,{','.join(names)}\n{IDS[0]},{','.join(names.values())}\n")
+    return path
+
+
+def test_coefficients_need_gaiaxpy_and_say_so(tmp_path, monkeypatch):
+    path = write_coefficients(tmp_path / "XP_CONTINUOUS_RAW.csv")
+    monkeypatch.setitem(sys.modules, "gaiaxpy", None)
+    with pytest.raises(DataError, match="needs GaiaXPy, `pip install gaiaxpy`"):
+        read(path)
+    write_coefficients(path, drop=("coefficient_errors",))
+    with pytest.raises(DataError, match="no column bp_coefficient_errors, rp_coefficient_errors"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["XP_SAMPLED_RAW_dr3int6.csv", "XP_SAMPLED_RAW_dr3int6.fits"])
+def test_real_sampled_files(real_data, name):
+    spectra = read(real_data / "gaia_xp" / name)
+    assert spectra.flux.shape == (2, 343)
+    assert spectra.flux[0, 0] == pytest.approx(3.3061049e-16, rel=1e-7)  # single precision in the FITS file
+    assert (to_gaia_xp(spectra).meta["flag"] == "").all()
+
+
+def test_a_real_calibrated_file(real_data):
+    spectra = read(real_data / "gaia_xp" / "xp_calibrated_343.npz")
+    assert spectra.survey == "gaia_xp"
+    assert spectra.id[-1] == "4345775217221821312"  # 18 Sco
+    assert spectra.has_ivar
+    normalised = to_gaia_xp(spectra)
+    assert (normalised.meta["flag"] == "").all()
+    assert np.abs(normalised.flux[-1, 57:207]).max() < 1.5  # a Sun from 450 to 750 nm
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("XP_CONTINUOUS_RAW.csv", 2),
+        ("XP_CONTINUOUS_RAW_colour_eq_dr3int6.csv", 3),
+        ("18Sco-XP-spectra.csv", 1),
+    ],
+)
+def test_real_coefficients_are_calibrated_as_gaiaxpy_does(real_data, name, count):
+    pytest.importorskip("gaiaxpy", reason="gaiaxpy is not installed; pip install gaiaxpy")
+    spectra = read(real_data / "gaia_xp" / name)
+    known = read(real_data / "gaia_xp" / "xp_calibrated_343.npz").select(spectra.id)
+    assert len(spectra) == count
+    np.testing.assert_allclose(spectra.flux, known.flux, rtol=1e-10)  # the same arithmetic, other releases
