@@ -8,7 +8,7 @@ from pathlib import Path
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
-from specjax.surveys import arrays, desi, gaia_xp, lamost, mastar, miles, peek, stelib
+from specjax.surveys import arrays, columns, desi, gaia_xp, lamost, mastar, miles, peek, sdss, sparcl, stelib
 
 __all__ = ["SURVEYS", "Survey", "read"]
 
@@ -37,6 +37,9 @@ SURVEYS: dict[str, Survey] = {
     "desi-stars": Survey(
         what="the same, stars alone, if asked for", recognise=lambda path: False, read=desi.read_stars
     ),
+    "sdss": Survey(
+        what="an SDSS spec-lite FITS file or a folder of them", recognise=sdss.recognise, read=sdss.read
+    ),
     "gaia_xp": Survey(
         what="a table or .npz of Gaia XP spectra, sampled or continuous",
         recognise=gaia_xp.recognise,
@@ -47,8 +50,16 @@ SURVEYS: dict[str, Survey] = {
         recognise=arrays.recognise,
         read=arrays.read,
     ),
+    "sparcl": Survey(what="a .json file of SPARCL records", recognise=sparcl.recognise, read=sparcl.read),
+    "columns": Survey(
+        what="a .csv, .ecsv or .parquet table with wavelength and flux, or a spectrum in each row",
+        recognise=columns.recognise,
+        read=columns.read,
+    ),
 }
 """What `read` knows, asked in this order."""
+
+_UNDECLARED = {"arrays": arrays.read, "columns": columns.read}  # files that need not say medium and unit
 
 
 def read(
@@ -63,7 +74,7 @@ def read(
     Args:
       path: a folder or a file.
       survey: a key of `SURVEYS`; recognised from the files where None.
-      wavelength_medium: "vacuum" or "air", for array files that do not say it (vacuum is assumed).
+      wavelength_medium: "vacuum" or "air", for arrays and tables that do not say it (vacuum is assumed).
       wavelength_unit: "angstrom", "nm", "um" or "log10", likewise (Angstrom is assumed, and checked).
 
     Files of a folder that cannot be used are left out with a warning, see `batch.read_each`; a folder of a
@@ -79,8 +90,8 @@ def read(
     name = survey or _recognise(path)
     if name not in SURVEYS:
         raise DataError(f"unknown survey {name!r}: specjax reads {', '.join(SURVEYS)}")
-    if name == "arrays":
-        return arrays.read(path, wavelength_medium, wavelength_unit)
+    if name in _UNDECLARED:
+        return _UNDECLARED[name](path, wavelength_medium, wavelength_unit)
     spectra = SURVEYS[name].read(path)
     if wavelength_medium not in (None, spectra.medium):
         raise DataError(f"{name} wavelengths are in {spectra.medium}, not {wavelength_medium}")

@@ -1,0 +1,88 @@
+"""SDSS and BOSS spec-lite files: 3600-10400 A in vacuum, heliocentric, 1e-4 in log10 wavelength."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+
+from specjax.errors import DataError
+from specjax.spectra import Spectra
+from specjax.surveys.batch import join, read_each
+from specjax.surveys.fits_file import open_fits
+from specjax.surveys.peek import fits_files, look, stem
+
+_WHAT = "an SDSS spec-lite file"
+_NEEDED = ("flux", "loglam", "ivar")
+_NUMBERS = {"redshift": "Z", "redshift_err": "Z_ERR", "snr": "SN_MEDIAN_ALL"}
+_TEXTS = {"class": "CLASS", "subclass": "SUBCLASS"}
+
+
+def recognise(path: Path) -> bool:
+    """Whether `path` is a spec-lite file or a folder of them."""
+    return any({"flux", "loglam"} <= {name.lower() for name in file.columns} for file in look(path))
+
+
+def read(path: Path) -> Spectra:
+    """One file or all of a folder; files that cannot be used are reported by `read_each`.
+
+    A pixel is masked where `and_mask` (bad in every exposure) is not 0 or the inverse variance not positive.
+
+    Returns:
+      Spectra in vacuum, 1e-17 erg/s/cm2/A; ids are file names without .fits; meta ra, dec (degrees),
+      redshift, redshift_err, zwarn (-1 if unknown), snr (median of a pixel), class, subclass.
+
+    Raises:
+      DataError: no files, or none that could be read.
+    """
+    files = fits_files(Path(path))
+    if not files:
+        raise DataError(f"{path} holds no SDSS spectra (spec-*.fits)")
+    return join(read_each(files, read_file, _WHAT)[0])
+
+
+def read_file(path: Path) -> Spectra:
+    """One spec-lite file, as `read`; DataError if it is damaged or something else."""
+    with open_fits(path, _WHAT, odd_cards=True) as hdus:
+        table = _table(hdus, 1)
+        missing = [name for name in _NEEDED if name not in table]
+        if missing:
+            raise DataError(f"{path} is not {_WHAT}: HDU 1 has no column {', '.join(missing)}")
+        meta = _meta(hdus[0].header, _table(hdus, 2))
+    try:
+        return Spectra.build(
+            table["loglam"],
+            table["flux"],
+            table["ivar"],
+            table.get("and_mask"),
+            [stem(path)],
+            meta={key: [value] for key, value in meta.items()},
+            survey="sdss",
+            unit="log10",
+        )
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _table(hdus: fits.HDUList, number: int) -> dict[str, np.ndarray]:
+    """Columns of an HDU by lower-case name; none if it is absent or not a table."""
+    if len(hdus) <= number or not hasattr(hdus[number], "columns"):
+        return {}
+    data = hdus[number].data
+    return {name.lower(): np.asarray(data[name]) for name in data.names}
+
+
+def _meta(header: fits.Header, catalogue: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What the catalogue's single row and the header know of the object."""
+    row = {name.upper(): values[0] for name, values in catalogue.items() if len(values)}
+    ra = header.get("PLUG_RA", row.get("PLUG_RA", np.nan))
+    dec = header.get("PLUG_DEC", row.get("PLUG_DEC", np.nan))
+    return {
+        "ra": float(ra),
+        "dec": float(dec),
+        **{key: float(row.get(name, np.nan)) for key, name in _NUMBERS.items()},
+        "zwarn": int(row.get("ZWARNING", -1)),
+        **{key: str(row.get(name, "")).strip() for key, name in _TEXTS.items()},
+    }

@@ -1,0 +1,118 @@
+"""Records of SPARCL, the spectral archive of NOIRLab (DESI, SDSS, BOSS), saved as JSON."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from specjax.errors import DataError
+from specjax.spectra import Spectra
+from specjax.surveys.batch import join, log
+
+_WHAT = "a JSON list of SPARCL records"
+_SUFFIXES = (".json", ".json.gz")
+_NEEDED = ("sparcl_id", "wavelength", "flux")
+_NUMBERS = {"ra": "ra", "dec": "dec", "redshift": "redshift", "redshift_err": "redshift_err"}
+_TEXTS = ("specid", "targetid", "data_release", "spectype", "subtype")
+
+
+def recognise(path: Path) -> bool:
+    """Whether `path` is named as a JSON file; no other reader takes these."""
+    return path.is_file() and path.name.lower().endswith(_SUFFIXES)
+
+
+def read(path: Path) -> Spectra:
+    """The records of one file.
+
+    The file holds what the service answers: a list of records, first among them perhaps a header without
+    flux, or {"records": [...]}. A record that cannot be used is left out with a warning, as a file of a
+    folder would be.
+
+    Returns:
+      Spectra in vacuum; ids are sparcl_ids, for a specid is not unique; meta specid, targetid, data_release,
+      spectype, subtype, ra, dec (degrees), redshift (v/c for stars), redshift_err, zwarn (-1 if unknown).
+
+    Raises:
+      DataError: not such a file, no usable record, or a sparcl_id that occurs twice.
+    """
+    path = Path(path)
+    records = _records(path, _load(path))
+    if not records:
+        raise DataError(f"{path} holds no records with a flux")
+    return from_records(records, str(path))
+
+
+def from_records(records: Sequence[Mapping[str, Any]], where: str) -> Spectra:
+    """Spectra of SPARCL records, as `read` describes; `where` they came from is for messages."""
+    ids = [str(record.get("sparcl_id")) for record in records]
+    names, count = np.unique(ids, return_counts=True)
+    if (count > 1).any():
+        raise DataError(f"{where}: sparcl_id {names[count > 1][0]} occurs more than once")
+    parts, refused = [], []
+    for row, record in enumerate(records):
+        try:
+            parts.append(_spectrum(record))
+        except DataError as error:
+            refused.append(f"{where}: record {row} ({ids[row]}): {error}")
+    if not parts:
+        raise DataError(refused[0])
+    for reason in refused:
+        log.warning("left out: %s", reason)
+    return join(parts)
+
+
+def _load(path: Path) -> Any:
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
+            return json.load(stream)
+    except (OSError, EOFError, ValueError) as error:
+        line = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"{path} is not {_WHAT}: {line[0]}") from None
+
+
+def _records(path: Path, content: Any) -> list[Mapping[str, Any]]:
+    rows = content.get("records") if isinstance(content, Mapping) else content
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        raise DataError(f"{path} is not {_WHAT}")
+    # The service answers with a header first, {"status": ...}.
+    return rows[1:] if rows and "status" in rows[0] and "flux" not in rows[0] else rows
+
+
+def _spectrum(record: Mapping[str, Any]) -> Spectra:
+    missing = [name for name in _NEEDED if record.get(name) is None]
+    if missing:
+        raise DataError(f"it has no {', '.join(missing)}")
+    zwarn = record.get("redshift_warning")
+    return Spectra.build(
+        _array(record["wavelength"], "wavelength"),
+        _array(record["flux"], "flux"),
+        None if record.get("ivar") is None else _array(record["ivar"], "ivar"),
+        record.get("mask"),
+        [str(record["sparcl_id"])],
+        meta={
+            **{key: [_number(record.get(name))] for key, name in _NUMBERS.items()},
+            **{key: ["" if record.get(key) is None else str(record[key])] for key in _TEXTS},
+            "zwarn": [-1 if zwarn is None else int(zwarn)],
+        },
+        survey="sparcl",
+    )
+
+
+def _array(values: Any, name: str) -> np.ndarray:
+    """JSON has no NaN: null is one."""
+    try:
+        return np.array(values, dtype=np.float64)  # None becomes NaN
+    except (TypeError, ValueError):
+        raise DataError(f"{name} is not a list of numbers") from None
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return np.nan
