@@ -2,7 +2,7 @@
 
     python -m benchmarks --out runs/bench.json
 
-Medians of repeated calls after a warm-up that compiles. Spectra are random: nothing here depends on the weights.
+Medians of repeated calls after a warm-up that compiles. Spectra are random: no time depends on the weights.
 """
 
 import dataclasses
@@ -63,7 +63,8 @@ def main(options: Options) -> None:
             rows.append(_row(f"{configuration}, {seeds} seeds", run, options, per=seeds))
     device = jax.devices()[0]
     print(
-        f"{device.device_kind} ({device.platform}), {platform.machine()}, jax {jax.__version__}, {options.preset}"
+        f"{device.device_kind} ({device.platform}), {platform.machine()}, jax {jax.__version__}, "
+        f"{options.preset}"
     )
     print(f"{'':32s}{'median s':>10s}{'min s':>10s}{'first s':>10s}{'per s':>12s}")
     for row in rows:

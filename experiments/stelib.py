@@ -39,6 +39,6 @@ def label_floor(libraries: Path, target: Target, label: str = "fe_h") -> float:
     """Return the scatter between the two libraries' own labels of the stars that both have."""
     spectra = stelib.read(libraries / "stelib").select(target.labelled.id)
     source = miles.read(libraries / "miles")
-    left, right = crossmatch(spectra.meta["name"], source.meta["name"])
+    left, right = crossmatch(spectra.meta["name"].tolist(), source.meta["name"].tolist())
     difference = spectra.meta[label][left] - source.meta[label][right]
     return float(robust_sigma(difference[np.isfinite(difference)]))

@@ -1,16 +1,16 @@
 """The mini model's corpus: MILES stars on both model grids, with XP-like partners.
 
-What is observed and what is built: the LAMOST side is each star's own MILES spectrum. The Gaia XP side is the
-same spectrum degraded to XP resolution over the range that MILES covers (3540-7410 A), continued to 3622 and
-10354 A by the mean MaStar spectrum that matches it best, and left out beyond. Beside each star as observed stand renditions of it, as surveys
-of lower resolution would deliver it: smoothed and given noise first, normalised then, by the same code that
-normalises a survey. Stars that are in STELIB too are
-not in the corpus: they are the target.
+What is observed and what is built: the LAMOST side is each star's own MILES spectrum. The Gaia XP side is
+the same spectrum degraded to XP resolution where MILES covers it (3540-7410 A), continued to 10200 A by the mean
+MaStar spectrum that matches it best, and left out below. Beside each star as observed stand renditions of it,
+as surveys of lower resolution would deliver it: smoothed and given noise first, normalised then, by the code
+that normalises any survey. Stars that are in STELIB too are not in the corpus: they are the target.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,9 +57,10 @@ class Pairs:
         return len(self.id)
 
     def __getitem__(self, index: NDArray) -> "Pairs":
-        return Pairs(
-            **{name: None if value is None else value[index] for name, value in self.__dict__.items()}
-        )
+        parts: dict[str, Any] = {
+            name: None if value is None else value[index] for name, value in self.__dict__.items()
+        }
+        return replace(self, **parts)
 
 
 def build(
@@ -67,8 +68,9 @@ def build(
 ) -> tuple[Pairs, PrincipalFill]:
     """Build the corpus from the folder of `surveys.libraries`.
 
-    With `renditions` the stars are made at the resolutions and S/N of RENDITIONS too. Returns the labelled source stars (3800-7500 K, not in STELIB) and the principal components that fill
-    missing pixels, fitted to them.
+    With `renditions` the stars are made at the resolutions and S/N of RENDITIONS too. Returns the labelled
+    source stars (3800-7500 K, not in STELIB) and the principal components that fill missing pixels, fitted to
+    them.
 
     Raises:
         DataError: files that are missing or not as they should be.

@@ -1,4 +1,4 @@
-"""Make the mini model from nothing: fetch the stellar libraries, build the corpus, train, write the folder."""
+"""Make the mini model from nothing: fetch the libraries, build the corpus, train, write the folder."""
 
 import dataclasses
 import shutil

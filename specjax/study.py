@@ -18,7 +18,7 @@ from specjax.checkpoints import save_adapter
 from specjax.errors import ModelError
 from specjax.foundation import Foundation
 from specjax.targets import Splits, Target, draw_splits
-from specjax.train.adapt import CONFIGURATIONS, AdaptConfig, Adaptation, Adapter, zero_shot_of
+from specjax.train.adapt import CONFIGURATIONS, Adaptation, AdaptConfig, Adapter, zero_shot_of
 
 Say = Callable[[str], None]
 FloatArray = NDArray[np.float64]
@@ -85,7 +85,7 @@ def run_study(
 
 
 def score(target: Target, splits: Splits, predictions: Mapping[str, FloatArray]) -> list[results.Row]:
-    """Score predictions (S, n) on each seed's test stars; gains against the zero-shot row of the same head."""
+    """Score predictions (S, n) on each seed's test stars; gains against zero-shot with the same head."""
     test = {name: _taken(values, splits.test) for name, values in predictions.items()}
     truth, fe_h = target.truth[splits.test], target.fe_h[splits.test]
     rows = []

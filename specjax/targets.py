@@ -50,7 +50,10 @@ class Grid:
         return len(self.id)
 
     def __getitem__(self, rows: NDArray[Any]) -> "Grid":
-        return Grid(**{name: None if value is None else value[rows] for name, value in self.__dict__.items()})
+        parts: dict[str, Any] = {
+            name: None if value is None else value[rows] for name, value in self.__dict__.items()
+        }
+        return replace(self, **parts)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,4 +1,4 @@
-"""Adaptation of a foundation to a target survey: configurations, their stages, and what is chosen by cross-validation.
+"""Adaptation of a foundation to a target survey: configurations, their stages, and how far they go.
 
 A configuration is a set of LoRA groups. Their stages run in this order, each as one program over all seeds:
 
@@ -9,8 +9,8 @@ A configuration is a set of LoRA groups. Their stages run in this order, each as
 | lora2, lora4 | robust regression of the label                   | labelled training stars     |
 
 Adapting to sixty stars can hurt as easily as help. How far to go is chosen for each seed by cross-validation
-within its training stars: how long the head trains, and by what factor the low-rank updates of the head and of the
-towers are shrunk, with "not at all" among the choices. Validation and test stars take no part in it.
+within its training stars: how long the head trains, and by what factor the low-rank updates of the head and
+of the towers are shrunk, with "not at all" among the choices. Validation and test stars take no part in it.
 """
 
 import dataclasses
@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 
 from specjax import lora
 from specjax.config import LORA_GROUPS, ModelConfig
-from specjax.errors import ConfigError, DataError
+from specjax.errors import ConfigError, DataError, ModelError
 from specjax.foundation import Foundation
+from specjax.models.inference import NEUTRAL_STATS
 from specjax.models.label_head import LabelHead
 from specjax.models.layers import tokenise
 from specjax.models.specclip import SpecCLIP
@@ -57,7 +58,7 @@ class UnlabelledStage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadStage:
-    """LoRA2 or LoRA4: full batches of all training stars; the state is kept at `snapshots` equal intervals."""
+    """LoRA2 or LoRA4: full batches of all training stars; the state is kept `snapshots` times."""
 
     steps: int = 80
     snapshots: int = 4
@@ -111,7 +112,8 @@ def parse_configuration(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     groups = tuple(name.split("+"))
     if not set(groups) <= set(LORA_GROUPS) or len(set(groups)) < len(groups):
         raise ConfigError(
-            f"no configuration {name!r}: zero-shot-mlp1, zero-shot-mlp2 or any of {', '.join(LORA_GROUPS)} joined by +"
+            f"no configuration {name!r}: zero-shot-mlp1, zero-shot-mlp2 or any of {', '.join(LORA_GROUPS)}"
+            " joined by +"
         )
     second = "lora3" in groups or "lora4" in groups
     heads = (("mlp1",) if "lora2" in groups or not second else ()) + (("mlp2",) if second else ())
@@ -119,7 +121,7 @@ def parse_configuration(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def zero_shot_of(name: str) -> str:
-    """Return the zero-shot configuration that a row's gain is measured against: of its head, MLP2 where both."""
+    """Return the zero-shot configuration that a row's gain is against: of its head, MLP2 where both."""
     return f"zero-shot-{parse_configuration(name)[1][-1]}"
 
 
@@ -140,9 +142,7 @@ class Adapter:
             ConfigError: the model does not predict the target's label.
         """
         if target.label not in model.config.labels:
-            raise ConfigError(
-                f"the model predicts {', '.join(model.config.labels)}, not {target.label!r}: name one of these"
-            )
+            raise ConfigError(f"the model predicts {', '.join(model.config.labels)}, not {target.label!r}")
         self.model, self.target, self.splits, self.config, self.say = model, target, splits, config, say
         self.column = model.config.labels.index(target.label)
         self.flux, self.valid = _prepared(model, target.labelled)
@@ -152,27 +152,44 @@ class Adapter:
         )
 
     def run(self, configuration: str) -> Adaptation:
-        """Run one configuration for all seeds."""
+        """Run one configuration for all seeds.
+
+        Raises:
+            ConfigError: no such configuration.
+            ModelError: the model lacks a part that it needs.
+            DataError: the target lacks the unlabelled spectra or Gaia XP partners that it needs.
+        """
         groups, heads = parse_configuration(configuration)
+        self._require(groups, heads)
         towers = self._towers(tuple(group for group in groups if group in ("lora1", "lora3")))
         adapters: Tree = {}
         chosen, predictions = {}, []
-        for head in heads:
+        scale = None
+        for head in reversed(heads):  # they share the towers: the last head chooses their scale
             group = {"mlp1": "lora2", "mlp2": "lora4"}[head]
-            picked, factors, predicted = self._adapt_head(head, group if group in groups else None, towers)
+            picked, factors, predicted = self._adapt_head(
+                head, group if group in groups else None, towers, scale
+            )
             predictions.append(predicted)
             chosen[head] = picked
             adapters = {**adapters, **factors}
+            scale = picked["tower"]
         if towers:
-            # Heads of one configuration may disagree about the towers; the saved factors are the last one's.
-            scale = jnp.asarray(chosen[heads[-1]]["tower"])
-            adapters = {**adapters, **scaled(towers, scale)}
+            adapters = {**adapters, **scaled(towers, jnp.asarray(scale))}
         return Adaptation(
             configuration=configuration,
             predictions=np.mean(predictions, axis=0),
             adapters=jax.tree.map(np.asarray, adapters),
-            chosen=chosen,
+            chosen={head: chosen[head] for head in heads},
         )
+
+    def _require(self, groups: tuple[str, ...], heads: tuple[str, ...]) -> None:
+        params = self.model.params
+        for head in heads:
+            if head not in params or (head == "mlp2" and "projection" not in params["lamost"]):
+                raise ModelError(f"this model has no head {head!r}, or nothing for it to read")
+        if "lora3" in groups and "projection" not in params.get("gaia_xp", {}):
+            raise ModelError("this model has no Gaia XP tower, which LoRA3 aligns with")
 
     # --- the towers: LoRA1 and LoRA3 on unlabelled spectra
 
@@ -261,10 +278,10 @@ class Adapter:
     # --- features: what a head reads, for every seed
 
     def _features(self, head: str, towers: Tree, scale: float) -> jax.Array:
-        """Standardised features (S, n, d) of the labelled stars, or (1, n, d) where they are the base model's."""
+        """Standardised features (S, n, d) of the labelled stars; (1, n, d) if they are the base model's."""
         kind = {"mlp1": "mean", "mlp2": "projected"}[head]
         factors = scaled(towers, jnp.full(len(self.splits), scale)) if towers and scale else {}
-        stats = self.model.stats[head]
+        stats = self._stats(head)
         features = self._embed(kind, factors, self.flux, self.valid)
         return (features - stats["feature_mean"]) / stats["feature_std"]
 
@@ -287,20 +304,23 @@ class Adapter:
     # --- the heads: LoRA2 and LoRA4 on labelled stars
 
     def _adapt_head(
-        self, head: str, group: str | None, towers: Tree
+        self, head: str, group: str | None, towers: Tree, scale: FloatArray | None
     ) -> tuple[dict[str, FloatArray], Tree, FloatArray]:
-        """Adapt one head and choose; returns (what was chosen, its factors (S, ...), predictions (S, n))."""
+        """Adapt one head and choose; returns (what was chosen, its factors (S, ...), predictions (S, n)).
+
+        scale (S,) is that of the towers where it is settled, None where it is to be chosen.
+        """
         seeds = len(self.splits)
-        scales = self.config.tower_shrinkage if towers else (0.0,)
+        offered = (0.0, *(s for s in self.config.tower_shrinkage if s > 0)) if towers else (0.0,)
         candidates: list[_Candidates] = []
-        for scale in scales:
-            features = self._features(head, towers, scale)
+        for value in offered:
+            features = self._features(head, towers, value)
             features = jnp.broadcast_to(features, (seeds, *features.shape[1:]))
-            candidates.append(self._head_candidates(head, group, features, scale))
+            candidates.append(self._head_candidates(head, group, features, value))
         if group is None and not towers:
             predictions = candidates[0].predictions[:, 0, 0]
             return _no_choice(seeds), {}, self._physical(head, predictions)
-        return self._choose(head, candidates)
+        return self._choose(head, candidates, scale)
 
     def _head_candidates(
         self, head: str, group: str | None, features: jax.Array, tower: float
@@ -368,9 +388,9 @@ class Adapter:
         return jnp.asarray(rows), jnp.asarray(weights, jnp.float32)
 
     def _choose(
-        self, head: str, candidates: "list[_Candidates]"
+        self, head: str, candidates: "list[_Candidates]", scale: FloatArray | None
     ) -> tuple[dict[str, FloatArray], Tree, FloatArray]:
-        """Pick for each seed the candidate with the best cross-validated loss, none unless it is clearly better."""
+        """Pick each seed's candidate with the best cross-validated loss, none unless it is clearly better."""
         rows = self.splits.train
         fold = np.arange(rows.shape[1]) % self.config.folds
         truth = np.asarray(self._standardised(head))[rows]  # (S, a)
@@ -382,12 +402,17 @@ class Adapter:
         seeds = np.arange(len(rows))[:, None]
         out_of_fold = predictions[seeds, 1 + fold[None], :, rows]  # (S, a, candidates)
         cost = _robust(out_of_fold - truth[..., None])
-        gain = cost[..., :1] - cost  # candidate 0 is the model as it is
-        mean = gain.mean(axis=1)
-        error = gain.std(axis=1, ddof=1) / np.sqrt(gain.shape[1])
-        pick = np.argmax(mean, axis=1)
         one = np.arange(len(rows))
-        pick = np.where(mean[one, pick] > self.config.caution * error[one, pick], pick, 0)
+        # The head as it is: on the towers as they are, or on those of the scale that is settled.
+        allowed = np.ones((len(rows), len(tower)), bool) if scale is None else tower == scale[:, None]
+        default = allowed.argmax(axis=1)
+        with np.errstate(invalid="ignore"):  # training that diverged leaves inf and NaN, which are not picked
+            gain = cost[one, :, default][..., None] - cost
+            mean = gain.mean(axis=1)
+            error = gain.std(axis=1, ddof=1) / np.sqrt(gain.shape[1])
+        mean = np.where(allowed & np.isfinite(mean), mean, -np.inf)
+        pick = np.argmax(mean, axis=1)
+        pick = np.where(mean[one, pick] > self.config.caution * error[one, pick], pick, default)
         chosen = {"tower": tower[pick], "head": amount[pick], "step": step[pick]}
         factors = self._picked_factors(candidates, pick)
         return chosen, factors, self._physical(head, predictions[one, 0, pick])
@@ -404,22 +429,30 @@ class Adapter:
         picked = jax.tree.map(lambda *each: np.stack(each)[which, seeds, step], *leaves)
         return scaled(picked, jnp.asarray(first.amount[inner]))
 
+    def _stats(self, head: str) -> dict[str, Any]:
+        return {**NEUTRAL_STATS, **self.model.stats.get(head, {})}
+
+    def _label_scale(self, head: str) -> tuple[float, float]:
+        """Mean and standard deviation of the label, by which the head's output is standardised."""
+        stats, labels = self._stats(head), len(self.model.config.labels)
+        mean, std = (np.broadcast_to(stats[name], labels) for name in ("label_mean", "label_std"))
+        return float(mean[self.column]), float(std[self.column])
+
     def _standardised(self, head: str) -> jax.Array:
-        stats = self.model.stats[head]
-        mean, std = stats["label_mean"][self.column], stats["label_std"][self.column]
+        mean, std = self._label_scale(head)
         return jnp.asarray((self.target.truth - mean) / std, jnp.float32)
 
     def _physical(self, head: str, standardised: FloatArray) -> FloatArray:
-        stats = self.model.stats[head]
-        return standardised * float(stats["label_std"][self.column]) + float(stats["label_mean"][self.column])
+        mean, std = self._label_scale(head)
+        return standardised * std + mean
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Candidates:
     """Ways to adapt a head at one scale of the towers' factors.
 
-    predictions (S, folds + 1, candidates, n) in standardised units; amount and step (candidates,); factors the
-    head's, of the run on all training stars, leaves (S, snapshots, ...).
+    predictions (S, folds + 1, candidates, n) in standardised units; amount and step (candidates,); factors
+    are the head's, of the run on all training stars, leaves (S, snapshots, ...).
     """
 
     tower: float
@@ -433,9 +466,10 @@ def scaled(factors: Tree, scale: jax.Array) -> Tree:
     """Shrink low-rank updates: lora_b of every layer times scale (S,), one number a seed."""
 
     def shrink(path: Any, leaf: jax.Array) -> jax.Array:
-        if path[-1].key != "lora_b":
-            return leaf
-        return leaf * jnp.reshape(scale, (-1,) + (1,) * (leaf.ndim - 1)).astype(leaf.dtype)
+        by = jnp.reshape(scale, (-1,) + (1,) * (leaf.ndim - 1)).astype(leaf.dtype)
+        scaled_leaf = leaf * by if path[-1].key == "lora_b" else leaf
+        # By nothing is nothing, also where training diverged.
+        return jnp.where((by == 0) & ~jnp.isfinite(scaled_leaf), 0, scaled_leaf)
 
     return jax.tree_util.tree_map_with_path(shrink, factors)
 

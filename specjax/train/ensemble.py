@@ -20,7 +20,7 @@ Loss = Callable[[Tree, Tree, Tree, Tree, jax.Array], jax.Array]
 
 
 class Fit(NamedTuple):
-    """What a stage returns: each leaf of `snapshots` is (seeds, snapshots, ...), `loss` is (seeds, snapshots).
+    """What a stage returns: leaves of `snapshots` are (seeds, snapshots, ...), `loss` (seeds, snapshots).
 
     Snapshot e is the state after (e + 1)/snapshots of the steps and its loss the mean over that part.
     """

@@ -1,4 +1,4 @@
-"""AdamW for a partitioned tree: `optax.multi_transform` gives each group its own schedule and freezes the rest."""
+"""AdamW for a partitioned tree: `optax.multi_transform`, a schedule for each group, the rest frozen."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -3,8 +3,8 @@
 1. backbone: masked modelling of LAMOST-grid tokens, with the three labels as a second task on the mean token
    (688 stars are too few to learn from masks alone which lines matter; the published model saw millions);
 2. autoencoder: the Gaia XP encoder;
-3. alignment: contrastive, cross prediction and reconstruction (weights 1:1:1) with the backbones frozen, and the
-   labels again as a second task on the projected vector;
+3. alignment: contrastive, cross prediction and reconstruction (weights 1:1:1) with the backbones frozen, and
+   the labels again as a second task on the projected vector;
 4. heads: MLP1 on the mean token and MLP2 on the projected vector, both towers frozen.
 
 Every batch is drawn and varied anew (`augment`): what is learnt must hold for more than one instrument.
@@ -37,7 +37,7 @@ Say = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """Sizes, schedules and variations of a pretraining run; chosen on held-out MILES stars (see docs/mini.md)."""
+    """Schedules and variations of a pretraining run; chosen on held-out MILES stars (see docs/mini.md)."""
 
     preset: str = "mini"
     seed: int = 0
@@ -73,8 +73,9 @@ class LabelProbe(nn.Module):
 def make_data(corpus: Any, config: PretrainConfig) -> tuple[Tree, Tree]:
     """Turn `corpus.Pairs` into the arrays that all stages read.
 
-    Returns (data, scaler): data has flux, xp_flux, xp_valid, labels (standardised), neighbours (n, k) in label
-    space, allowed (n,), False for held-out stars, and renditions (n, k, p) where the corpus has them; scaler has label_mean and label_std.
+    Returns (data, scaler): data has flux, xp_flux, xp_valid, labels (standardised), neighbours (n, k) in
+    label space, allowed (n,), False for held-out stars, and renditions (n, k, p) where the corpus has them;
+    scaler has label_mean and label_std.
     """
     scaler = {
         "label_mean": corpus.labels.mean(axis=0).astype(np.float32),
@@ -106,7 +107,7 @@ def draw(
 
     With rendition_probability a star is taken at one of the lower resolutions of data["renditions"].
     """
-    choose, pair, vary, lower, which = jax.random.split(key, 5)
+    choose, pair, vary, lower, which, blue = jax.random.split(key, 6)
     logits = jnp.where(data["allowed"], 0.0, -jnp.inf)
     index = jax.random.categorical(choose, logits, shape=(batch,))
     partner, share = mix(pair, index, data["neighbours"], data["allowed"], variations.mixing)
@@ -121,13 +122,30 @@ def draw(
         rendered = renditions[index, number] * (1 - share) + renditions[partner, number] * share
         flux = jnp.where(jax.random.bernoulli(lower, rendition_probability, (batch, 1)), rendered, flux)
     flux, valid = augment(vary, flux, variations)
+    xp_valid = data["xp_valid"][index] & data["xp_valid"][partner]
+    xp_flux, xp_valid = extend_blue(blue, mixed("xp_flux"), xp_valid)
     return {
         "flux": flux,
         "valid": valid,
-        "xp_flux": mixed("xp_flux"),
-        "xp_valid": data["xp_valid"][index] & data["xp_valid"][partner],
+        "xp_flux": xp_flux,
+        "xp_valid": xp_valid,
         "labels": mixed("labels"),
     }
+
+
+def extend_blue(key: jax.Array, flux: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Continue half of the XP spectra (n, p) to the blue end by a straight line of random slope.
+
+    No source star is observed below 354 nm, but real XP spectra and other surveys are: without this the
+    weights of those samples would stay as drawn, and ruin the embedding of a spectrum that has them.
+    """
+    tilt, half = jax.random.split(key)
+    first = jnp.argmax(valid, axis=1)[:, None]
+    slope = jax.random.uniform(tilt, first.shape, minval=-0.8, maxval=0.3)
+    beyond = jnp.maximum(first - jnp.arange(flux.shape[1]), 0) / jnp.maximum(first, 1)
+    line = jnp.take_along_axis(flux, first, axis=1) * (1 + slope * beyond)
+    extended = (beyond > 0) & jax.random.bernoulli(half, 0.5, first.shape)
+    return jnp.where(extended, line, flux), valid | extended
 
 
 def label_loss(predicted: jax.Array, labels: jax.Array) -> jax.Array:
@@ -219,7 +237,7 @@ class Pretraining:
 
     def align(self, variables: Tree) -> Tree:
         """Stage 3: projections and decoders, on the outputs of the frozen backbones."""
-        config, shape = self.config, self.model_config.specformer
+        config = self.config
         key = jax.random.fold_in(self.key, 3)
         probe = self.probe.init(key, jnp.zeros((1, self.model_config.projection.dim)))["params"]
         towers = {name: variables["params"][name]["backbone"] for name in ("lamost", "gaia_xp")}
