@@ -68,15 +68,15 @@ def grid(values, prefix, seed, xp=True, bias=0.3):
     )
 
 
-def target(labelled=40, unlabelled=12, xp=True, **changes):
+def target(unlabelled=12, xp=True, **changes):
     """A survey whose spectra are tilted against the model's, with the label fe_h."""
-    values = labels(labelled, seed=5)
+    values = labels(40, seed=5)
     made = Target(
         name="tilted",
         labelled=grid(values, "L", 6, xp),
         truth=values[:, 1],
         label="fe_h",
-        unlabelled=grid(labels(unlabelled, seed=7), "U", 8, xp),
+        unlabelled=grid(labels(12, seed=7), "U", 8, xp)[:unlabelled],
         fe_h=values[:, 1],
     )
     return dataclasses.replace(made, **changes)
