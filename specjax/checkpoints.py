@@ -30,6 +30,21 @@ from specjax.errors import ModelError
 Arrays = dict[str, Any]  # nested dicts with str keys and array leaves
 
 FORMAT_VERSION = 1
+_SAFETENSORS_NAMES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint64": "U64",
+    "uint32": "U32",
+    "uint16": "U16",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
 WEIGHTS, CONFIG, MANIFEST = "weights.safetensors", "config.json", "manifest.json"
 
 
@@ -136,16 +151,12 @@ def _save(
     base: str | None,
 ) -> str:
     """Write weights, config and manifest, in that order, and put the folder in place."""
-    from safetensors.numpy import save_file
-
     flat = dict(flatten(arrays))
-    tensors = {name: np.asarray(value, order="C") for name, value in flat.items() if value is not None}
-    stored = {name: _to_half(name, a) if _matches(name, a, half) else a for name, a in tensors.items()}
-    described = {name: _describe(stored[name], tensors[name].dtype) for name in stored}
+    tensors = {name: np.asarray(value) for name, value in flat.items() if value is not None}
     text = json.dumps(dict(config), indent=2, allow_nan=False) + "\n"
-    digest = _digest(text, described)
     with atomic_folder(folder) as temporary:
-        save_file(stored, temporary / WEIGHTS)
+        described = _write_tensors(temporary / WEIGHTS, tensors, half)
+        digest = _digest(text, described)
         (temporary / CONFIG).write_text(text)
         manifest = {
             "format": f"specjax-{kind}",
@@ -241,6 +252,40 @@ def _checked_tensors(path: Path, sha256: str, expected: Mapping[str, Mapping[str
     return tensors
 
 
+def _write_tensors(
+    path: Path, tensors: Mapping[str, NDArray[Any]], half: tuple[str, ...]
+) -> dict[str, dict[str, Any]]:
+    """Write a safetensors file one tensor at a time, and return their entries in the manifest.
+
+    Only one tensor is copied at a time, so that large models need no second room in memory, and views of a
+    mapped file are read when their turn comes. Larger items come first, which keeps all of them aligned.
+    """
+    stored = {
+        name: np.dtype(np.float16) if _matches(name, a, half) else a.dtype for name, a in tensors.items()
+    }
+    order = sorted(tensors, key=lambda name: (-stored[name].itemsize, name))
+    header: dict[str, Any] = {}
+    end = 0
+    for name in order:
+        start, end = end, end + tensors[name].size * stored[name].itemsize
+        if str(stored[name]) not in _SAFETENSORS_NAMES:
+            raise ModelError(f"tensor {name} has the type {stored[name]}, which cannot be stored")
+        kind = _SAFETENSORS_NAMES[str(stored[name])]
+        header[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    described = {}
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            array = tensors[name]
+            rounded = _to_half(name, array) if stored[name] != array.dtype else array
+            contiguous = np.asarray(rounded, order="C")
+            file.write(_bytes_of(contiguous))
+            described[name] = _describe(contiguous, array.dtype)
+    return {name: described[name] for name in sorted(described)}
+
+
 def _matches(name: str, array: NDArray[Any], patterns: tuple[str, ...]) -> bool:
     """Whether a tensor is to be stored as float16."""
     return array.dtype == np.float32 and any(fnmatchcase(name, p) for p in patterns)
@@ -272,7 +317,12 @@ def _sha256(source: Path | NDArray[Any]) -> str:
     if isinstance(source, Path):
         with source.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256(source.tobytes()).hexdigest()
+    return hashlib.sha256(_bytes_of(source)).hexdigest()
+
+
+def _bytes_of(array: NDArray[Any]) -> memoryview | bytes:
+    """An array's bytes, without a copy where they lie in order."""
+    return array.reshape(-1).view(np.uint8).data if array.flags.c_contiguous else array.tobytes()
 
 
 def save_training_state(folder: str | Path, state: Any, step: int, *, keep: int = 2) -> None:
