@@ -20,13 +20,16 @@ _DAMAGE = (OSError, KeyError, IndexError, TypeError, ValueError, EOFError, zlib.
 
 
 @contextmanager
-def open_fits(path: Path, what: str, *, odd_cards: bool = False) -> Iterator[fits.HDUList]:
+def open_fits(
+    path: Path, what: str, *, odd_cards: bool = False, memmap: bool = False
+) -> Iterator[fits.HDUList]:
     """The HDUs of a file, for the block to take what it needs from.
 
     Args:
       path: the file.
       what: what it should be, for the message: "a MILES spectrum".
       odd_cards: whether headers that break the standard are how these files are, and not worth a warning.
+      memmap: whether to leave on disk what is not asked for; the block must copy what it keeps.
 
     Raises:
       DataError: the file cannot be read, is cut short, or lacks what the block asks for.
@@ -39,7 +42,7 @@ def open_fits(path: Path, what: str, *, odd_cards: bool = False) -> Iterator[fit
             if odd_cards:
                 warnings.simplefilter("ignore", VerifyWarning)
             # The stream is ours to close: fits.open leaves its own open when it fails.
-            with path.open("rb") as stream, fits.open(stream, memmap=False) as hdus:
+            with path.open("rb") as stream, fits.open(stream, memmap=memmap) as hdus:
                 yield hdus
     except (*_DAMAGE, VerifyError, AstropyUserWarning) as error:
         line = str(error).strip().splitlines() or [type(error).__name__]
