@@ -1,0 +1,109 @@
+"""Which rows of two catalogues are the same star on the sky, one to one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from astropy import units
+from astropy.coordinates import SkyCoord
+from astropy.table import Table
+from numpy.typing import ArrayLike, NDArray
+
+from specjax.errors import DataError
+from specjax.spectra import FloatArray, Spectra
+
+RADIUS = 1.0
+"""Arcsec within which two positions are the same star."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkyMatch:
+    """Pairs of rows, and what was not paired because it was near the same star.
+
+    Attributes:
+      left, right: (k,) row numbers; no row occurs twice on either side.
+      separation: (k,) arcsec.
+      duplicates: (m, 2) row numbers (left, right): left rows whose nearest right row went to a nearer one.
+    """
+
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+    separation: FloatArray
+    duplicates: NDArray[np.int64]
+
+
+def match(
+    left_ra: ArrayLike,
+    left_dec: ArrayLike,
+    right_ra: ArrayLike,
+    right_dec: ArrayLike,
+    radius: float = RADIUS,
+) -> SkyMatch:
+    """Each left row with its nearest right row within `radius` arcsec; of several for one, the nearest.
+
+    Positions are degrees; rows where one is NaN match nothing. Proper motion between epochs is not applied.
+
+    Raises:
+      DataError: positions of different lengths, or declinations beyond 90 degrees.
+    """
+    left, left_rows = _positions(left_ra, left_dec)
+    right, right_rows = _positions(right_ra, right_dec)
+    if not len(left_rows) or not len(right_rows):
+        none = np.zeros(0, dtype=np.int64)
+        return SkyMatch(left=none, right=none, separation=np.zeros(0), duplicates=none.reshape(0, 2))
+    nearest, apart, _ = left.match_to_catalog_sky(right)
+    arcsec = np.asarray(apart.to_value(units.arcsec))
+    close = np.flatnonzero(arcsec <= radius)
+    # By separation, the first left row of each right row is the nearest; lexsort keeps ties in row order.
+    close = close[np.lexsort((close, arcsec[close]))]
+    _, first = np.unique(nearest[close], return_index=True)
+    kept = np.sort(close[first])
+    lost = np.sort(np.setdiff1d(close, kept))
+    return SkyMatch(
+        left=left_rows[kept],
+        right=right_rows[nearest[kept]],
+        separation=arcsec[kept],
+        duplicates=np.stack([left_rows[lost], right_rows[nearest[lost]]], axis=1),
+    )
+
+
+def label_on_sky(spectra: Spectra, labels: Table, radius: float = RADIUS) -> tuple[Table, SkyMatch]:
+    """The rows of a label table that belong to spectra, under the spectra's ids.
+
+    Args:
+      spectra: with meta ra and dec in degrees.
+      labels: a table with columns ra, dec (degrees) and labels, such as `apogee.read_labels` gives.
+      radius: arcsec.
+
+    Returns:
+      (table for `tables.write_table` and `specjax adapt`: id of the spectrum, every column of `labels` but
+      its own id, which becomes `label_id`, and `separation` in arcsec; the match with its duplicates).
+
+    Raises:
+      DataError: no positions on one side.
+    """
+    for name, columns in (("the spectra", spectra.meta), ("the labels", labels.columns)):
+        missing = [key for key in ("ra", "dec") if key not in columns]
+        if missing:
+            raise DataError(f"{name} have no {' and no '.join(missing)} to be matched on the sky")
+    found = match(spectra.meta["ra"], spectra.meta["dec"], labels["ra"], labels["dec"], radius)
+    table = labels[found.right]
+    if "id" in table.colnames:
+        table.rename_column("id", "label_id")
+    table.add_column(spectra.id[found.left], name="id", index=0)
+    table["separation"] = found.separation
+    table["separation"].unit = "arcsec"
+    return table, found
+
+
+def _positions(ra: Any, dec: Any) -> tuple[SkyCoord, NDArray[np.int64]]:
+    """Coordinates of the rows that have them, and their row numbers."""
+    ra, dec = (np.ma.filled(np.ma.asarray(values, dtype=np.float64), np.nan) for values in (ra, dec))
+    if ra.shape != dec.shape or ra.ndim != 1:
+        raise DataError(f"right ascensions {ra.shape} do not fit declinations {dec.shape}")
+    rows = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
+    if (np.abs(dec[rows]) > 90).any():
+        raise DataError("declinations are beyond 90 degrees: are right ascension and declination swapped?")
+    return SkyCoord(ra[rows], dec[rows], unit="deg"), rows
