@@ -8,7 +8,20 @@ from pathlib import Path
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
-from specjax.surveys import arrays, columns, desi, gaia_xp, lamost, mastar, miles, peek, sdss, sparcl, stelib
+from specjax.surveys import (
+    arrays,
+    columns,
+    desi,
+    gaia_xp,
+    image_stack,
+    lamost,
+    mastar,
+    miles,
+    peek,
+    sdss,
+    sparcl,
+    stelib,
+)
 
 __all__ = ["SURVEYS", "Survey", "read"]
 
@@ -39,6 +52,11 @@ SURVEYS: dict[str, Survey] = {
     ),
     "sdss": Survey(
         what="an SDSS spec-lite FITS file or a folder of them", recognise=sdss.recognise, read=sdss.read
+    ),
+    "image_stack": Survey(
+        what="a FITS file with images FLUX, WAVE and optionally IVAR, MASK",
+        recognise=image_stack.recognise,
+        read=image_stack.read,
     ),
     "gaia_xp": Survey(
         what="a table or .npz of Gaia XP spectra, sampled or continuous",
