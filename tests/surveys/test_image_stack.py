@@ -20,7 +20,7 @@ def test_images_are_spectra_by_row(tmp_path):
 
 
 def test_what_does_not_fit_is_one_line(tmp_path):
-    path = write(tmp_path / "stack.fits", FLUX=np.ones((2, 9)), WAVE=np.arange(8))
+    path = write(tmp_path / "stack.fits", FLUX=np.ones((2, 9)), WAVE=4000.0 + np.arange(8))
     with pytest.raises(DataError, match=r"stack\.fits: wavelength \(8,\) does not fit"):
         read(path)
     path = write(tmp_path / "other.fits", FLUX=np.ones((2, 9)))
