@@ -24,13 +24,16 @@ def make_targets(libraries: Path, names: tuple[str, ...] = NAMES, label: str = "
     labels = np.stack([spectra.meta[name] for name in LABELS], axis=1)
     usable = in_range(labels)
     xp = xp_partners(spectra, stelib.FWHM, mastar.read(libraries / "mastarhc_v2"))
-    made = {
-        "stelib": lambda: to_lamost(spectra),
-        "stelib-grism": lambda: to_lamost(grism.degrade(spectra)),
+    prepared = {
+        "stelib": lambda: to_lamost(spectra, fwhm=stelib.FWHM),
+        "stelib-grism": lambda: to_lamost(grism.degrade(spectra), fwhm=grism.FWHM),
     }
-    truth = spectra.meta[label]
+    fwhm = {"stelib": stelib.FWHM, "stelib-grism": grism.FWHM}
+    truth, fe_h = spectra.meta[label], spectra.meta["fe_h"]
     return [
-        make_target(name, made[name](), truth, label=label, fe_h=spectra.meta["fe_h"], usable=usable, xp=xp)
+        make_target(
+            name, prepared[name](), truth, label=label, fe_h=fe_h, usable=usable, xp=xp, fwhm=fwhm[name]
+        )
         for name in names
     ]
 

@@ -107,7 +107,7 @@ def _renditions(source: Spectra, fill: PrincipalFill, say: Callable[[str], None]
     for number, (fwhm, snr) in enumerate(RENDITIONS):
         say(f"rendering the stars at FWHM {fwhm:g} A, S/N {snr:g}")
         degraded = grism.degrade(source, fwhm, snr, seed=1000 + number, fwhm_from=MILES_FWHM)
-        lamost = to_lamost(degraded)
+        lamost = to_lamost(degraded, fwhm=fwhm)
         made.append(fill.apply(lamost.flux, lamost.ivar, lamost.mask).astype(np.float32))
     return np.stack(made, axis=1)
 

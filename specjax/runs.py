@@ -50,8 +50,9 @@ def adapt_survey(
         config: seeds, splits and stages.
         wavelength_medium, wavelength_unit: what array files do not say themselves.
         xp: Gaia XP spectra of the same ids, for LoRA3.
-        fwhm: resolution in Angstrom of the spectra, from whose own flux the Gaia XP side for LoRA3 is then
-            made; it must cover 336-1020 nm but for a fifth.
+        fwhm: resolution of the spectra in Angstrom. Spectra much broader than LAMOST's pixels are smoothed a
+            little (see `preprocess.to_lamost`); without `xp`, their own flux gives the Gaia XP side for LoRA3,
+            if it covers 336-1020 nm but for a fifth.
 
     Raises:
         SpecjaxError: one line on what is wrong with an option, a file, the model or the data.
@@ -68,11 +69,12 @@ def adapt_survey(
         partner = _xp_side(observed, xp, fwhm)
     target = make_target(
         observed.survey or spectra.stem,
-        to_lamost(observed),
+        to_lamost(observed, fwhm=fwhm),
         joined[label],
         label=label,
         fe_h=joined.get("fe_h"),
         xp=partner,
+        fwhm=fwhm,
     )
     describe_target(target, say)
     return run_study(
@@ -128,7 +130,7 @@ def predict(
     scatter of the adaptation's test stars in quadrature; flag and masked_fraction from the preprocessing. A
     spectrum with a flag keeps its number only where the flag is "masked_fraction"; otherwise it is NaN.
     """
-    lamost = to_lamost(spectra)
+    lamost = to_lamost(spectra, fwhm=config.get("fwhm"))
     usable = np.isin(lamost.meta["flag"], ("", "masked_fraction"))
     label = config["label"]
     values = np.full((config["seeds"], len(lamost)), np.nan)

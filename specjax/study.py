@@ -146,6 +146,7 @@ def _save_adapters(
             "configuration": name,
             "label": target.label,
             "target": target.name,
+            "fwhm": target.fwhm,
             "seeds": config.seeds,
             "sigma": sigma[name],
             "lora": {

@@ -68,6 +68,7 @@ class Target:
         unlabelled: spectra for LoRA1 and LoRA3, disjoint from the labelled ones; may be empty.
         refused: {id: flag} of the spectra that cannot be labelled ones; some of them serve unlabelled.
         fe_h: (n,) literature [Fe/H], which sorts stars into the table's subsets; NaN where unknown.
+        fwhm: the resolution that `preprocess.to_lamost` was told, Angstrom; None where it was not.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Target:
     unlabelled: Grid
     fe_h: NDArray[np.float64]
     refused: dict[str, str] = field(default_factory=dict)
+    fwhm: float | None = None
 
 
 def make_target(
@@ -88,6 +90,7 @@ def make_target(
     fe_h: NDArray[np.float64] | None = None,
     usable: NDArray[np.bool_] | None = None,
     xp: Spectra | None = None,
+    fwhm: float | None = None,
 ) -> Target:
     """Sort the rows of a survey into labelled, unlabelled and refused.
 
@@ -98,6 +101,7 @@ def make_target(
         fe_h: (n,) [Fe/H] for the subsets; `truth` itself where the label is fe_h.
         usable: (n,) rows that may be labelled ones; the others stay unlabelled.
         xp: n spectra from `preprocess.to_gaia_xp`.
+        fwhm: what `to_lamost` was told.
 
     Raises:
         DataError: no row has both a label and a usable spectrum.
@@ -120,6 +124,7 @@ def make_target(
         unlabelled=grid[rest],
         fe_h=np.asarray(fe_h, np.float64)[chosen],
         refused={str(lamost.id[row]): str(flag[row]) for row in np.flatnonzero(flag != "")},
+        fwhm=fwhm,
     )
 
 

@@ -47,10 +47,11 @@ class PretrainConfig:
     label_weight: float = 1.0
     xp_noise: float = 0.01
     head_pool: int = 20480
-    rendition_probability: float = 0.35  # of a star at a lower resolution, in the stages of the towers
+    rendition_probability: float = 0.5  # of a star at a lower resolution, in the stages of the towers
+    head_rendition_probability: float = 0.0  # and in that of the heads
     augment: AugmentConfig = AugmentConfig(noise=(0.003, 0.05))
     head_augment: AugmentConfig = AugmentConfig()
-    backbone: StageConfig = StageConfig(steps=3000, batch=64, learning_rate=2e-3)
+    backbone: StageConfig = StageConfig(steps=2400, batch=64, learning_rate=2e-3)
     autoencoder: StageConfig = StageConfig(steps=2000, batch=128, learning_rate=1e-3)
     alignment: StageConfig = StageConfig(steps=800, batch=128, learning_rate=2e-3)
     heads: StageConfig = StageConfig(steps=2000, batch=512, learning_rate=2e-3, chunk=500)
@@ -368,7 +369,10 @@ class Pretraining:
     def _feature_pool(self, variables: Tree, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
         """Draw `head_pool` varied spectra and embed them: {head: (pool, d)} and labels (pool, k)."""
         size = 256
-        make = jax.jit(lambda key, data: draw(key, data, size, self.config.head_augment))
+        config = self.config
+        make = jax.jit(
+            lambda key, data: draw(key, data, size, config.head_augment, config.head_rendition_probability)
+        )
         features: dict[str, list[jax.Array]] = {"mlp1": [], "mlp2": []}
         labels = []
         for index in range(self.config.head_pool // size):

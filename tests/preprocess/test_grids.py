@@ -102,3 +102,14 @@ def test_xp_rows_without_reference_or_coverage_are_flagged():
     assert result.meta["flag"].tolist() == ["", "no_reference", "masked_fraction", "no_coverage"]
     assert result.mask[1].all()
     assert np.isfinite(result.flux).all()
+
+
+def test_an_oversampled_spectrum_is_denoised_and_a_sampled_one_left_alone():
+    rng = np.random.default_rng(1)
+    clean = Spectra.build(GRID, np.ones((1, GRID.size)))
+    noisy = Spectra.build(GRID, 1 + 0.05 * rng.normal(size=(1, GRID.size)))
+    as_it_is, matched = to_lamost(noisy), to_lamost(noisy, fwhm=24.0)
+    # A Gaussian of sigma 6 A over 0.9 A pixels averages about 24 of them: noise falls by nearly five.
+    assert matched.flux.std() < 0.3 * as_it_is.flux.std()
+    np.testing.assert_allclose(to_lamost(clean, fwhm=24.0).flux, 1.0, atol=1e-9)
+    np.testing.assert_array_equal(to_lamost(noisy, fwhm=3.0).flux, as_it_is.flux)
