@@ -1,7 +1,7 @@
 """The baseline that needs no foundation: a multilayer perceptron on the source spectra themselves.
 
 Trained on the corpus with the same survey-like variations as the mini model's heads, then applied to the
-target as it is. It sees no target star, so one training serves all targets; the weights are kept in the cache.
+target as it is. It sees no target star, so one training serves all targets; the weights stay in the cache.
 """
 
 import hashlib

@@ -1,10 +1,11 @@
 """The mini model's corpus: MILES stars on both model grids, with XP-like partners.
 
 What is observed and what is built: the LAMOST side is each star's own MILES spectrum. The Gaia XP side is
-the same spectrum degraded to XP resolution where MILES covers it (3540-7410 A), continued to 10200 A by the mean
-MaStar spectrum that matches it best, and left out below. Beside each star as observed stand renditions of it,
-as surveys of lower resolution would deliver it: smoothed and given noise first, normalised then, by the code
-that normalises any survey. Stars that are in STELIB too are not in the corpus: they are the target.
+the same spectrum degraded to XP resolution where MILES covers it (3540-7410 A), continued to 10200 A by the
+mean MaStar spectrum that matches it best, and left out below. Beside each star as observed stand renditions
+of it, as surveys of lower resolution would deliver it: smoothed and given noise first, normalised then, by
+the code that normalises any survey. Stars that are in STELIB too are not in the corpus: they are the
+target.
 """
 
 from collections.abc import Callable

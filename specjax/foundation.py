@@ -194,9 +194,7 @@ class Foundation:
             merged[path] = leaves[path]
         return replace(self, variables={**self.variables, "params": unflatten_dict(merged, sep="/")})
 
-    def save(
-        self, folder: str | Path, *, half: bool = False, record: Mapping[str, Any] | None = None
-    ) -> str:
+    def save(self, folder: str | Path, *, half: bool = False, record: Mapping[str, Any] | None = None) -> str:
         """Write a folder that `load` reads, parameters as float16 with `half`; returns its digest.
 
         `record` is kept in config.json beside the model's sizes: how it was made.

@@ -44,14 +44,14 @@ def adapt_survey(
     Args:
         model: a model folder, or "mini".
         spectra: what `surveys.read` takes.
-        labels: a table with columns id and `label`, in physical units; a column fe_h too sorts the stars into
-            the table's subsets where the label is another.
+        labels: a table with columns id and `label`, in physical units; a column fe_h too sorts the stars
+            into the table's subsets where the label is another.
         configurations: names as `train.adapt.parse_configuration` takes them.
         config: seeds, splits and stages.
         wavelength_medium, wavelength_unit: what array files do not say themselves.
         xp: Gaia XP spectra of the same ids, for LoRA3.
         fwhm: resolution of the spectra in Angstrom. Spectra much broader than LAMOST's pixels are smoothed a
-            little (see `preprocess.to_lamost`); without `xp`, their own flux gives the Gaia XP side for LoRA3,
+            little (see `preprocess.to_lamost`). Without `xp`, their own flux gives the XP side for LoRA3,
             if it covers 336-1020 nm but for a fifth.
 
     Raises:
