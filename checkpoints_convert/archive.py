@@ -100,9 +100,7 @@ class Archive:
     def _why_not_zip(self, error: Exception) -> str:
         start = self._map[:32]
         if start.startswith(_LEGACY_STARTS) or b"ustar" in self._map[257:263]:
-            return (
-                f"{self.path} is in the legacy format of PyTorch before 1.6: load it in torch, save it again"
-            )
+            return f"{self.path} is in the legacy format of PyTorch before 1.6: save it again with torch"
         if start.startswith(b"PK"):
             return f"{self.path} is a damaged or truncated PyTorch file: {str(error) or type(error).__name__}"
         return f"{self.path} is not a PyTorch file"

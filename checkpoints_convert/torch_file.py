@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from checkpoints_convert.archive import Archive
-from checkpoints_convert.unpickle import Constructors, Global, unpickle
+from checkpoints_convert.unpickle import Constructors, Global, Opaque, unpickle
 from specjax.errors import ModelError
 
 # torch's name of a type -> NumPy's, and the class that stored it before storages were untyped.
@@ -124,6 +124,7 @@ class TorchFile:
     def hyper_parameters(self) -> Mapping[str, Any]:
         """What a Lightning file was configured with; {} where there is nothing of the kind."""
         found = self.content.get("hyper_parameters") if isinstance(self.content, dict) else None
+        found = found.items if isinstance(found, Opaque) else found
         return found if isinstance(found, dict) else {}
 
     def state_dict(self) -> dict[str, StoredTensor]:

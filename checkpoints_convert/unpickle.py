@@ -37,12 +37,13 @@ class Global:
 class Opaque:
     """What stands for an object of any class that is not known: what was said about it, and no behaviour."""
 
-    __slots__ = ("args", "name", "state")
+    __slots__ = ("args", "items", "name", "state")
 
     def __init__(self, name: str, args: Any = ()) -> None:
         self.name = name
         self.args = args
-        self.state: Any = None
+        self.state: Any = None  # what a BUILD gives it
+        self.items: dict[Any, Any] = {}  # what is set on a kind of dict
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
@@ -155,9 +156,8 @@ class _Machine:
         if len(items) % 2:
             raise ValueError("a key without a value")
         target = self.top()
+        target = target.items if isinstance(target, Opaque) else target
         if not isinstance(target, dict):
-            if isinstance(target, Opaque):
-                return
             raise TypeError("it sets an item of what is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[_as_key(key)] = value

@@ -1,0 +1,168 @@
+"""`python -m checkpoints_convert.export DIR --out FILE`: write a model folder as a PyTorch file.
+
+With --adapter the low-rank factors are merged into it; with --peft they are written by themselves, as a
+folder that the `peft` library loads onto the PyTorch modules.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from checkpoints_convert.__main__ import run
+from checkpoints_convert.keys import projection_parts
+from checkpoints_convert.model_folder import ModelFolder, load_factors
+from checkpoints_convert.peft_folder import export_adapter
+from checkpoints_convert.torch_writer import write_torch_file
+from specjax.config import ModelConfig, SpecFormerConfig
+from specjax.errors import ModelError
+
+_DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float64": np.float64}
+
+
+def export_checkpoint(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    seed: int = 0,
+    part: str | None = None,
+) -> str:
+    """Write the published file of a model; torch loads its state_dict with strict=True.
+
+    Args:
+        folder: the model folder.
+        out: the file to write, whole or not at all.
+        adapter: an adapter folder to merge.
+        seed: which of the adapter's seeds.
+        part: "lamost", "gaia_xp", "specclip", "mlp1" or "mlp2"; by default the model's network without heads.
+
+    Returns:
+        The part that was written.
+
+    Raises:
+        SpecjaxError: a folder that is missing, damaged or does not fit, or a part that has no published file.
+    """
+    model = ModelFolder.load(folder)
+    part = model.part(part)
+    paths = {row.path for row in model.rows(part)}
+    if adapter is not None:
+        factors = load_factors(adapter, model, seed)
+        layers = {path.rpartition("/")[0] for path in paths}
+        if not any(path.rpartition("/")[0] in layers for path in factors):
+            parts = sorted({path.split("/")[1] for path in factors})
+            raise ModelError(f"{adapter} adapts {', '.join(parts)}, nothing of {part}: say which with --part")
+        model = model.merged(factors)
+    write_torch_file(out, _content(model.folded(), part))
+    return part
+
+
+def _content(model: ModelFolder, part: str) -> dict[str, Any]:
+    state = state_dict(model, part)
+    if part.startswith("mlp"):
+        stats = {
+            name: model.leaves[f"stats/{part}/feature_{name}"]
+            for name in ("mean", "std")
+            if f"stats/{part}/feature_{name}" in model.leaves
+        }
+        return {"model_state_dict": state, **({"stats": stats} if stats else {})}
+    return {
+        "epoch": 0,
+        "global_step": 0,
+        "pytorch-lightning_version": "2.0.0",
+        "state_dict": state,
+        "hyper_parameters": _hyper_parameters(model.config, part),
+    }
+
+
+def state_dict(model: ModelFolder, part: str) -> dict[str, NDArray[Any]]:
+    """Return the tensors of a part by their published names, in the types that their file had.
+
+    Raises:
+        ModelError: the model lacks a parameter of the part.
+    """
+    source: dict[str, Any] = model.sources.get(part if part.startswith("mlp") else "model", {})
+    counters, dtypes = source.get("num_batches_tracked", {}), source.get("dtypes", {})
+    state: dict[str, NDArray[Any]] = {}
+    for row in model.rows(part):
+        if row.path not in model.leaves:
+            raise ModelError(f"{model.folder} has no parameter {row.path}")
+        leaf = model.leaves[row.path]
+        dtype = np.dtype(_DTYPES.get(dtypes.get(row.key, ""), leaf.dtype))
+        if row.rows is None:
+            state[row.key] = (leaf.T if row.transpose else leaf).astype(dtype, copy=False)
+        else:
+            row.write(leaf, state.setdefault(row.key, np.empty(row.shape, dtype)))
+        if row.key.endswith(".running_var"):
+            counter = row.key.removesuffix("running_var") + "num_batches_tracked"
+            state[counter] = np.array(counters.get(counter, 0), np.int64)
+    for key, tensor in state.items():
+        wanted = next(row.shape for row in model.rows(part) if row.key == key) if tensor.ndim else ()
+        if tensor.shape != wanted:
+            raise ModelError(f"{model.folder}: {key} would be {list(tensor.shape)}, not {list(wanted)}")
+    return state
+
+
+def _hyper_parameters(config: ModelConfig, part: str) -> dict[str, Any]:
+    """Return what shapes do not say, under the published names and where a module would have it."""
+    if part == "specclip":
+        pools = {
+            (f"{name}attention" if name else "cross_attention"): {"multihead_attn": {"num_heads": heads}}
+            for name, heads in zip(projection_parts(config), config.projection.num_heads, strict=False)
+        }
+        return {"lamost_lrs_encoder": {"backbone": _encoder(config.specformer), **pools}}
+    if part == "lamost":
+        return _encoder(config.specformer)
+    return {} if config.xp_transformer is None else _encoder(config.xp_transformer)
+
+
+def _encoder(config: SpecFormerConfig) -> dict[str, Any]:
+    lamost = config.statistics == ("log10_std",)
+    windows = {"slice_section_length": config.window, "slice_overlap": config.window - config.stride}
+    return {
+        "input_dim": config.token_dim if lamost else config.window,
+        "embed_dim": config.dim,
+        "num_layers": config.num_layers,
+        "num_heads": config.num_heads,
+        "max_len": config.max_len,
+        "mask_num_chunks": config.mask_chunks,
+        "mask_chunk_width": config.mask_width,
+        "dropout": 0.0,
+        "norm_first": True,
+        **(windows if lamost else {"include_stats": True}),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status, 0 or 1."""
+    parser = argparse.ArgumentParser(prog="python -m checkpoints_convert.export", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a model folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="what to write")
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="an adapter of that model")
+    parser.add_argument("--seed", type=int, default=0, help="which seed of the adapter")
+    parser.add_argument("--part", help="lamost, gaia_xp, specclip, mlp1 or mlp2")
+    parser.add_argument("--peft", action="store_true", help="write the adapter alone, as a PEFT folder")
+    return run(lambda: _run(parser.parse_args(arguments)))
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.peft:
+        if options.adapter is None:
+            raise ModelError("--peft writes an adapter: say which with --adapter DIR")
+        part = export_adapter(
+            options.folder, options.adapter, options.out, seed=options.seed, part=options.part
+        )
+    else:
+        part = export_checkpoint(
+            options.folder, options.out, adapter=options.adapter, seed=options.seed, part=options.part
+        )
+    print(f"wrote {options.out}: {part}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""A model folder, and an adapter of it, as flat arrays: what export starts from. NumPy only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from checkpoints_convert.keys import Row, table
+from specjax.checkpoints import flatten, load_adapter, load_model
+from specjax.config import ModelConfig, from_dict
+from specjax.errors import ModelError
+
+Leaves = dict[str, NDArray[Any]]
+
+PARTS = ("lamost", "gaia_xp", "specclip", "mlp1", "mlp2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFolder:
+    """A model: arrays by path ("params/...", "batch_stats/...", "stats/...") and what its files were."""
+
+    folder: Path
+    config: ModelConfig
+    leaves: Leaves
+    digest: str
+    sources: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "ModelFolder":
+        """Read and verify a folder.
+
+        Raises:
+            ModelError: missing or damaged, or no model.
+        """
+        stored = load_model(folder)
+        if "model" not in stored.config or "params" not in stored.arrays:
+            raise ModelError(f"{folder} holds no model")
+        return cls(
+            folder=Path(folder),
+            config=from_dict(stored.config["model"]),
+            leaves={path: leaf for path, leaf in flatten(stored.arrays) if leaf is not None},
+            digest=stored.digest,
+            sources=stored.config.get("sources", {}),
+        )
+
+    def part(self, wanted: str | None) -> str:
+        """Return the part to write: the wanted one, or the main network of the model.
+
+        Raises:
+            ModelError: the model has no such part, or several and none is wanted.
+        """
+        there = self.parts()
+        if wanted is None:
+            networks = [part for part in there if not part.startswith("mlp")] or there
+            if len(networks) != 1:
+                raise ModelError(f"{self.folder} holds {', '.join(networks)}: say which with --part")
+            return networks[0]
+        if wanted not in there:
+            raise ModelError(f"{self.folder} has no part {wanted!r}; it holds {', '.join(there)}")
+        return wanted
+
+    def parts(self) -> list[str]:
+        """The parts of the model that have a published file."""
+        has = {part: any(path.startswith(f"params/{part}/") for path in self.leaves) for part in PARTS}
+        has["specclip"] = any(path.startswith("params/lamost/projection/") for path in self.leaves)
+        if has["specclip"]:
+            has["lamost"] = has["gaia_xp"] = False
+        return [part for part in PARTS if has[part]]
+
+    def rows(self, part: str) -> list[Row]:
+        """The rows of the key table for a part."""
+        return table(self.config, [part])
+
+    def query_scale(self) -> float:
+        """What the queries of the LAMOST encoder are multiplied by to give the published attention.
+
+        The published modules divide q.k by the width of a head; a model trained with another factor has it in
+        its queries instead. 1 for a published model.
+        """
+        own = self.config.specformer
+        return own.attention_scale / (own.num_heads / own.dim)
+
+    def folded(self) -> "ModelFolder":
+        """Return the model with the published factor on q.k and the same output."""
+        scale = self.query_scale()
+        if scale == 1.0:
+            return self
+        leaves = dict(self.leaves)
+        for path in leaves:
+            if is_query(path):
+                leaves[path] = (leaves[path] * scale).astype(leaves[path].dtype)
+        config = replace(self.config, specformer=replace(self.config.specformer, logit_scale=None))
+        return replace(self, leaves=leaves, config=config)
+
+    def merged(self, factors: Mapping[str, NDArray[Any]]) -> "ModelFolder":
+        """Return the model with an adapter merged: kernel + (alpha/rank) A B, other leaves replaced.
+
+        Raises:
+            ModelError: the adapter does not fit.
+        """
+        from specjax.lora import FACTORS, group_of
+
+        leaves = dict(self.leaves)
+        for path, value in factors.items():
+            layer, _, name = path.rpartition("/")
+            target = f"{layer}/kernel" if name in FACTORS else path
+            if target not in leaves:
+                raise ModelError(f"the adapter does not fit the model: it has no {target}")
+            if name == FACTORS[0]:
+                kernel, up = leaves[target], factors[f"{layer}/{FACTORS[1]}"]
+                scale = self.config.loras[group_of(path.removeprefix("params/"))].scale
+                product = np.matmul(value, up, dtype=np.float64)
+                if product.shape != kernel.shape:
+                    raise ModelError(f"the adapter does not fit the model: {target} is {list(kernel.shape)}")
+                leaves[target] = (kernel + scale * product).astype(kernel.dtype)
+            elif name not in FACTORS:
+                leaves[target] = value
+        return replace(self, leaves=leaves)
+
+
+def is_query(path: str) -> bool:
+    """Whether a path is a parameter that the queries of the LAMOST encoder are linear in."""
+    inside = path.startswith("params/lamost/backbone/blocks_") and "/attention/q_proj/" in path
+    return inside and not path.endswith("/lora_a")
+
+
+def load_factors(folder: str | Path, model: ModelFolder, seed: int) -> Leaves:
+    """Read one seed's leaves of an adapter, by path ("params/...").
+
+    Raises:
+        ModelError: missing, damaged, of another model, or without that seed.
+    """
+    stored = load_adapter(folder, base=model.digest)
+    leaves = {f"params/{path}": leaf for path, leaf in flatten(stored.arrays) if leaf is not None}
+    seeds = min((len(leaf) if leaf.ndim else 0 for leaf in leaves.values()), default=0)
+    if not 0 <= seed < seeds:
+        raise ModelError(f"{folder} has the seeds 0 to {seeds - 1}, not {seed}")
+    return {path: leaf[seed] for path, leaf in leaves.items()}
