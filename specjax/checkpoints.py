@@ -184,9 +184,10 @@ def _load(folder: str | Path, kind: str) -> Stored:
     except (KeyError, TypeError) as error:
         raise ModelError(f"{folder / MANIFEST} is damaged: it lacks {error}") from None
     text = _checked_text(folder / CONFIG, hashes[CONFIG])
-    tensors = _checked_tensors(folder / WEIGHTS, hashes[WEIGHTS], expected)
-    if _digest(text, expected) != digest:
+    # Before the tensors: what the manifest says about them is only as good as its digest.
+    if _digest(text, expected) != digest or not all(isinstance(name, str) for name in empty):
         raise ModelError(f"{folder / MANIFEST} is damaged: its digest is not that of its tensors")
+    tensors = _checked_tensors(folder / WEIGHTS, hashes[WEIGHTS], expected)
     flat = {name: a.astype(expected[name]["dtype"], copy=False) for name, a in tensors.items()}
     arrays = unflatten([*flat.items(), *((name, None) for name in empty)])
     return Stored(config=json.loads(text), arrays=arrays, digest=digest, base=base)

@@ -158,6 +158,20 @@ def test_tensors_that_differ_from_the_manifest_are_named(saved, change):
         checkpoints.load_model(saved)
 
 
+def test_a_damaged_manifest_is_noticed(saved):
+    path = saved / "manifest.json"
+    text = path.read_text()
+    for old, new in {
+        '"stored"': '"stoued"',
+        '"shape"': '"rhape"',
+        '"sha256"': '"sha257"',
+        '"tensors"': '"t"',
+    }.items():
+        path.write_text(text.replace(old, new))
+        with pytest.raises(ModelError, match="manifest"):
+            checkpoints.load_model(saved)
+
+
 def test_an_edited_manifest_is_noticed(saved):
     manifest = json.loads((saved / "manifest.json").read_text())
     manifest["tensors"]["params/lamost/kernel"]["dtype"] = "float64"
