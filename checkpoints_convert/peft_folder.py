@@ -2,6 +2,10 @@
 
 PyTorch keeps the factors of a Linear as lora_A (rank, in) and lora_B (out, rank), ours transposed. The names
 are those of the published modules, so a folder belongs to one of them: to a network, or to one label head.
+
+The output projection of a torch.nn.MultiheadAttention (LoRA3) is never called as a module, so there PEFT's
+factors act only once merged (`merge_adapter` or `merge_and_unload`). PEFT's wrapper of the whole attention is
+no way out: it has no form for separate input projections, and version 0.21 adds the output's product twice.
 """
 
 import json
@@ -54,8 +58,8 @@ def export_adapter(
         for name, letter in (("lora_a", "A"), ("lora_b", "B")):
             path = f"params/{layer}/{name}"
             factor = factors[path] * np.float32(model.query_scale()) if is_query(path) else factors[path]
-            tensors[f"{_PREFIX}{module}.lora_{letter}.weight"] = np.ascontiguousarray(factor.T)
-    _write(Path(out), tensors, ranks, alphas)
+            tensors[f"{module}.lora_{letter}.weight"] = np.ascontiguousarray(factor.T)
+    _write(Path(out), {_PREFIX + key: tensor for key, tensor in tensors.items()}, ranks, alphas)
     return part
 
 
