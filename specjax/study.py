@@ -57,6 +57,8 @@ def run_study(
         SpecjaxError: whatever a target, the model or the folder has wrong.
     """
     names = _with_zero_shot(configurations)
+    if any(results.configuration_kind(name) == "adapted" for name in names):
+        _digest(model)  # not after an hour of training
     unit = TITLES.get(targets[0].label, (targets[0].label, ""))[1]
     rows: list[results.Row] = []
     columns: list[dict[str, Any]] = []
@@ -138,8 +140,6 @@ def _save_adapters(
     rows: Sequence[results.Row],
 ) -> None:
     """Write the factors of all seeds of each adapted configuration, with the scatter that they reached."""
-    if model.digest is None:
-        raise ModelError("adapters can be saved only for a model that was loaded from a folder")
     sigma = {row["configuration"]: row["sigma"] for row in rows if row["subset"] == "all"}
     for name, adaptation in found.items():
         description = {
@@ -159,8 +159,14 @@ def _save_adapters(
                 folder / name,
                 config=description,
                 arrays=jax.tree.map(np.asarray, adaptation.adapters),
-                base=model.digest,
+                base=_digest(model),
             )
+
+
+def _digest(model: Foundation) -> str:
+    if model.digest is None:
+        raise ModelError("adapters can be saved only for a model that was loaded from a folder")
+    return model.digest
 
 
 def _plot_target(
