@@ -1,23 +1,48 @@
 """Stars of two labels on small grids: low-rank spectra with some noise, and a small model that reads them."""
 
+import contextlib
 import dataclasses
 import functools
 
+import jax
 import numpy as np
 
-from specjax.config import LabelHeadConfig
+from specjax.config import DecoderConfig, LabelHeadConfig, XPAutoencoderConfig
 from specjax.corpus import Pairs
 from specjax.foundation import Foundation
 from specjax.targets import Grid, Target
+from specjax.train.adapt import AdaptConfig, HeadStage, UnlabelledStage
+from specjax.train.optimizer import GroupSchedule
 from tests.models.tiny import TINY, random_system
 
 CONFIG = dataclasses.replace(
     TINY,
     name="stars",
     specformer=dataclasses.replace(TINY.specformer, num_layers=1, mask_chunks=2, mask_width=3),
-    head=LabelHeadConfig(hidden_dims=(16, 12), num_labels=2, members=2),
+    xp_autoencoder=XPAutoencoderConfig(num_pixels=23, hidden_dim=22, latent_dim=20, num_blocks=1),
+    decoder=DecoderConfig(lamost_hidden=(30,), gaia_xp_hidden=(26,)),
+    head=LabelHeadConfig(hidden_dims=(16,), num_labels=2, members=2),
+)
+FAST = GroupSchedule(learning_rate=3e-2)
+ADAPT = AdaptConfig(
+    seeds=3,
+    train=20,
+    validate=4,
+    lora1=UnlabelledStage(steps=5, batch=6, schedule=FAST),
+    lora3=UnlabelledStage(steps=5, batch=8, schedule=FAST),
+    head=HeadStage(steps=20, snapshots=2, schedule=FAST),
+    head_shrinkage=(0.0, 0.5, 1.0),
+    tower_shrinkage=(0.0, 1.0),
 )
 PIXELS, XP_PIXELS = CONFIG.specformer.num_pixels, CONFIG.xp_autoencoder.num_pixels
+
+
+@contextlib.contextmanager
+def quick_compilation():
+    """Compile programs in half the time, for tests of logic: they run once, and what they say is the same."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def labels(n, seed=0):

@@ -11,10 +11,7 @@ from specjax.errors import ConfigError, DataError, ModelError
 from specjax.targets import draw_splits
 from specjax.train.adapt import (
     CONFIGURATIONS,
-    AdaptConfig,
     Adapter,
-    HeadStage,
-    UnlabelledStage,
     parse_configuration,
     predict_with,
     scaled,
@@ -23,17 +20,9 @@ from specjax.train.adapt import (
 from specjax.train.optimizer import GroupSchedule
 from tests.train import synthetic
 
-FAST = GroupSchedule(learning_rate=3e-2)
-CONFIG = AdaptConfig(
-    seeds=3,
-    train=20,
-    validate=4,
-    lora1=UnlabelledStage(steps=5, batch=6, schedule=FAST),
-    lora3=UnlabelledStage(steps=5, batch=8, schedule=FAST),
-    head=HeadStage(steps=20, snapshots=2, schedule=FAST),
-    head_shrinkage=(0.0, 0.5, 1.0),
-    tower_shrinkage=(0.0, 1.0),
-)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+CONFIG = synthetic.ADAPT
 OTHERS = ("lora1", "lora3", "lora3+lora4", "lora2+lora4", "lora1+lora2+lora4")
 SPLITS = draw_splits(40, seeds=3, train=20, validate=4)
 # The same arithmetic in another batch shape or with merged factors, in labels of order 1: float32 rounding of

@@ -8,6 +8,8 @@ import pytest
 from specjax.errors import ConfigError
 from specjax.train.augment import AugmentConfig, augment, mix, smooth_and_shift
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PIXELS = 1462
 NOTHING = AugmentConfig(
     smoothing=(0.0, 0.0), shift=0.0, continuum=0.0, noise=(0.0, 0.0), mixing=0.0, gap_probability=0.0
@@ -112,7 +114,7 @@ class TestAugment:
 
     def test_values_outside_the_range_of_a_survey_stay_finite(self):
         flux = jnp.concatenate([jnp.zeros((1, PIXELS)), jnp.ones((1, PIXELS)), 50 * spectra(1)])
-        out, _ = run(jax.random.key(0), flux, AugmentConfig(broad_probability=1.0))
+        out, _ = run(jax.random.key(0), flux, AugmentConfig(smoothing=(2.5, 12.0)))
         assert np.isfinite(out).all()
 
     def test_noise_is_log_uniform_in_its_range(self):
@@ -134,16 +136,16 @@ class TestAugment:
         # A standard deviation of 2000 draws has an error of 1.6%.
         np.testing.assert_allclose(coefficients.std(axis=1), 0.02, rtol=5 * 0.016)
 
-    def test_broad_smoothing_with_its_probability(self):
+    def test_smoothing_is_log_uniform_in_its_range(self):
         line = 1 - jnp.exp(-0.5 * ((jnp.arange(PIXELS) - 700.0) / 2) ** 2)[None]
-        flux = jnp.tile(line, (1000, 1))
-        config = only(smoothing=(0.3, 2.5), broad=(6.0, 12.0), broad_probability=0.25)
-        depth = 1 - np.asarray(run(jax.random.key(0), flux, config)[0]).min(axis=1)
-        # A line of sigma 2 smoothed by 2.5 keeps 0.62 of its depth, by 6 only 0.32.
-        share = (depth < 0.45).mean()
-        np.testing.assert_allclose(share, 0.25, atol=5 * np.sqrt(0.25 * 0.75 / 1000))
-        assert depth.min() > 2 / np.hypot(2, 12) - 1e-4
-        assert depth.max() < 2 / np.hypot(2, 0.3) + 1e-4
+        out, _ = run(jax.random.key(0), jnp.tile(line, (1000, 1)), only(smoothing=(1.0, 10.0)))
+        depth = 1 - np.asarray(out).min(axis=1)
+        # A line of sigma 2 keeps 2 / sqrt(4 + s^2) of its depth when it is smoothed by s.
+        width = np.sqrt((2 / depth) ** 2 - 4)
+        assert width.min() > 1 - 1e-3  # float32 FFT
+        assert width.max() < 10 + 1e-2
+        # Uniform in the logarithm over a decade: mean 0.5, sigma 0.289.
+        np.testing.assert_allclose(np.log10(width).mean(), 0.5, atol=5 * 0.289 / np.sqrt(1000))
 
     def test_shifts_are_uniform(self):
         line = 1 - jnp.exp(-0.5 * ((jnp.arange(PIXELS) - 700.0) / 3) ** 2)[None]

@@ -6,6 +6,8 @@ import pytest
 from specjax.config import SpecFormerConfig
 from specjax.train import losses
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PAPER = SpecFormerConfig()
 
 

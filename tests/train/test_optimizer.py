@@ -10,6 +10,8 @@ from specjax import lora
 from specjax.errors import ModelError
 from specjax.train.optimizer import GroupSchedule, make_optimizer
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 STEPS = 20
 FAST, SLOW = GroupSchedule(learning_rate=1e-2), GroupSchedule(learning_rate=1e-3, weight_decay=0.5)
 

@@ -1,0 +1,309 @@
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from specjax import lora
+from specjax.corpus import Pairs
+from specjax.foundation import Foundation
+from specjax.train import pretrain
+from specjax.train.augment import AugmentConfig
+from specjax.train.pretrain import PretrainConfig, Pretraining, draw, extend_blue, make_data
+from specjax.train.stage import StageConfig
+from tests.models.tiny import random_system
+from tests.train import synthetic
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+STAGE = StageConfig(steps=4, batch=8, chunk=2)
+VARIATIONS = AugmentConfig(gap_width=6)
+CONFIG = PretrainConfig(
+    held_out=0.25,
+    head_pool=512,
+    augment=VARIATIONS,
+    head_augment=VARIATIONS,
+    rendition_probability=0.5,
+    backbone=STAGE,
+    autoencoder=STAGE,
+    alignment=STAGE,
+    heads=STAGE,
+)
+NOTHING = AugmentConfig(
+    smoothing=(0.0, 0.0), shift=0.0, continuum=0.0, noise=(0.0, 0.0), mixing=0.5, gap_probability=0.0
+)
+FROZEN = [("lamost", "backbone"), ("gaia_xp", "backbone")]
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch):
+    monkeypatch.setattr(pretrain, "get_preset", lambda name: synthetic.CONFIG)
+
+
+def corpus(renditions=True):
+    pairs = synthetic.corpus()
+    if not renditions:
+        return pairs
+    noise = 0.05 * np.random.default_rng(4).normal(size=(len(pairs), 3, synthetic.PIXELS))
+    return dataclasses.replace(pairs, renditions=(pairs.flux[:, None] + noise).astype(np.float32))
+
+
+def without_held_out(pairs):
+    """The spectra of held-out stars as NaN: whatever reads one of them is NaN too."""
+    allowed = np.asarray(make_data(pairs, CONFIG)[0]["allowed"])
+    changes = {}
+    for name in ("flux", "xp_flux", "renditions"):
+        values = getattr(pairs, name).copy()
+        values[~allowed] = np.nan
+        changes[name] = values
+    return dataclasses.replace(pairs, **changes)
+
+
+class TestData:
+    def test_labels_are_standardised_and_neighbours_near(self):
+        pairs = corpus()
+        data, scaler = make_data(pairs, CONFIG)
+        labels = np.asarray(data["labels"])
+        np.testing.assert_allclose(
+            labels * scaler["label_std"] + scaler["label_mean"], pairs.labels, rtol=1e-5
+        )
+        np.testing.assert_allclose(labels.mean(0), 0, atol=1e-5)  # float32 of 40 numbers
+        distance = ((labels[:, None] - labels[None]) ** 2).sum(-1)
+        np.fill_diagonal(distance, np.inf)
+        np.testing.assert_array_equal(data["neighbours"], np.argsort(distance, axis=1)[:, :6])
+
+    def test_held_out_stars_are_drawn_by_the_seed(self):
+        allowed = np.asarray(make_data(corpus(), CONFIG)[0]["allowed"])
+        assert (~allowed).sum() == 10
+        other = make_data(corpus(), dataclasses.replace(CONFIG, seed=1))[0]["allowed"]
+        assert (allowed != np.asarray(other)).any()
+        assert make_data(corpus(), dataclasses.replace(CONFIG, held_out=0.0))[0]["allowed"].all()
+
+
+class TestDraw:
+    draw = staticmethod(jax.jit(draw, static_argnums=(2, 3, 4)))
+
+    def test_flux_and_labels_are_mixed_alike(self):
+        """Every spectrum is (1 - s) a + s b of two near stars, and so are its partner and its labels."""
+        pairs = corpus(renditions=False)
+        data, _ = make_data(pairs, CONFIG)
+        batch = jax.tree.map(np.asarray, self.draw(jax.random.key(0), data, 64, NOTHING))
+        full = np.concatenate([pairs.flux, np.asarray(data["labels"])], axis=1)
+        found = np.concatenate([batch["flux"], batch["labels"]], axis=1)
+        allowed = np.flatnonzero(data["allowed"]).tolist()
+        near = [(i, j) for i in allowed for j in [i, *np.asarray(data["neighbours"])[i]] if j in allowed]
+        first, second = np.array(near).T
+        step = full[second] - full[first]
+        for row, xp, valid in zip(found, batch["xp_flux"], batch["xp_valid"], strict=True):
+            share = ((row - full[first]) * step).sum(1) / np.maximum((step**2).sum(1), 1e-9)
+            misfit = np.abs(full[first] + share[:, None] * step - row).max(1)
+            # float32 of numbers of order 1, through a Fourier transform
+            (fits,) = np.nonzero((misfit < 1e-5) & (share > -1e-4) & (share < 0.5 + 1e-4))
+            assert fits.size
+            i, j, s = first[fits[0]], second[fits[0]], share[fits[0]]
+            both = pairs.xp_valid[i] & pairs.xp_valid[j]
+            np.testing.assert_array_equal(valid, both)
+            mixed = (1 - s) * pairs.xp_flux[i] + s * pairs.xp_flux[j]
+            np.testing.assert_allclose(xp[valid], mixed[valid], atol=1e-4)  # s is known to some 1e-5
+
+    def test_held_out_stars_are_never_drawn(self):
+        data, _ = make_data(without_held_out(corpus()), CONFIG)
+        batch = self.draw(jax.random.key(0), data, 2000, VARIATIONS, 0.5)
+        for name in ("flux", "xp_flux", "labels"):
+            assert np.isfinite(batch[name]).all(), name
+
+    def test_renditions_are_taken_with_their_probability(self):
+        pairs = corpus()
+        data, _ = make_data(dataclasses.replace(pairs, renditions=pairs.renditions + 100), CONFIG)
+        for probability, draws in ((0.35, 2000), (0.0, 50), (1.0, 50)):
+            flux = np.asarray(self.draw(jax.random.key(0), data, draws, NOTHING, probability)["flux"])
+            share = (flux.mean(axis=1) > 50).mean()
+            assert abs(share - probability) <= 5 * np.sqrt(probability * (1 - probability) / draws)
+
+    def test_depends_on_the_key_alone(self):
+        data, _ = make_data(corpus(), CONFIG)
+        first, again, other = (self.draw(jax.random.key(k), data, 8, VARIATIONS) for k in (0, 0, 1))
+        chex.assert_trees_all_equal(first, again)
+        assert (np.asarray(first["flux"]) != np.asarray(other["flux"])).any()
+
+
+class TestBlueEnd:
+    def test_continues_half_of_the_spectra_in_a_straight_line(self):
+        flux = jnp.tile(jnp.asarray([[0.0] * 5 + [2.0] + [1.0] * 14]), (400, 1))
+        valid = jnp.tile(jnp.arange(20) >= 5, (400, 1)) & (jnp.arange(20) != 15)
+        out, now = (np.asarray(a) for a in extend_blue(jax.random.key(0), flux, valid))
+        extended = now[:, 0]
+        assert abs(extended.mean() - 0.5) < 5 * 0.5 / np.sqrt(400)
+        np.testing.assert_array_equal(out[:, 5:], flux[:, 5:])
+        np.testing.assert_array_equal(now[:, 5:], valid[:, 5:])
+        np.testing.assert_array_equal(now[:, :5], np.tile(extended[:, None], (1, 5)))
+        np.testing.assert_array_equal(out[~extended], flux[~extended])
+        line = out[extended, :6]
+        np.testing.assert_allclose(np.diff(line, 2, axis=1), 0, atol=1e-6)  # float32 of 2
+        ratio = line[:, 0] / 2
+        assert ratio.min() > 0.2
+        assert ratio.max() < 1.3
+
+    def test_spectra_that_reach_the_end_or_have_nothing_stay(self):
+        flux = jnp.ones((50, 8))
+        for valid in (jnp.ones((50, 8), bool), jnp.zeros((50, 8), bool)):
+            out, now = extend_blue(jax.random.key(0), flux, valid)
+            np.testing.assert_array_equal(out, flux)
+            np.testing.assert_array_equal(now, valid)
+
+
+@pytest.fixture(scope="module")
+def stages():
+    """The variables before and after each stage of a run whose held-out stars are NaN, and its report."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(pretrain, "get_preset", lambda name: synthetic.CONFIG)
+    said = []
+    trainer = Pretraining(without_held_out(corpus()), CONFIG, say=said.append)
+    made = [system_without_heads()]
+    for stage in (trainer.train_backbone, trainer.train_autoencoder, trainer.align):
+        made.append(stage(made[-1]))
+    make_pool, pools = trainer._feature_pool, []
+    patch.setattr(trainer, "_feature_pool", lambda *given: pools.append(make_pool(*given)) or pools[0])
+    final, stats = trainer.train_heads(made[-1])
+    patch.undo()
+    return [*made, final], stats, said, pools[0]
+
+
+def system_without_heads():
+    """What `initial` gives, without compiling the initialisers."""
+    system = jax.tree.map(jnp.asarray, random_system(synthetic.CONFIG))
+    return {name: {k: v for k, v in tree.items() if not k.startswith("mlp")} for name, tree in system.items()}
+
+
+def test_a_run_starts_from_both_towers_and_the_decoders():
+    trainer = Pretraining(corpus(), CONFIG)
+    shapes, expected = jax.eval_shape(trainer.initial), system_without_heads()
+    chex.assert_trees_all_equal_shapes_and_dtypes(shapes, expected)
+
+
+def part(variables, *path):
+    tree = variables["params"]
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def changed(first, second):
+    """Whether each leaf of two trees of one structure differs somewhere."""
+    return [
+        not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    ]
+
+
+class TestStages:
+    def test_held_out_stars_leave_no_trace(self, stages):
+        variables, stats, said, _ = stages
+        for tree in (*variables, stats):
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
+        losses = [float(line.split("loss ")[1].split()[0]) for line in said if "loss " in line]
+        assert len(losses) == 5 * 2  # two chunks each of three stages and two heads
+        assert np.isfinite(losses).all()
+        scored = [line.split()[0] for line in said if "held-out sigma([Fe/H])" in line]
+        assert sorted(set(scored)) == ["alignment", "backbone", "mlp1", "mlp2"]
+
+    def test_each_stage_trains_its_own_part(self, stages):
+        start, backbone, autoencoder, aligned, final = stages[0]
+        assert any(changed(part(start, "lamost", "backbone"), part(backbone, "lamost", "backbone")))
+        assert any(changed(part(backbone, "gaia_xp"), part(autoencoder, "gaia_xp")))
+        assert all(changed(part(autoencoder, "lamost_decoder"), part(aligned, "lamost_decoder")))
+        assert any(
+            changed(part(autoencoder, "gaia_xp", "projection"), part(aligned, "gaia_xp", "projection"))
+        )
+        assert set(final["params"]) - set(aligned["params"]) == {"mlp1", "mlp2"}
+
+    def test_what_a_stage_does_not_train_stays_bit_identical(self, stages):
+        start, backbone, autoencoder, aligned, final = stages[0]
+        for name in ("gaia_xp", "lamost_decoder", "gaia_xp_cross_decoder"):
+            chex.assert_trees_all_equal(part(start, name), part(backbone, name))
+        chex.assert_trees_all_equal(part(backbone, "lamost"), part(autoencoder, "lamost"))
+        chex.assert_trees_all_equal(
+            part(backbone, "gaia_xp", "projection"), part(autoencoder, "gaia_xp", "projection")
+        )
+        for path in FROZEN:
+            chex.assert_trees_all_equal(part(autoencoder, *path), part(aligned, *path))
+        for name in aligned["params"]:
+            chex.assert_trees_all_equal(part(aligned, name), part(final, name))
+        for name in aligned["batch_stats"]:
+            chex.assert_trees_all_equal(aligned["batch_stats"][name], final["batch_stats"][name])
+
+    def test_running_statistics_follow_in_their_stages_only(self, stages):
+        start, _, autoencoder, aligned, final = (one["batch_stats"] for one in stages[0])
+        chex.assert_trees_all_equal(start, autoencoder)
+        assert all(changed(autoencoder, aligned))
+        assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(final["mlp1"]))
+
+    def test_the_result_is_a_foundation(self, stages, tmp_path):
+        (*_, final), stats, *_ = stages
+        lora.partition_labels(final["params"])  # no probe is left over: every leaf has a rule
+        model = Foundation(config=synthetic.CONFIG, variables=final, stats=stats)
+        pairs = corpus()
+        for head in ("mlp1", "mlp2"):
+            assert sorted(stats[head]) == ["feature_mean", "feature_std", "label_mean", "label_std"]
+            predicted = model.predict(pairs.flux, head)
+            # Four steps teach nothing, but the units are those of the labels.
+            assert 3000 < np.median(predicted["teff"]) < 8000
+        assert model.translate(pairs.flux, source="lamost", target="gaia_xp").shape == pairs.xp_flux.shape
+
+    def test_heads_read_features_standardised_over_the_varied_spectra(self, stages):
+        _, stats, _, (pools, labels) = stages
+        for head, pool in pools.items():
+            assert len(pool) == len(labels) == CONFIG.head_pool
+            # float32 sums of 512 numbers
+            np.testing.assert_allclose(stats[head]["feature_mean"], pool.mean(0), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(stats[head]["feature_std"], pool.std(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    def stop(text):
+        if text.startswith("alignment 2/4"):
+            raise KeyboardInterrupt
+
+    whole = Pretraining(corpus(), CONFIG, say=lambda text: None).run()
+    with pytest.raises(KeyboardInterrupt):
+        Pretraining(corpus(), CONFIG, tmp_path, stop).run()
+    said = []
+    resumed = Pretraining(corpus(), CONFIG, tmp_path, said.append).run()
+    assert [line for line in said if "resuming" in line] == [
+        "backbone: resuming after step 4",
+        "autoencoder: resuming after step 4",
+        "alignment: resuming after step 2",
+    ]
+    chex.assert_trees_all_equal(resumed, whole)
+
+
+@pytest.mark.slow
+def test_it_learns(tmp_path):
+    """A few hundred steps on noiseless low-rank stars predict [Fe/H] of stars that were held out."""
+    stage = StageConfig(steps=300, batch=32, learning_rate=3e-3, chunk=300)
+    calm = AugmentConfig(smoothing=(0.0, 0.0), shift=0.0, continuum=0.0, noise=(0.003, 0.01), gap_width=6)
+    config = dataclasses.replace(
+        CONFIG,
+        held_out=0.2,
+        augment=calm,
+        head_augment=calm,
+        backbone=stage,
+        alignment=stage,
+        heads=stage,
+    )
+    pairs = synthetic.corpus(120)
+    variables, stats = Pretraining(pairs, config, say=lambda text: None).run()
+    model = Foundation(config=synthetic.CONFIG, variables=variables, stats=stats)
+    held_out = ~np.asarray(make_data(pairs, config)[0]["allowed"])
+    for head in ("mlp1", "mlp2"):
+        error = model.predict(pairs.flux[held_out], head)["fe_h"] - pairs.labels[held_out, 1]
+        assert error.std() < 0.4 * pairs.labels[:, 1].std(), head  # the spread of the labels is 0.87
+
+
+def test_rows_of_pairs_keep_together():
+    pairs = corpus()[np.array([3, 1])]
+    assert isinstance(pairs, Pairs)
+    assert pairs.id.tolist() == ["star3", "star1"]
+    np.testing.assert_array_equal(pairs.renditions, corpus().renditions[[3, 1]])
