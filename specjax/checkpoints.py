@@ -15,6 +15,7 @@ the program that wrote it reads, is Orbax's.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -155,7 +156,7 @@ def _save(
     tensors = {name: np.asarray(value) for name, value in flat.items() if value is not None}
     text = json.dumps(dict(config), indent=2, allow_nan=False) + "\n"
     with atomic_folder(folder) as temporary:
-        described = _write_tensors(temporary / WEIGHTS, tensors, half)
+        described, weights_sha256 = _write_tensors(temporary / WEIGHTS, tensors, half)
         digest = _digest(text, described)
         (temporary / CONFIG).write_text(text)
         manifest = {
@@ -164,7 +165,10 @@ def _save(
             "specjax": __version__,
             "digest": digest,
             **({} if base is None else {"base": base}),
-            "files": {name: {"sha256": _sha256(temporary / name)} for name in (CONFIG, WEIGHTS)},
+            "files": {
+                CONFIG: {"sha256": _sha256(temporary / CONFIG)},
+                WEIGHTS: {"sha256": weights_sha256},
+            },
             "empty": [name for name, value in flat.items() if value is None],
             "tensors": described,
         }
@@ -255,8 +259,8 @@ def _checked_tensors(path: Path, sha256: str, expected: Mapping[str, Mapping[str
 
 def _write_tensors(
     path: Path, tensors: Mapping[str, NDArray[Any]], half: tuple[str, ...]
-) -> dict[str, dict[str, Any]]:
-    """Write a safetensors file one tensor at a time, and return their entries in the manifest.
+) -> tuple[dict[str, dict[str, Any]], str]:
+    """Write a safetensors file one tensor at a time; return their entries in the manifest and its SHA-256.
 
     Only one tensor is copied at a time, so that large models need no second room in memory, and views of a
     mapped file are read when their turn comes. Larger items come first, which keeps all of them aligned.
@@ -275,16 +279,37 @@ def _write_tensors(
         header[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    described = {}
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+    whole = hashlib.sha256()
+    described: dict[str, dict[str, Any]] = {}
+
+    def digest(name: str, array: NDArray[Any]) -> None:
+        whole.update(_bytes_of(array))
+        described[name] = _describe(array, tensors[name].dtype)
+
+    # Hashing takes as long as copying and writing, and runs beside them, one tensor behind.
+    with path.open("wb") as file, ThreadPoolExecutor(max_workers=1) as hashing:
+        start_of_file = len(text).to_bytes(8, "little") + text
+        file.write(start_of_file)
+        waiting = hashing.submit(whole.update, start_of_file)
         for name in order:
             array = tensors[name]
-            rounded = _to_half(name, array) if stored[name] != array.dtype else array
-            contiguous = np.asarray(rounded, order="C")
-            file.write(_bytes_of(contiguous))
-            described[name] = _describe(contiguous, array.dtype)
-    return {name: described[name] for name in sorted(described)}
+            array = _in_order(_to_half(name, array) if stored[name] != array.dtype else array)
+            waiting.result()
+            waiting = hashing.submit(digest, name, array)
+            file.write(_bytes_of(array))
+        waiting.result()
+    return {name: described[name] for name in sorted(described)}, whole.hexdigest()
+
+
+def _in_order(array: NDArray[Any], tile: int = 128) -> NDArray[Any]:
+    """An array in C order; a transposed matrix tile by tile, which is twice as fast as row by row."""
+    if array.flags.c_contiguous or array.ndim != 2:
+        return np.asarray(array, order="C")
+    out = np.empty(array.shape, array.dtype)
+    for i in range(0, len(array), tile):
+        for j in range(0, array.shape[1], tile):
+            out[i : i + tile, j : j + tile] = array[i : i + tile, j : j + tile]
+    return out
 
 
 def _matches(name: str, array: NDArray[Any], patterns: tuple[str, ...]) -> bool:
