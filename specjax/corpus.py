@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from specjax.errors import DataError
 from specjax.preprocess import PrincipalFill, to_gaia_xp, to_lamost
+from specjax.preprocess.grids import MAX_MASKED
 from specjax.spectra import Spectra
 from specjax.surveys import grism, mastar, miles, stelib
 from specjax.surveys.names import common_stars, normalise_star_name
@@ -29,6 +30,7 @@ RENDITIONS = tuple(
     zip(np.geomspace(6, 32, 8).round(1).tolist(), (20.0, 60.0) * 4, strict=True)
 )  # FWHM (A), S/N
 FILL_COMPONENTS = 30
+MIN_COMMON = 50  # XP samples, 1000 A, that say which library spectrum is like a star
 
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
@@ -140,15 +142,21 @@ def xp_partners(spectra: Spectra, fwhm: float, library: Spectra | None = None) -
         if own.mask[row].all():
             continue
         match = _best_match(own.flux[row], own.mask[row], other)
-        flux[row], mask[row] = _continued(flux[row], mask[row], other.flux[match], other.mask[match])
-    return replace(own, flux=flux, mask=mask, ivar=np.where(mask, 0.0, np.where(own.mask, 1.0, own.ivar)))
+        if match is not None:
+            flux[row], mask[row] = _continued(flux[row], mask[row], other.flux[match], other.mask[match])
+    fraction = mask.mean(axis=1)
+    flag = np.where((own.meta["flag"] == "masked_fraction") & (fraction <= MAX_MASKED), "", own.meta["flag"])
+    ivar = np.where(mask, 0.0, np.where(own.mask, 1.0, own.ivar))
+    return replace(own, flux=flux, mask=mask, ivar=ivar).with_meta(masked_fraction=fraction, flag=flag)
 
 
-def _best_match(flux: NDArray[np.float64], mask: BoolArray, library: Spectra) -> int:
+def _best_match(flux: NDArray[np.float64], mask: BoolArray, library: Spectra) -> int | None:
+    """Return the row of the library that is most like a spectrum, None where too few samples tell."""
     both = ~mask & ~library.mask
     ratio = np.divide(library.flux, flux, out=np.ones_like(library.flux), where=both & (flux > 0))
     distance = ((ratio - 1) ** 2).sum(axis=1) / np.maximum(both.sum(axis=1), 1)
-    return int(np.where(both.sum(axis=1) > 50, distance, np.inf).argmin())
+    distance = np.where(both.sum(axis=1) >= MIN_COMMON, distance, np.inf)
+    return int(distance.argmin()) if np.isfinite(distance).any() else None
 
 
 def _continued(
