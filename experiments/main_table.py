@@ -53,7 +53,7 @@ def main(config: Config) -> list[Row]:
     use_compilation_cache()
     libraries = fetch_stellar_libraries()
     targets = make_targets(libraries, config.targets)
-    floor = {"stelib": label_floor(libraries, targets[0])} if config.targets[0] == "stelib" else {}
+    floor = {target.name: label_floor(libraries, target) for target in targets if target.name == "stelib"}
     baselines = Baselines(libraries) if config.baselines else None
     rows = run_study(
         load(config.model),

@@ -47,7 +47,8 @@ def zero_shot(corpus: Pairs, flux: NDArray[Any], cache: Path, say: Any = print) 
     """Predict [Fe/H] (n,) of target spectra (n, 1462), training first where the cache has no weights."""
     data, scaler = make_data(corpus, PretrainConfig())
     network = SpectrumMlp()
-    content = json.dumps([plain(STAGE), plain(VARIATIONS)]).encode() + corpus.flux.tobytes()
+    content = json.dumps([plain(STAGE), plain(VARIATIONS)]).encode()
+    content += corpus.flux.tobytes() + corpus.labels.tobytes()
     folder = cache / f"spectrum-mlp-{hashlib.sha256(content).hexdigest()[:16]}"
     try:
         params = load_model(folder).arrays
