@@ -1,0 +1,85 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from experiments import main_table
+from specjax.foundation import load
+from specjax.results import read_table
+from specjax.train.adapt import CONFIGURATIONS
+from tests.train import synthetic
+
+
+def test_the_default_is_the_papers_table_on_both_targets():
+    config = main_table.get_config()
+    assert config.configurations == CONFIGURATIONS
+    assert config.targets == ("stelib", "stelib-grism")
+    assert config.baselines
+    assert config.adapt.seeds >= 16
+    assert (config.adapt.train, config.adapt.validate) == (60, 10)
+
+
+def test_predictions_of_test_stars_go_to_their_places():
+    rows = np.array([[2, 0], [1, 3]])
+    whole = main_table._spread(np.array([[20.0, 0.0], [1.0, 3.0]]), rows, 4)
+    np.testing.assert_array_equal(whole, [[0, np.nan, 20, np.nan], [np.nan, 1, np.nan, 3]])
+
+
+@pytest.mark.parametrize("names", [("stelib", "stelib-grism"), ("stelib-grism", "stelib"), ("stelib-grism",)])
+def test_writes_and_prints_the_table(monkeypatch, tmp_path, capsys, names):
+    """The wiring, with a tiny model and made-up targets in the place of the libraries."""
+    synthetic.foundation().save(tmp_path / "model")
+    floors = []
+
+    def run_study(*args, floor, **options):
+        floors.append(floor)
+        return real(*args, floor=floor, **options)
+
+    def make_targets(libraries, names):
+        return [synthetic.target(name=name) for name in names]
+
+    real = main_table.run_study
+    for name, stand_in in {
+        "run_study": run_study,
+        "make_targets": make_targets,
+        "fetch_stellar_libraries": lambda: tmp_path,
+        "label_floor": lambda libraries, target: 0.08 if target.name == "stelib" else None,
+        "load": load,
+        "use_compilation_cache": lambda: None,
+    }.items():
+        monkeypatch.setattr(main_table, name, stand_in)
+    config = main_table.Config(
+        out=tmp_path / "run",
+        model=str(tmp_path / "model"),
+        targets=names,
+        configurations=("zero-shot-mlp2",),
+        baselines=False,
+        adapt=dataclasses.replace(synthetic.ADAPT, seeds=2),
+    )
+    with synthetic.quick_compilation():
+        rows = main_table.main(config)
+    assert list(dict.fromkeys(row["target"] for row in rows)) == list(names)
+    assert len(read_table(tmp_path / "run")) == len(rows)
+    assert "zero-shot-mlp2" in capsys.readouterr().out
+    assert floors == [{"stelib": 0.08} if "stelib" in names else {}]
+
+
+def test_baselines_come_from_the_splits(monkeypatch, tmp_path):
+    """Those of the libraries' corpus, here of a made-up one."""
+    pytest.importorskip("sklearn")
+    from specjax.preprocess import PrincipalFill
+    from specjax.targets import draw_splits
+
+    pairs = synthetic.corpus(60)
+    labels = np.insert(pairs.labels, 1, 4.0, axis=1)
+    fill = PrincipalFill.fit(pairs.flux, np.zeros(pairs.flux.shape, bool), 5)
+    source = dataclasses.replace(pairs, labels=labels)
+    monkeypatch.setattr(main_table.corpus, "build", lambda folder: (source, fill))
+    monkeypatch.setattr("experiments.spectrum_mlp.zero_shot", lambda corpus, flux, *_: flux.mean(axis=1))
+    target, splits = synthetic.target(), draw_splits(40, seeds=2, train=20, validate=4)
+    made = main_table.Baselines(tmp_path)(target, splits, {})
+    assert list(made) == ["mlp-zero-shot", "kernel-ridge", "gp-target", "gp-joint", "mlp-affine"]
+    for name, values in made.items():
+        assert values.shape == (2, 40)
+        for row, test in zip(values, splits.test, strict=True):
+            assert np.isfinite(row[test]).all(), name

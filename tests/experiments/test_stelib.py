@@ -1,0 +1,56 @@
+"""What is known of the targets. Needs the libraries in the cache: `specjax fetch stellar-libraries`."""
+
+import numpy as np
+import pytest
+
+from experiments.stelib import NAMES, label_floor, make_targets
+from specjax.surveys import libraries
+from specjax.targets import draw_splits
+
+FOLDER = libraries.stellar_libraries_folder()  # at import: the tests themselves see an empty cache
+pytestmark = pytest.mark.skipif(
+    not libraries.have_stellar_libraries(),
+    reason=f"no stellar libraries in {FOLDER}: `specjax fetch stellar-libraries` brings them (121 MB)",
+)
+
+
+@pytest.fixture(scope="module")
+def targets():
+    return make_targets(FOLDER)
+
+
+def test_126_stars_of_which_18_are_metal_poor(targets):
+    assert [target.name for target in targets] == list(NAMES)
+    for target in targets:
+        assert len(target.labelled) == len(target.truth) == 126
+        assert (target.truth < -1).sum() == 18
+        np.testing.assert_array_equal(target.truth, target.fe_h)
+        assert target.labelled.mask.mean(axis=1).max() <= 0.2
+        splits = draw_splits(126, seeds=2, train=60, validate=10)
+        assert splits.test.shape == (2, 56)
+
+
+def test_the_other_spectra_serve_unlabelled(targets):
+    for target in targets:
+        assert not set(target.labelled.id) & set(target.unlabelled.id)
+        left_out = {"no_coverage", "continuum_failed"} & set(target.refused.values())
+        lost = sum(flag in left_out for flag in target.refused.values())
+        assert len(target.labelled) + len(target.unlabelled) + lost == 255
+        assert len(target.unlabelled) > 100
+        # STELIB has gaps at 550 nm too, where XP flux is 1.
+        assert target.unlabelled.xp_valid.any(axis=1).mean() > 0.85
+
+
+def test_both_targets_are_the_same_stars(targets):
+    first, second = targets
+    np.testing.assert_array_equal(first.labelled.id, second.labelled.id)
+    np.testing.assert_array_equal(first.labelled.xp_flux, second.labelled.xp_flux)
+    valid = ~(first.labelled.mask | second.labelled.mask)
+    sharp, blunt = (np.abs(np.diff(t.labelled.flux))[valid[:, 1:]].mean() for t in targets)
+    assert sharp != blunt
+    assert second.fwhm > 3 * first.fwhm
+
+
+def test_the_libraries_own_labels_differ_by_less_than_a_tenth_of_a_dex(targets):
+    # 0.086 by hand on the 79 common stars
+    assert label_floor(FOLDER, targets[0]) == pytest.approx(0.086, abs=0.003)
