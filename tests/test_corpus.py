@@ -197,7 +197,6 @@ class TestBuild:
         error = np.std((filled - pairs.flux)[mask])
         assert error < 0.3 * np.std(pairs.flux[mask])  # against filling with the mean, whose error is that
 
-    @pytest.mark.slow
     def test_renditions(self, built):
         """689 stars at eight resolutions."""
         said = []

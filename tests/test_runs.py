@@ -1,0 +1,185 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from astropy.table import Table
+
+from specjax import runs
+from specjax.checkpoints import load_adapter
+from specjax.config import (
+    DecoderConfig,
+    LabelHeadConfig,
+    ModelConfig,
+    ProjectionConfig,
+    SpecFormerConfig,
+    XPAutoencoderConfig,
+)
+from specjax.errors import ConfigError, DataError, ModelError
+from specjax.foundation import Foundation, load
+from specjax.preprocess import to_lamost
+from specjax.results import read_table
+from specjax.spectra import Spectra
+from specjax.surveys import read
+from tests.models.tiny import random_system
+from tests.train import synthetic
+
+SMALL = ModelConfig(
+    name="small",
+    specformer=SpecFormerConfig(dim=16, num_layers=1, num_heads=2, mlp_dim=16),
+    xp_autoencoder=XPAutoencoderConfig(hidden_dim=16, latent_dim=12, num_blocks=1),
+    projection=ProjectionConfig(shared_dim=16, feature_hidden=12),
+    decoder=DecoderConfig(lamost_hidden=(16,), gaia_xp_hidden=(16,)),
+    head=LabelHeadConfig(hidden_dims=(16,), num_labels=2),
+    labels=("teff", "fe_h"),
+)
+CONFIG = dataclasses.replace(synthetic.ADAPT, seeds=2, train=12, validate=2)
+WAVELENGTH = np.arange(3750.0, 5800.0, 2.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quickly():
+    with synthetic.quick_compilation():
+        yield
+
+
+def observed(n, seed=0):
+    """Flux-calibrated spectra with fifty lines that follow [Fe/H], and their [Fe/H]."""
+    shapes, rng = np.random.default_rng(1), np.random.default_rng(seed)
+    places, depths = shapes.uniform(3900, 5700, 50), shapes.uniform(0.05, 0.3, 50)
+    fe_h = rng.uniform(-2, 0.5, n)
+    lines = np.exp(-0.5 * ((WAVELENGTH - places[:, None]) / 4) ** 2)
+    flux = np.exp(-(10 ** (0.4 * fe_h))[:, None] * depths @ lines) * (WAVELENGTH / 5000) ** -1.5
+    return 1e-15 * (flux + 0.01 * rng.normal(size=flux.shape)), fe_h
+
+
+def write(path, flux, ids, wavelength=WAVELENGTH, **more):
+    np.savez(path, wavelength=wavelength, flux=flux, id=ids, medium="vacuum", unit="angstrom", **more)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("user")
+
+
+@pytest.fixture(scope="module")
+def files(folder):
+    """A model, a survey of 24 stars of which 18 have a label, and the labels."""
+    values = np.array([[5000.0, -2.0], [6000.0, 0.5]])
+    scale = {"label_mean": values.mean(0).astype(np.float32), "label_std": values.std(0).astype(np.float32)}
+    flux, fe_h = observed(24)
+    ids = np.array([f"star {k}" for k in range(24)])
+    spectra = write(folder / "survey.npz", flux, ids)
+    model = Foundation(config=SMALL, variables=random_system(SMALL))
+    given = read(spectra)
+    features = {head: model.features(to_lamost(given).flux, head) for head in ("mlp1", "mlp2")}
+    stats = {
+        head: {"feature_mean": x.mean(0), "feature_std": x.std(0) + 1e-3, **scale}
+        for head, x in features.items()
+    }
+    dataclasses.replace(model, stats=stats).save(folder / "model")
+    Table({"id": ids[:18], "fe_h": fe_h[:18]}).write(folder / "labels.csv")
+    return {"model": folder / "model", "spectra": spectra, "labels": folder / "labels.csv"}
+
+
+@pytest.fixture(scope="module")
+def adapted(files, folder):
+    said = []
+    rows = runs.adapt_survey(
+        **files, out=folder / "run", configurations=["lora4"], config=CONFIG, say=said.append,
+        wavelength_medium="vacuum", wavelength_unit="angstrom",
+    )  # fmt: skip
+    return folder / "run", rows, said
+
+
+def predict(files, adapter, spectra, out, **options):
+    return runs.predict_survey(
+        model=files["model"], adapter=adapter, spectra=[spectra], out=out, say=lambda text: None,
+        wavelength_medium="vacuum", wavelength_unit="angstrom", **options,
+    )  # fmt: skip
+
+
+def test_adapting_writes_the_folder(adapted):
+    out, rows, said = adapted
+    assert read_table(out)[0]["configuration"] == "zero-shot-mlp2"
+    assert {row["configuration"] for row in rows} == {"zero-shot-mlp2", "lora4"}
+    assert any("18 labelled and 6 unlabelled" in line for line in said)
+    content = json.loads((out / "config.json").read_text())
+    assert content["refused"] == {}
+
+
+def test_predicting_gives_what_was_scored(files, adapted, tmp_path):
+    """The same stars through the file and the adapter: what the run wrote for them."""
+    out, _, _ = adapted
+    (adapter,) = (out / "adapters").glob("*/lora4")
+    columns = predict(files, adapter, files["spectra"], tmp_path / "labels.ecsv")
+    assert list(columns) == ["id", "fe_h", "fe_h_std", "fe_h_err", "flag", "masked_fraction"]
+    scored = Table.read(out / "predictions.ecsv")
+    scored = scored[scored["configuration"] == "lora4"]
+    config = load_adapter(adapter).config
+    assert config["label"] == "fe_h"
+    for name in sorted(set(scored["id"])):
+        part = scored[scored["id"] == name]
+        if len(part) == 2:  # tested by both seeds
+            row = columns["id"].tolist().index(name)
+            # merged and unmerged factors: float32
+            np.testing.assert_allclose(columns["fe_h"][row], part["fe_h_predicted"].mean(), atol=1e-3)
+            np.testing.assert_allclose(
+                columns["fe_h_std"][row], part["fe_h_predicted"].std(ddof=1), atol=1e-3
+            )
+    np.testing.assert_allclose(columns["fe_h_err"], np.hypot(columns["fe_h_std"], config["sigma"]), rtol=1e-6)
+    table = Table.read(tmp_path / "labels.ecsv")
+    assert str(table["fe_h"].unit) == str(table["fe_h_err"].unit) == "dex"
+    np.testing.assert_array_equal(table["fe_h"], columns["fe_h"])
+
+
+def test_flagged_rows_have_no_number(files, adapted):
+    (adapter,) = (adapted[0] / "adapters").glob("*/lora4")
+    flux, _ = observed(4, seed=9)
+    mask = np.zeros(flux.shape, bool)
+    mask[1] = True  # nothing
+    mask[2, (WAVELENGTH > 4200) & (WAVELENGTH < 4700)] = True  # a third of the grid
+    spectra = Spectra(
+        wavelength=WAVELENGTH, flux=np.where(mask, 0, flux), ivar=np.where(mask, 0.0, 1.0), mask=mask,
+        id=np.array(list("abcd")), has_ivar=False,
+    )  # fmt: skip
+    stored = load_adapter(adapter)
+    columns = runs.predict(load(files["model"]), spectra, stored.arrays, stored.config)
+    assert columns["flag"].tolist() == ["", "no_coverage", "masked_fraction", ""]
+    for name in ("fe_h", "fe_h_std", "fe_h_err"):
+        np.testing.assert_array_equal(np.isfinite(columns[name]), [True, False, True, True])
+    assert columns["masked_fraction"][1] == 1
+    assert 0.2 < columns["masked_fraction"][2] < 0.5
+    nothing = runs.predict(load(files["model"]), spectra[np.array([1])], stored.arrays, stored.config)
+    assert np.isnan(nothing["fe_h"]).all()
+
+
+def test_an_adapter_of_another_model_is_refused(files, adapted, tmp_path):
+    (adapter,) = (adapted[0] / "adapters").glob("*/lora4")
+    other = dataclasses.replace(load(files["model"]), stats={})
+    other.save(tmp_path / "other")
+    with pytest.raises(ModelError, match="another base model"):
+        predict({"model": tmp_path / "other"}, adapter, files["spectra"], tmp_path / "labels.ecsv")
+    assert not (tmp_path / "labels.ecsv").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"configurations": ["lora3+lora4"]}, ConfigError, "needs the Gaia XP side"),
+        ({"configurations": ["lora3"], "fwhm": 3.0}, DataError, "give --xp"),
+        ({"configurations": ["lora7"]}, ConfigError, "no configuration"),
+        ({"label": "logg"}, DataError, "no column logg"),
+        ({"config": dataclasses.replace(CONFIG, train=16)}, DataError, "18 labelled stars"),
+    ],
+)
+def test_what_cannot_be_adapted_is_one_line(files, tmp_path, options, error, message):
+    given = {"configurations": ["lora4"], "config": CONFIG} | options
+    with pytest.raises(error, match=message) as caught:
+        runs.adapt_survey(
+            **files, out=tmp_path / "run", say=lambda text: None, wavelength_medium="vacuum",
+            wavelength_unit="angstrom", **given,
+        )  # fmt: skip
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
