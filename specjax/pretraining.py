@@ -21,7 +21,7 @@ def pretrain(
     out: Path,
     preset: str = "mini",
     seed: int = 0,
-    held_out: float = 0.0,
+    held_out: float = 0.1,
     resume: bool = False,
     say: Say = print,
 ) -> Foundation:

@@ -62,7 +62,7 @@ class HeadStage:
 
     steps: int = 80
     snapshots: int = 4
-    schedule: GroupSchedule = GroupSchedule(learning_rate=3e-3, weight_decay=0.1)
+    schedule: GroupSchedule = GroupSchedule(learning_rate=1e-3, weight_decay=0.1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,12 +73,12 @@ class AdaptConfig:
     train: int = 60
     validate: int = 10
     folds: int = 5
-    lora1: UnlabelledStage = UnlabelledStage(steps=30, batch=16, schedule=GroupSchedule(learning_rate=3e-3))
+    lora1: UnlabelledStage = UnlabelledStage(steps=20, batch=16, schedule=GroupSchedule(learning_rate=1e-3))
     lora3: UnlabelledStage = UnlabelledStage(steps=30, batch=64, schedule=GroupSchedule(learning_rate=1e-3))
     head: HeadStage = HeadStage()
     head_shrinkage: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     tower_shrinkage: tuple[float, ...] = (0.0, 0.5, 1.0)
-    caution: float = 1.0  # standard errors by which cross-validation must prefer adapting to not adapting
+    caution: float = 0.0  # standard errors by which cross-validation must prefer adapting to not adapting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

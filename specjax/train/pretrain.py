@@ -41,14 +41,14 @@ class PretrainConfig:
 
     preset: str = "mini"
     seed: int = 0
-    held_out: float = 0.0  # share of the stars kept for validation; 0 trains the model that ships
+    held_out: float = 0.1  # share of the stars kept for validation
     neighbours: int = 6
     masked_weight: float = 0.1
     label_weight: float = 1.0
     xp_noise: float = 0.01
     head_pool: int = 20480
     rendition_probability: float = 0.5  # of a star at a lower resolution, in the stages of the towers
-    head_rendition_probability: float = 0.0  # and in that of the heads
+    head_rendition_probability: float = 0.3  # and in that of the heads
     augment: AugmentConfig = AugmentConfig(noise=(0.003, 0.05))
     head_augment: AugmentConfig = AugmentConfig()
     backbone: StageConfig = StageConfig(steps=2400, batch=64, learning_rate=2e-3)
