@@ -462,6 +462,7 @@ class _Candidates:
     factors: Tree
 
 
+@jax.jit
 def scaled(factors: Tree, scale: jax.Array) -> Tree:
     """Shrink low-rank updates: lora_b of every layer times scale (S,), one number a seed."""
 
