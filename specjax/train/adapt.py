@@ -77,7 +77,7 @@ class AdaptConfig:
     lora3: UnlabelledStage = UnlabelledStage(steps=30, batch=64, schedule=GroupSchedule(learning_rate=1e-3))
     head: HeadStage = HeadStage()
     head_shrinkage: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    tower_shrinkage: tuple[float, ...] = (0.0, 0.5, 1.0)
+    tower_shrinkage: tuple[float, ...] = (0.0, 1.0)
     caution: float = 0.0  # standard errors by which cross-validation must prefer adapting to not adapting
 
 
