@@ -1,0 +1,1 @@
+"""The subcommands of `specjax`, one a file: each parses, calls and prints; no logic."""

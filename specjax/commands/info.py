@@ -1,0 +1,48 @@
+"""`specjax info`: what a preset, a model folder or a file of spectra is."""
+
+import json as json_module
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from specjax.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """Print what a preset, a model folder or a file of spectra is."""
+
+    file: Annotated[Positional[Path | None], arg(metavar="SPECTRA")] = None
+    """a survey's files, to see what `specjax adapt` would read"""
+    preset: str | None = None
+    """parameter counts of a preset: paper or mini"""
+    model: str | None = None
+    """what a model folder holds; mini is the model that ships"""
+    json: bool = False
+    """print JSON"""
+
+    def run(self) -> None:
+        """Print the description."""
+        from specjax.describe import format_description
+
+        description = self._describe()
+        print(json_module.dumps(description, indent=2) if self.json else format_description(description))
+
+    def _describe(self) -> dict[str, Any]:
+        if (self.file is not None) + (self.preset is not None) + (self.model is not None) > 1:
+            raise ConfigError("info describes one thing: a preset, a model or a file")
+        from specjax import describe
+
+        if self.file is not None:
+            from specjax.surveys import read
+
+            return describe.describe_spectra(read(self.file))
+        if self.model is not None:
+            from specjax.foundation import load
+
+            return describe.describe_model(load(self.model))
+        from specjax.config import get_preset
+
+        return describe.count_parameters(get_preset(self.preset or "paper"))
