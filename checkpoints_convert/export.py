@@ -115,13 +115,14 @@ def _hyper_parameters(config: ModelConfig, part: str) -> dict[str, Any]:
             (f"{name}attention" if name else "cross_attention"): {"multihead_attn": {"num_heads": heads}}
             for name, heads in zip(projection_parts(config), config.projection.num_heads, strict=False)
         }
-        return {"lamost_lrs_encoder": {"backbone": _encoder(config.specformer), **pools}}
+        return {"lamost_lrs_encoder": {"backbone": encoder_hyper_parameters(config.specformer), **pools}}
     if part == "lamost":
-        return _encoder(config.specformer)
-    return {} if config.xp_transformer is None else _encoder(config.xp_transformer)
+        return encoder_hyper_parameters(config.specformer)
+    return {} if config.xp_transformer is None else encoder_hyper_parameters(config.xp_transformer)
 
 
-def _encoder(config: SpecFormerConfig) -> dict[str, Any]:
+def encoder_hyper_parameters(config: SpecFormerConfig) -> dict[str, Any]:
+    """Return the published hyper-parameters of a masked transformer, of LAMOST or Gaia XP."""
     lamost = config.statistics == ("log10_std",)
     windows = {"slice_section_length": config.window, "slice_overlap": config.window - config.stride}
     return {

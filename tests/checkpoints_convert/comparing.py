@@ -1,0 +1,105 @@
+"""What a PyTorch module and our model say about the same spectra, layer by layer."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import torch
+
+from checkpoints_convert.keys import table
+from specjax.models import LabelHead, SpecCLIP, SpecFormer, XPAutoencoder, tokenise, xp_vector
+from tests.checkpoints_convert.files import PARTS
+
+# Both sides compute in float32 and differ in the order of their sums only: a few 1e-7 of the largest value,
+# growing with depth. A wrong factor, epsilon or GELU shows at 1e-4 and above (test_golden.py).
+TOLERANCE = 1e-5
+
+
+def difference(ours, theirs):
+    """The largest difference, in units of the largest value."""
+    theirs = np.asarray(theirs)
+    ours = np.asarray(ours).reshape(theirs.shape)
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def assert_close(ours, theirs, what=""):
+    """Compare an output of the model with the module's, a tensor or an array."""
+    found = difference(ours, theirs)
+    assert found < TOLERANCE, f"{what}: differs by {found:.1e} of the largest value"
+
+
+def spectra(n, pixels=1462, seed=0):
+    """Flux (n, pixels) of order 1, as normalised spectra are."""
+    return np.random.default_rng(seed).normal(0.9, 0.15, (n, pixels)).astype(np.float32)
+
+
+def inputs_of(kind, n, config):
+    """What the module of a kind reads."""
+    if kind == "head":
+        return (spectra(n, config.projection.dim),)
+    grids = {"lamost": (1462,), "xp_transformer": (343,), "xp_autoencoder": (343,)}.get(kind, (1462, 343))
+    return tuple(spectra(n, pixels, seed) for seed, pixels in enumerate(grids))
+
+
+def run_torch(module, *inputs):
+    """Run a module; returns its output and those of all modules in it, by name, as arrays."""
+    layers = {}
+
+    def keep(name):
+        return lambda _module, _inputs, out: layers.update({name: out})
+
+    hooks = [inner.register_forward_hook(keep(name)) for name, inner in module.named_modules() if name]
+    with torch.no_grad():
+        out = module(*(torch.from_numpy(x) for x in inputs))
+    for hook in hooks:
+        hook.remove()
+    return out, {name: value.numpy() for name, value in layers.items() if isinstance(value, torch.Tensor)}
+
+
+def run_ours(kind, model, *inputs):
+    """Run a converted model likewise; layers are named by their path in the parameter tree."""
+    part, config = PARTS[kind], model.config
+    where = {"lamost": "lamost/backbone", "gaia_xp": "gaia_xp/backbone", "mlp2": "mlp2"}.get(part, "")
+    variables = {name: tree for name, tree in model.variables.items() if name in ("params", "batch_stats")}
+    for step in filter(None, where.split("/")):
+        variables = {name: tree[step] for name, tree in variables.items() if step in tree}
+    former = config.xp_transformer or config.specformer
+    module, prepare, method = {
+        "lamost": (SpecFormer(former), lambda x: tokenise(x, former), "predict_tokens"),
+        "xp_transformer": (SpecFormer(former), lambda x: tokenise(x, former), "predict_tokens"),
+        "xp_autoencoder": (XPAutoencoder(config.xp_autoencoder), xp_vector, "reconstruct"),
+        "head": (LabelHead(config.head), lambda x: x, None),
+    }.get(kind, (SpecCLIP(config), lambda *x: x, None))
+
+    # Small models spend their time compiling, which is twice as fast like this.
+    quick = {"xla_backend_optimization_level": 0} if former.dim < 100 else None
+
+    @partial(jax.jit, compiler_options=quick)
+    def run(variables, *inputs):
+        prepared = prepare(*inputs)
+        prepared = prepared if isinstance(prepared, tuple) else (prepared,)
+        return module.apply(
+            variables, *prepared, method=method, capture_intermediates=True, mutable=["intermediates"]
+        )
+
+    out, captured = run(variables, *inputs)
+    layers = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(captured["intermediates"]):
+        keys = [entry.key for entry in path if hasattr(entry, "key")]
+        if keys[-1] == "__call__" and len(keys) > 1:
+            layers["/".join(filter(None, (where, *keys[:-1])))] = np.asarray(leaf)
+    return out, layers
+
+
+def layer_names(kind, config):
+    """Names of modules with parameters, and of what they are in: published -> ours."""
+    names = {}
+    for row in table(config, [PARTS[kind]]):
+        # Not called as modules: the projections inside torch's attention, and the table of positions.
+        if "multihead_attn" in row.key or "position_embed" in row.key:
+            continue
+        theirs, ours = row.key.rpartition(".")[0], row.path.partition("/")[2].rpartition("/")[0]
+        names[theirs] = ours
+        if "/" in ours and "." in theirs:
+            names.setdefault(theirs.rpartition(".")[0], ours.rpartition("/")[0])
+    return names
