@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +19,39 @@ log = logging.getLogger(__name__)
 _SAME_PIXEL = 0.02  # pixels by which grids may be out of step; headers round coefficients to 1e-3 of one
 
 T = TypeVar("T")
+
+_left_out: ContextVar[list[str] | None] = ContextVar("left_out", default=None)
+
+
+@contextmanager
+def collecting() -> Iterator[list[str]]:
+    """The reasons of all that readers leave out inside the block, in order; they are logged as well."""
+    reasons: list[str] = []
+    token = _left_out.set(reasons)
+    try:
+        yield reasons
+    finally:
+        _left_out.reset(token)
+
+
+def leave_out(reason: str) -> None:
+    """Say that something is left out, and why: a warning of this module's logger, and to `collecting`."""
+    log.warning("left out: %s", reason)
+    if (reasons := _left_out.get()) is not None:
+        reasons.append(reason)
+
+
+def read_folder(
+    path: Path, files: Sequence[Path], read_file: Callable[[Path], Spectra], what: str
+) -> Spectra:
+    """Spectra of `files`, which are what `path`, a file or a folder, holds; bad files as `read_each` says.
+
+    Raises:
+      DataError: no files, or none that could be read.
+    """
+    if not files:
+        raise DataError(f"{path} holds no file that could be {what}")
+    return join(read_each(files, read_file, what)[0])
 
 
 def read_each(
@@ -52,7 +87,7 @@ def read_each(
             first if len(refused) == 1 else f"none of {len(refused)} files is {what}; the first: {first}"
         )
     for reason in refused.values():
-        log.warning("left out: %s", reason)
+        leave_out(reason)
     return results, refused
 
 

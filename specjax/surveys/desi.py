@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from specjax.errors import DataError
 from specjax.spectra import BoolArray, FloatArray, Spectra
 from specjax.surveys import redrock
-from specjax.surveys.batch import join, read_each
+from specjax.surveys.batch import read_folder
 from specjax.surveys.fits_file import open_fits
 from specjax.surveys.peek import FitsSummary, fits_files, look
 
@@ -65,10 +65,7 @@ def read(path: Path, *, stars: bool = False) -> Spectra:
     Raises:
       DataError: no files, none that could be read, or no star among them.
     """
-    files = _coadds(Path(path))
-    if not files:
-        raise DataError(f"{path} holds no DESI coadds (coadd-*.fits)")
-    spectra = join(read_each(files, read_file, _WHAT)[0])
+    spectra = read_folder(path, _coadds(Path(path)), read_file, _WHAT)
     return redrock.select_stars(spectra) if stars else spectra
 
 

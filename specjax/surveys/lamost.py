@@ -15,7 +15,7 @@ from astropy.io import fits
 
 from specjax.errors import DataError
 from specjax.spectra import FloatArray, Spectra
-from specjax.surveys.batch import join, read_each
+from specjax.surveys.batch import read_folder
 from specjax.surveys.fits_file import open_fits
 from specjax.surveys.peek import FitsSummary, fits_files, look, stem
 
@@ -49,16 +49,13 @@ def read(path: Path) -> Spectra:
 
     Returns:
       Spectra in vacuum; ids are file names without .fits.gz; meta obsid, object, class, subclass, release,
-      ra, dec (degrees), redshift, redshift_err, snr_u, snr_g, snr_r, snr_i, snr_z and snr (that in g); NaN or
-      "" where unknown. Flux is in the relative units of the files.
+      ra, dec (degrees), redshift, redshift_err, snr_u, snr_g, snr_r, snr_i, snr_z and snr (that in g), file;
+      NaN or "" where unknown. Flux is in the relative units of the files.
 
     Raises:
       DataError: no files, or none that could be read.
     """
-    files = fits_files(Path(path))
-    if not files:
-        raise DataError(f"{path} holds no LAMOST spectra (*.fits, *.fits.gz)")
-    return join(read_each(files, read_file, _WHAT)[0])
+    return read_folder(path, fits_files(Path(path)), read_file, _WHAT)
 
 
 def read_file(path: Path) -> Spectra:
@@ -80,7 +77,7 @@ def read_file(path: Path) -> Spectra:
             columns["ivar"],
             columns["andmask"],
             [name],
-            meta={key: [value] for key, value in _meta(header).items()},
+            meta={**{key: [value] for key, value in _meta(header).items()}, "file": [path.name]},
             medium="air" if header.get("VACUUM") is False else "vacuum",
             survey="lamost",
         )

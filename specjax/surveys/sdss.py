@@ -10,7 +10,7 @@ from astropy.io import fits
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
-from specjax.surveys.batch import join, read_each
+from specjax.surveys.batch import read_folder
 from specjax.surveys.fits_file import open_fits
 from specjax.surveys.peek import fits_files, look, stem
 
@@ -32,15 +32,12 @@ def read(path: Path) -> Spectra:
 
     Returns:
       Spectra in vacuum, 1e-17 erg/s/cm2/A; ids are file names without .fits; meta ra, dec (degrees),
-      redshift, redshift_err, zwarn (-1 if unknown), snr (median of a pixel), class, subclass.
+      redshift, redshift_err, zwarn (-1 if unknown), snr (median of a pixel), class, subclass, file.
 
     Raises:
       DataError: no files, or none that could be read.
     """
-    files = fits_files(Path(path))
-    if not files:
-        raise DataError(f"{path} holds no SDSS spectra (spec-*.fits)")
-    return join(read_each(files, read_file, _WHAT)[0])
+    return read_folder(path, fits_files(Path(path)), read_file, _WHAT)
 
 
 def read_file(path: Path) -> Spectra:
@@ -58,7 +55,7 @@ def read_file(path: Path) -> Spectra:
             table["ivar"],
             table.get("and_mask"),
             [stem(path)],
-            meta={key: [value] for key, value in meta.items()},
+            meta={**{key: [value] for key, value in meta.items()}, "file": [path.name]},
             survey="sdss",
             unit="log10",
         )

@@ -12,7 +12,7 @@ import numpy as np
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
-from specjax.surveys.batch import join, log
+from specjax.surveys.batch import join, leave_out
 
 _WHAT = "a JSON list of SPARCL records"
 _SUFFIXES = (".json", ".json.gz")
@@ -62,7 +62,7 @@ def from_records(records: Sequence[Mapping[str, Any]], where: str) -> Spectra:
     if not parts:
         raise DataError(refused[0])
     for reason in refused:
-        log.warning("left out: %s", reason)
+        leave_out(reason)
     return join(parts)
 
 

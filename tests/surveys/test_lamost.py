@@ -131,7 +131,7 @@ def test_nothing_but_bad_files_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"none of 2 files is a LAMOST spectrum; the first: .*a\.fits"):
         lamost.read(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no LAMOST spectra"):
+    with pytest.raises(DataError, match="no file that could be a LAMOST spectrum"):
         lamost.read(tmp_path / "empty")
 
 
