@@ -1,7 +1,8 @@
 """Gaia XP spectra: sampled on 343 points from 336 to 1020 nm, or as continuous coefficients through GaiaXPy.
 
-Tables with a row for each source, as the archive, DataLink (structure RAW) and GaiaXPy write them: csv, ECSV,
-FITS, VOTable; or an .npz with source_id, flux, flux_error and optionally wavelength_nm.
+Tables as the archive, DataLink and GaiaXPy write them, csv, ECSV, FITS or VOTable: a row for each source
+(structure RAW) or for each sample (INDIVIDUAL, COMBINED); or an .npz with source_id, flux, flux_error and
+optionally wavelength_nm.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import csv
 import gzip
 import importlib
+import operator
 import sys
 import warnings
 import zipfile
@@ -23,47 +25,56 @@ from astropy.table import Table
 
 from specjax.errors import DataError
 from specjax.spectra import GAIA_XP_WAVELENGTH, FloatArray, Spectra
-from specjax.surveys.batch import log
+from specjax.surveys import gaia_samples
+from specjax.surveys.batch import log, read_folder
 from specjax.surveys.fits_file import open_fits
-from specjax.surveys.peek import is_fits, summary
+from specjax.surveys.peek import SUFFIXES, is_fits, summary
 
 _WHAT = "a table of Gaia XP spectra"
 _TEXT, _VOTABLE = (".csv", ".csv.gz", ".ecsv", ".ecsv.gz"), (".vot", ".vot.gz", ".xml", ".votable")
 _SAMPLED = ("source_id", "flux", "flux_error")
 _CONTINUOUS = ("coefficients", "coefficient_errors", "coefficient_correlations", "n_parameters")
+_PREFIXES = (gaia_samples.PREFIX, "XP_CONTINUOUS")  # of DataLink's files
+_LOOKED_AT = 3  # files of a folder
 _HEAD = 1 << 16  # bytes of a VOTable that surely hold its first fields
 
 Columns = Mapping[str, Sequence[Any]]
 
 
 def recognise(path: Path) -> bool:
-    """Whether `path` is a file of Gaia XP spectra, sampled or continuous."""
-    try:
-        names = _names(path) if path.is_file() else set()
-    except (OSError, EOFError, DataError, UnicodeDecodeError, zipfile.BadZipFile):
-        return False
-    return names.issuperset(_SAMPLED) or {"source_id", "bp_coefficients"} <= names
+    """Whether `path` is a file of Gaia XP spectra, sampled or continuous, or a folder of them."""
+    return any(_is_xp(file) for file in (_files(path)[:_LOOKED_AT] if path.is_dir() else [path]))
 
 
 def read(path: Path) -> Spectra:
-    """The sources of one file.
+    """The sources of one file, or of all of a folder; files that cannot be used are reported by `read_each`.
+
+    Of a folder, the files named as DataLink names them, XP_SAMPLED* and XP_CONTINUOUS*; without such, all.
 
     Returns:
       Spectra in vacuum, flux in the file's unit (W m-2 nm-1), ivar 1/flux_error**2, neighbouring samples
-      correlated; ids are source_ids; meta ra, dec (degrees; NaN where the file has none).
+      correlated; ids are source_ids; meta ra, dec (degrees; NaN where the file has none), file.
 
     Raises:
       DataError: not such a file, arrays of other lengths, a source that occurs twice, or coefficients without
         GaiaXPy (`pip install gaiaxpy`).
     """
     path = Path(path)
+    return read_folder(path, _files(path) if path.is_dir() else [path], read_file, _WHAT)
+
+
+def read_file(path: Path) -> Spectra:
+    """The sources of one file, as `read`."""
     columns = _read(path)
-    if "bp_coefficients" in columns:
+    by_sample = gaia_samples.is_one_sample_a_row(path, set(columns)) and len(columns["flux"]) > 0
+    if by_sample and np.ndim(columns["flux"][0]) == 0:
+        columns = gaia_samples.gather(path, columns)
+    elif "bp_coefficients" in columns:
         columns = _calibrated(path, columns)
     missing = [name for name in _SAMPLED if name not in columns]
     if missing:
         raise DataError(f"{path} is not {_WHAT}: it has no column {', '.join(missing)}")
-    ids = np.array([str(int(source)) for source in columns["source_id"]], dtype=np.str_)
+    ids = np.array([str(source) for source in _source_ids(path, columns)], dtype=np.str_)
     if not len(ids):
         raise DataError(f"{path} holds no sources")
     if len(set(ids.tolist())) < len(ids):
@@ -73,14 +84,49 @@ def read(path: Path) -> Spectra:
     with np.errstate(divide="ignore", invalid="ignore"):
         ivar = np.where(error > 0, 1.0 / error**2, 0.0)
     nothing = np.full(len(ids), np.nan)
-    return Spectra.build(
-        wavelength,
-        flux,
-        ivar,
-        id=ids,
-        meta={key: np.array(columns.get(key, nothing), dtype=np.float64) for key in ("ra", "dec")},
-        survey="gaia_xp",
+    position = {key: np.array(columns.get(key, nothing), dtype=np.float64) for key in ("ra", "dec")}
+    try:
+        return Spectra.build(
+            wavelength,
+            flux,
+            ivar,
+            id=ids,
+            meta={**position, "file": np.full(len(ids), path.name)},
+            survey="gaia_xp",
+        )
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _is_xp(path: Path) -> bool:
+    try:
+        names = _names(path) if path.is_file() else set()
+    except (OSError, EOFError, DataError, UnicodeDecodeError, zipfile.BadZipFile):
+        return False
+    return (
+        names.issuperset(_SAMPLED)
+        or {"source_id", "bp_coefficients"} <= names
+        or gaia_samples.is_one_sample_a_row(path, names)
     )
+
+
+def _files(folder: Path) -> list[Path]:
+    """The folder's files of XP spectra by name."""
+    kinds = (*SUFFIXES, *_TEXT, *_VOTABLE)
+    files = sorted(f for f in folder.iterdir() if f.is_file() and f.name.lower().endswith(kinds))
+    named = [file for file in files if file.name.startswith(_PREFIXES)]
+    return named or files
+
+
+def _source_ids(path: Path, columns: Columns) -> list[int]:
+    """The ids as integers; a float cannot hold one."""
+    try:
+        ids = [
+            source if isinstance(source, str) else operator.index(source) for source in columns["source_id"]
+        ]
+        return [int(source) for source in ids]
+    except (TypeError, ValueError):
+        raise DataError(f"{path}: its source_id are not all integers") from None
 
 
 def _names(path: Path) -> set[str]:
@@ -91,14 +137,14 @@ def _names(path: Path) -> set[str]:
     if name.endswith(_TEXT):
         with _open_text(path) as stream:
             line = next((line for line in stream if not line.startswith("#")), "")
-        return set(next(csv.reader([line]), []))
+        return set(next(csv.reader([line], delimiter=_delimiter(line)), []))
     if name.endswith(".npz"):
         with zipfile.ZipFile(path) as file:
             return {entry.removesuffix(".npy") for entry in file.namelist()}
     if name.endswith(_VOTABLE):
         with _open_text(path) as stream:
             head = stream.read(_HEAD).lower()
-        fields = (*_SAMPLED, "bp_coefficients") if "<votable" in head else ()
+        fields = (*_SAMPLED, "wavelength", "bp_coefficients") if "<votable" in head else ()
         return {field for field in fields if f'name="{field}"' in head}
     return set()
 
@@ -133,12 +179,18 @@ def _read_text(path: Path) -> Columns:
     """Columns of a csv or ECSV table; a field such as "(1.0, 2.0)" or "[1.0, null]" becomes an array."""
     try:
         with _open_text(path) as stream:
-            rows = list(csv.DictReader(line for line in stream if not line.startswith("#")))
+            lines = [line for line in stream if not line.startswith("#")]
+        rows = list(csv.DictReader(lines, delimiter=_delimiter(lines[0] if lines else "")))
         names = list(rows[0]) if rows else []
         return {name: [_field(row[name]) for row in rows] for name in names}
     except (OSError, EOFError, ValueError, TypeError, AttributeError, csv.Error) as error:
         line = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"{path} is not {_WHAT}: {line[0]}") from None
+
+
+def _delimiter(names: str) -> str:
+    """The archive's tables have commas; ECSV by astropy has spaces unless told otherwise."""
+    return "," if "," in names else " "
 
 
 def _field(text: str) -> Any:
@@ -192,7 +244,7 @@ def _calibrated(path: Path, columns: Columns) -> Columns:
         raise DataError(
             f"{path} holds continuous XP coefficients: reading them needs GaiaXPy, `pip install gaiaxpy`"
         ) from None
-    ids = [int(source) for source in columns["source_id"]]
+    ids = _source_ids(path, columns)
     table: dict[str, Any] = {"source_id": np.array(ids, dtype=np.int64)}
     for band in ("bp", "rp"):
         table |= {f"{band}_{part}": list(columns[f"{band}_{part}"]) for part in _CONTINUOUS[:3]}

@@ -66,6 +66,67 @@ def test_every_layout_gives_the_same_spectra(tmp_path, name, write):
         assert spectra.meta["ra"].tolist() == [10.0, 11.0]
 
 
+def write_samples(path, form, sources=IDS):
+    """A row for each sample, as DataLink's structures INDIVIDUAL (one source) and COMBINED have it."""
+    count = len(sources)
+    columns = {"wavelength": np.tile(GAIA_XP_WAVELENGTH / 10, count)}
+    start = IDS.index(sources[0])
+    for key, values in (("flux", FLUX), ("flux_error", ERROR)):
+        columns[key] = values[start : start + count].ravel()
+    table = Table({"source_id": np.repeat(sources, 343), **columns})
+    if len(sources) == 1 and form != "fits":
+        table.remove_column("source_id")  # the file's name has it
+    table.write(path, format=form)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("suffix", "form"), [("csv", "ascii.csv"), ("fits", "fits"), ("xml", "votable"), ("ecsv", "ascii.ecsv")]
+)
+def test_a_row_for_each_sample_gives_the_same_spectra(tmp_path, suffix, form):
+    spectra = read(write_samples(tmp_path / f"XP_SAMPLED-Gaia DR3 {IDS[0]}.{suffix}", form, IDS[:1]))
+    assert spectra.survey == "gaia_xp"
+    assert spectra.id.tolist() == [str(IDS[0])]
+    np.testing.assert_allclose(spectra.wavelength, GAIA_XP_WAVELENGTH, rtol=1e-14)
+    np.testing.assert_allclose(spectra.flux, FLUX[:1], rtol=1e-14)
+    np.testing.assert_allclose(spectra.ivar, 2.5e35, rtol=1e-14)
+
+
+def test_samples_of_several_sources_in_any_order_and_a_folder_of_files(tmp_path, caplog):
+    path = write_samples(tmp_path / "combined.csv", "ascii.csv")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], *lines[344:], *lines[1:344]]))
+    np.testing.assert_allclose(read(path).select([str(i) for i in IDS]).flux, FLUX, rtol=1e-14)
+    for source in IDS:
+        write_samples(tmp_path / f"XP_SAMPLED-Gaia DR3 {source}.fits", "fits", [source])
+    (tmp_path / "XP_SAMPLED-Gaia DR3 7.csv").write_text("wavelength,flux,flux_error\n336,1,high\n338,1,1\n")
+    np.testing.assert_allclose(read(tmp_path).flux, FLUX, rtol=1e-14)
+    caplog.clear()
+    spectra = read(tmp_path)  # the files of DataLink alone, not combined.csv
+    assert spectra.id.tolist() == [str(i) for i in IDS]
+    assert spectra.wavelength.shape == (343,)
+    assert spectra.meta["file"].tolist() == [f"XP_SAMPLED-Gaia DR3 {i}.fits" for i in IDS]
+    assert ["column flux_error does not hold numbers" in text for text in caplog.messages] == [True]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("XP_SAMPLED.csv", "wavelength,flux,flux_error\n336,1,1\n338,1,1\n", "whose spectrum it is"),
+        (
+            "x.csv",
+            "source_id,wavelength,flux,flux_error\n1,336,1,1\n1,338,1,1\n2,336,1,1\n2,340,1,1\n",
+            "2 sources are not sampled at the same",
+        ),
+        ("x.csv", "source_id,wavelength,flux,flux_error\n4e18,336,1,1\n4e18,338,1,1\n", "not all integers"),
+    ],
+)
+def test_samples_that_belong_to_no_source_are_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        read(tmp_path / name)
+
+
 def test_flux_and_errors_that_are_not_numbers_are_masked(tmp_path):
     flux, error = FLUX.copy(), ERROR.copy()
     flux[0, 3], error[1, 7], error[1, 8] = np.nan, 0.0, np.nan
