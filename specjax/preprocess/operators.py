@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy import sparse
@@ -12,6 +12,7 @@ from specjax.spectra import BoolArray, FloatArray
 
 SIGMA_PER_FWHM = 1.0 / np.sqrt(8.0 * np.log(2.0))
 _KERNEL_REACH = 4.0  # standard deviations; the Gaussian beyond holds 6e-5 of its area
+_ROWS_AT_ONCE = 64  # of a few thousand pixels: what is worked on stays in the cache of a core
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,21 +38,51 @@ class Operator:
         1/ivar = sum(w**2 / ivar) / sum(w)**2: exact for independent input pixels; the correlation between
         neighbouring output pixels is not kept. Unsupported output pixels have flux 0, ivar 0 and mask True.
         """
-        use = valid.astype(np.float64)
-        variance = np.divide(1.0, ivar, out=np.zeros_like(ivar), where=valid)
-        support = _product(self.weights, use)
-        total = _product(self.weights, np.where(valid, flux, 0.0))
-        noise = _product(self.weights.power(2), variance)
-        good = support >= self.needed * self.full
-        good &= support > 0
+        shape = (len(flux), self.full.size)
+        mean, inverse, mask = np.zeros(shape), np.zeros(shape), np.ones(shape, dtype=bool)
+        for start in range(0, len(flux), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            part = (rows, self._columns)
+            mean[rows], inverse[rows], mask[rows] = self._apply(flux[part], ivar[part], valid[part])
+        return mean, inverse, mask
+
+    def _apply(
+        self, flux: FloatArray, ivar: FloatArray, valid: BoolArray
+    ) -> tuple[FloatArray, FloatArray, BoolArray]:
+        """The same for the columns that have any weight."""
+        weights, squares = self._parts
+        variance = np.divide(1.0, ivar, out=np.zeros(ivar.shape), where=valid)
+        whole = bool(valid.all())
+        support = self._total if whole else _product(weights, valid.astype(np.float64))
+        total = _product(weights, flux if whole else np.where(valid, flux, 0.0))
+        noise = _product(squares, variance)
+        good = (support > 0) & (support >= self.needed * self.full)
+        good = np.broadcast_to(good, total.shape)
         mean = np.divide(total, support, out=np.zeros_like(total), where=good)
         inverse = np.divide(support**2, noise, out=np.zeros_like(noise), where=good)
         return mean, inverse, ~good
 
+    @cached_property
+    def _columns(self) -> slice:
+        """From the first to the last input pixel that has any weight."""
+        used = self.weights.indices
+        return slice(int(used.min()), int(used.max()) + 1) if used.size else slice(0, 0)
+
+    @cached_property
+    def _parts(self) -> tuple[sparse.csr_array, sparse.csr_array]:
+        """The weights of those columns, and their squares."""
+        weights = self.weights[:, self._columns]
+        return weights, weights.power(2)
+
+    @cached_property
+    def _total(self) -> FloatArray:
+        """(m,) the support that an output pixel has when every input pixel is valid."""
+        return np.asarray(self.weights.sum(axis=1)).ravel()
+
 
 def _product(matrix: sparse.csr_array, rows: FloatArray) -> FloatArray:
     """(n, m) = rows (n, p) times the transpose of matrix (m, p)."""
-    return np.ascontiguousarray((matrix @ rows.T).T)
+    return np.ascontiguousarray((matrix @ np.ascontiguousarray(rows.T)).T)
 
 
 def pixel_edges(grid: FloatArray) -> FloatArray:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import spectres
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,15 +47,37 @@ def test_rebinning_conserves_flux_where_fully_covered(source, target, seed):
     )  # differences of sums
 
 
+@settings(max_examples=30, deadline=None)
+@given(source=grids(), target=grids(), seed=st.integers(0, 100), factor=st.floats(-10, 10))
 @pytest.mark.parametrize("change", [rebin, interpolate])
-def test_resampling_is_linear_and_the_identity_on_the_same_grid(change):
-    a, b = wiggles(seed=1), wiggles(seed=2)
-    both = change(spectra(2 * a + b), COARSE).flux
-    apart = 2 * change(spectra(a), COARSE).flux + change(spectra(b), COARSE).flux
-    np.testing.assert_allclose(both, apart, rtol=ROUNDING)
-    same = change(spectra(a, ivar=np.full(a.shape, 4.0)), GRID)
-    np.testing.assert_allclose(same.flux, a, rtol=ROUNDING)
-    np.testing.assert_allclose(same.ivar, 4.0, rtol=ROUNDING)
+def test_resampling_is_linear(change, source, target, seed, factor):
+    a, b = wiggles(grid=source, seed=seed), wiggles(grid=source, seed=seed + 1000)
+    both = change(spectra(factor * a + b, source), target)
+    parts = [change(spectra(flux, source), target) for flux in (a, b)]
+    np.testing.assert_array_equal(both.mask, parts[0].mask)
+    np.testing.assert_allclose(both.flux, factor * parts[0].flux + parts[1].flux, rtol=0, atol=20 * ROUNDING)
+
+
+@settings(max_examples=30, deadline=None)
+@given(grid=grids(), seed=st.integers(0, 100), masked=st.floats(0, 0.5))
+@pytest.mark.parametrize("change", [rebin, interpolate])
+def test_resampling_to_the_same_grid_is_the_identity(change, grid, seed, masked):
+    flux, ivar = wiggles(grid=grid, seed=seed), np.random.default_rng(seed).uniform(1, 5, (3, grid.size))
+    mask = np.random.default_rng(seed).random(flux.shape) < masked
+    same = change(spectra(flux, grid, ivar=ivar, mask=mask), grid)
+    np.testing.assert_array_equal(same.mask, mask)
+    np.testing.assert_allclose(same.flux[~mask], flux[~mask], rtol=ROUNDING)
+    np.testing.assert_allclose(same.ivar[~mask], ivar[~mask], rtol=ROUNDING)
+
+
+@pytest.mark.parametrize(
+    "target", [LAMOST_WAVELENGTH, COARSE, GRID[5:-5] + 0.3], ids=["lamost", "coarse", "shifted"]
+)
+def test_rebinning_without_masks_is_that_of_spectres(target):
+    flux = wiggles(8)
+    result = rebin(spectra(flux), target)
+    assert not result.mask.any()
+    np.testing.assert_allclose(result.flux, spectres.spectres(target, GRID, flux), rtol=ROUNDING)
 
 
 @pytest.mark.parametrize(
