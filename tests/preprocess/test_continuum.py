@@ -1,10 +1,15 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.signal import medfilt, savgol_filter
 
 from specjax.preprocess.continuum import fit_continuum, median_filter, normalise
 from specjax.spectra import Spectra
 
 GRID = np.arange(3600.0, 5800.0, 0.9)
+LAMOST = 10 ** (3.5682 + 1e-4 * np.arange(2200))  # 3700 to 6140 A, as the files have it
+DESI = 3600 + 0.8 * np.arange(3200)
 
 
 def star(grid=GRID, slope=1.0, lines=40, seed=0):
@@ -19,6 +24,48 @@ def star(grid=GRID, slope=1.0, lines=40, seed=0):
 
 def spectra(flux, grid=GRID, **more):
     return Spectra.build(grid, flux, **more)
+
+
+def published(wavelength, flux):
+    """The published continuum of one spectrum from 3700 to 5700 A, from its description, step by step."""
+    inside = (wavelength >= 3700) & (wavelength <= 5700)
+    x, y = wavelength[inside], medfilt(flux, 7)[inside]
+    y = savgol_filter(y, 3, 2, mode="nearest")
+
+    def fit():
+        return np.polyval(np.polyfit(x, y, 5), x)
+
+    if x[fit().argmax()] < 4500:
+        for low, high in ((4030, 4160), (4270, 4410), (4800, 4940)):
+            ends = [y[np.abs(x - end) <= 10].max() for end in (low, high)]
+            between = (x >= low) & (x <= high)
+            y[between] = np.interp(x[between], [low, high], ends)
+    for _ in range(10):
+        y = np.maximum(fit(), y)
+    return fit()
+
+
+@pytest.mark.parametrize("grid", [LAMOST, LAMOST[40:], DESI], ids=["lamost", "lamost-late", "desi"])
+@pytest.mark.parametrize("slope", [-1.5, 1.0], ids=["hot", "cool"])  # the Balmer lines are bridged, or not
+def test_the_published_continuum_is_reproduced(grid, slope):
+    flux = np.stack([star(grid, slope=slope, seed=seed)[0] for seed in range(3)])
+    flux *= 1 + 0.03 * np.random.default_rng(1).normal(size=flux.shape)
+    result = normalise(spectra(flux, grid))
+    assert not result.mask.any()
+    inside = (grid >= 3700) & (grid <= 5700)
+    for row in range(3):
+        expected = flux[row, inside] / published(grid, flux[row])
+        # The published powers of the wavelength lose ten digits in 12 fits; ours are Chebyshev polynomials.
+        np.testing.assert_allclose(result.flux[row], expected, rtol=0, atol=1e-6)
+
+
+def test_the_bridge_over_balmer_lines_is_taken_by_hot_stars_alone():
+    """What the two parameters above rely on."""
+    for slope, hot in ((-1.5, True), (1.0, False)):
+        flux, _ = star(LAMOST, slope=slope)
+        y = medfilt(flux, 7)[(LAMOST >= 3700) & (LAMOST <= 5700)]
+        x = LAMOST[(LAMOST >= 3700) & (LAMOST <= 5700)]
+        assert (x[np.polyval(np.polyfit(x, y, 5), x).argmax()] < 4500) == hot
 
 
 def test_the_continuum_of_a_line_spectrum_is_found():
@@ -38,11 +85,16 @@ def test_a_quintic_without_lines_is_its_own_continuum():
     np.testing.assert_allclose(result.flux[~result.mask], 1.0, rtol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [1e-14, 1.0, 1e17])
-def test_normalisation_does_not_depend_on_the_scale_of_the_flux(scale):
-    flux, _ = star()
-    reference = normalise(spectra(flux, ivar=np.full((1, GRID.size), 100.0)))
-    scaled = normalise(spectra(flux * scale, ivar=np.full((1, GRID.size), 100.0 / scale**2)))
+@settings(max_examples=25, deadline=None)  # the fit of a first example loads LAPACK
+@given(exponent=st.floats(-20, 20), seed=st.integers(0, 1000), masked=st.floats(0, 0.3))
+def test_normalisation_does_not_depend_on_the_scale_of_the_flux(exponent, seed, masked):
+    scale = 10.0**exponent
+    flux, mask = star(seed=seed)[0], np.random.default_rng(seed).random((1, GRID.size)) < masked
+    reference, scaled = (
+        normalise(spectra(flux * factor, ivar=np.full((1, GRID.size), 100.0 / factor**2), mask=mask))
+        for factor in (1.0, scale)
+    )
+    np.testing.assert_array_equal(scaled.mask, reference.mask)
     np.testing.assert_allclose(scaled.flux, reference.flux, rtol=1e-10)  # ten rounds of a 6x6 solution
     np.testing.assert_allclose(scaled.ivar, reference.ivar, rtol=1e-10)
 
@@ -113,13 +165,22 @@ def test_spectra_elsewhere_are_flagged_not_refused():
     assert result.mask.all()
 
 
-def test_median_filter_takes_the_median_of_the_valid_pixels_only():
+def test_median_filter_takes_the_median_of_the_valid_pixels_and_zeros_beyond_the_ends():
     rng = np.random.default_rng(0)
-    flux, valid = rng.normal(size=(2, 30)), rng.random((2, 30)) > 0.4
+    flux, valid = rng.normal(size=(4, 30)), rng.random((4, 30)) > 0.4
     valid[1, 10:20] = False
+    valid[2] = True
+    valid[3] = False
     got = median_filter(flux, valid)
-    for row in range(2):
-        for pixel in range(30):
-            window = slice(max(pixel - 3, 0), pixel + 4)
-            seen = flux[row, window][valid[row, window]]
-            assert got[row, pixel] == (np.median(seen) if seen.size else 0.0)
+    for row in range(3):
+        first, last = np.flatnonzero(valid[row])[[0, -1]]
+        for pixel in range(first, last + 1):
+            window = range(pixel - 3, pixel + 4)
+            seen = [
+                0.0 if k < first or k > last else flux[row, k]
+                for k in window
+                if not first <= k <= last or valid[row, k]
+            ]
+            assert got[row, pixel] == (np.median(seen) if seen else 0.0)
+    np.testing.assert_array_equal(got[2], medfilt(flux[2], 7))
+    assert (got[3] == 0).all()
