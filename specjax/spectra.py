@@ -37,6 +37,8 @@ class Spectra:
       medium: "vacuum" or "air"; declared, never guessed.
       survey: where the spectra come from, free text.
       has_ivar: False where `ivar` is a placeholder because the source gives no uncertainties.
+      prepared: how `preprocess` made them a tower's input, {"tower": "lamost" or "gaia_xp", option: value};
+        None for spectra as observed.
 
     Raises:
       DataError: shapes that do not fit, wavelengths that are not finite, positive and increasing, flux or
@@ -52,6 +54,7 @@ class Spectra:
     medium: str = "vacuum"
     survey: str = ""
     has_ivar: bool = True
+    prepared: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _check_shapes(self)
@@ -180,7 +183,7 @@ class Spectra:
         uncertainties.
 
         Raises:
-          DataError: nothing to join, or parts in different media.
+          DataError: nothing to join, parts in different media, or parts prepared differently.
         """
         if not parts:
             raise DataError("no spectra to join")
@@ -189,6 +192,8 @@ class Spectra:
                 "cannot join spectra in air with spectra in vacuum: call to_vacuum() on each first"
             )
         first = parts[0]
+        if any(part.prepared != first.prepared for part in parts):
+            raise DataError("cannot join spectra that were prepared in different ways, or some not at all")
         same = all(p.wavelength.ndim == 1 and np.array_equal(p.wavelength, first.wavelength) for p in parts)
         width = max(part.flux.shape[1] for part in parts)
         shared = [key for key in first.meta if all(key in part.meta for part in parts)]
@@ -205,6 +210,7 @@ class Spectra:
             medium=first.medium,
             survey="+".join(surveys),
             has_ivar=all(part.has_ivar for part in parts),
+            prepared=first.prepared,
         )
 
 

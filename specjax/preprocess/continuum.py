@@ -74,7 +74,7 @@ def normalise(spectra: Spectra) -> Spectra:
         mask[rows] = ~good
     flag = np.where(mask.all(axis=1), "continuum_failed", "").astype("<U32")
     return replace(
-        spectra, wavelength=spectra.wavelength[..., part], flux=flux, ivar=ivar, mask=mask
+        spectra, wavelength=spectra.wavelength[..., part], flux=flux, ivar=ivar, mask=mask, prepared=None
     ).with_meta(flag=flag)
 
 

@@ -89,7 +89,7 @@ def shift_velocity(spectra: Spectra, km_s: ArrayLike) -> Spectra:
     factor = 1.0 + np.asarray(km_s, dtype=np.float64) / SPEED_OF_LIGHT
     if factor.ndim:
         factor = factor[:, None]
-    return replace(spectra, wavelength=spectra.wavelength * factor)
+    return replace(spectra, wavelength=spectra.wavelength * factor, prepared=None)
 
 
 def crop(spectra: Spectra, low: float, high: float) -> Spectra:
@@ -109,6 +109,7 @@ def crop(spectra: Spectra, low: float, high: float) -> Spectra:
         flux=spectra.flux[:, part],
         ivar=spectra.ivar[:, part],
         mask=spectra.mask[:, part],
+        prepared=None,
     )
 
 
@@ -128,7 +129,7 @@ def _apply(
     if not spectra.has_ivar:
         ivar = np.where(mask, 0.0, 1.0)  # still a placeholder, not an uncertainty
     grid = spectra.wavelength if wavelength is None else np.asarray(wavelength, dtype=np.float64)
-    return replace(spectra, wavelength=grid, flux=flux, ivar=ivar, mask=mask)
+    return replace(spectra, wavelength=grid, flux=flux, ivar=ivar, mask=mask, prepared=None)
 
 
 def _rows_by_grid(wavelength: FloatArray, count: int) -> list[tuple[FloatArray, slice | list[int]]]:

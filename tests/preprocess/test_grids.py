@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from specjax.errors import ConfigError
-from specjax.preprocess import gaia_xp_fwhm, to_gaia_xp, to_lamost
+from specjax.errors import ConfigError, DataError
+from specjax.preprocess import gaia_xp_fwhm, rebin, to_gaia_xp, to_lamost
 from specjax.spectra import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, Spectra, air_to_vacuum
 
 GRID = np.arange(3600.0, 5800.0, 0.9)
@@ -70,6 +70,52 @@ def test_spectra_that_miss_the_range_are_flagged(low, high, flag):
 def test_an_unknown_method_is_refused():
     with pytest.raises(ConfigError, match="'cubic'"):
         to_lamost(Spectra.build(GRID, line_star(GRID)), method="cubic")
+
+
+def test_what_was_prepared_comes_back_as_it_is_and_contradicting_options_are_refused():
+    once = to_lamost(Spectra.build(GRID, line_star(GRID)), fwhm=8.0)
+    assert to_lamost(once) is once
+    assert to_lamost(once[1:], fwhm=8.0).meta["flag"].tolist() == [""]
+    for other in ({"fwhm": 3.0}, {"fwhm": 8.0, "fwhm_to": 10.0}, {"method": "interpolate"}):
+        with pytest.raises(ConfigError, match="were prepared with"):
+            to_lamost(once, **other)
+    unsmoothed = to_lamost(Spectra.build(GRID, line_star(GRID)), fwhm=3.0)
+    assert to_lamost(unsmoothed, fwhm=2.0) is unsmoothed  # neither smooths anything
+    with pytest.raises(DataError, match="lamost tower"):
+        to_gaia_xp(once)
+    xp = to_gaia_xp(Spectra.build(GAIA_XP_WAVELENGTH, line_star(GAIA_XP_WAVELENGTH)))
+    assert to_gaia_xp(xp) is xp
+    with pytest.raises(DataError, match="different ways"):
+        Spectra.concatenate([once, Spectra.build(GRID, line_star(GRID))])
+    assert rebin(once, GRID[500:600]).prepared is None
+
+
+def test_spectra_are_lowered_to_a_resolution_on_request():
+    grid, sigma = np.arange(3600.0, 5800.0, 0.4), 1.5 / 2.3548
+    sharp = 1 - 0.5 * np.exp(-0.5 * ((grid - 4800) / sigma) ** 2)
+    matched = to_lamost(Spectra.build(grid, sharp), fwhm=1.5, fwhm_to=4.0)
+    depth = 1 - matched.flux[0]
+    near = np.abs(LAMOST_WAVELENGTH - 4800) < 15
+    moment = np.sqrt(np.average((LAMOST_WAVELENGTH[near] - 4800) ** 2, weights=depth[near])) * 2.3548
+    np.testing.assert_allclose(moment, 4.0, rtol=0.05)  # pixels of 1.1 A add 0.75 A in quadrature
+    assert matched.prepared["fwhm_to"] == 4.0
+    for wrong in ({"fwhm_to": 3.0}, {"fwhm": 4.0, "fwhm_to": 3.0}):
+        with pytest.raises(ConfigError, match="cannot be smoothed to 3 A"):
+            to_lamost(Spectra.build(grid, sharp), **wrong)
+
+
+@pytest.mark.parametrize(("column", "per_beta"), [("redshift", 1.0), ("rv", 299792.458)])
+def test_velocities_are_taken_out_on_request(column, per_beta):
+    beta = np.array([0.0, 1e-3, -5e-4, np.nan])
+    grid = GRID * (1 + np.nan_to_num(beta))[:, None]  # the same star, moving
+    flux = np.repeat(line_star(GRID, 1), 4, axis=0)
+    moving = Spectra.build(grid, flux, meta={column: beta * per_beta})
+    rest = to_lamost(moving, velocity_column=column)
+    np.testing.assert_allclose(rest.flux, np.repeat(rest.flux[:1], 4, axis=0), rtol=1e-9)  # (1 + b) / (1 + b)
+    assert rest.meta["flag"].tolist() == ["", "", "", "no_velocity"]
+    assert np.abs(to_lamost(moving).flux[1] - rest.flux[1]).max() > 0.1  # 300 km/s is no rounding
+    with pytest.raises(DataError, match="no column 'vrad'"):
+        to_lamost(moving, velocity_column="vrad")
 
 
 def test_xp_spectra_are_divided_by_their_flux_at_550_nm():
