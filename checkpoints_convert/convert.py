@@ -1,8 +1,8 @@
 """From a published PyTorch file to a model folder that `specjax.load` reads."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from checkpoints_convert.keys import IGNORED, Row, check, table
 from checkpoints_convert.recognise import Recognised, recognise
 from checkpoints_convert.torch_file import StoredTensor, TorchFile, open_torch_file
 from specjax.checkpoints import save_model, unflatten
+from specjax.checkpoints.tensor_file import sha256_of
 from specjax.config import ModelConfig, to_dict
 from specjax.errors import ModelError
 
@@ -33,6 +34,7 @@ class Source:
     file: TorchFile
     state: Mapping[str, StoredTensor]
     recognised: Recognised
+    sha256: Future[str]  # of the file; it is hashed while the tensors are checked and read
 
     @property
     def config(self) -> ModelConfig:
@@ -87,7 +89,7 @@ def convert(
         if stats is not None:
             mean, std = read_stats(stats, _inputs(config, part))
             arrays.update({f"stats/{part}/feature_mean": mean, f"stats/{part}/feature_std": std})
-            sources[part]["stats"] = {"file": Path(stats).name, "sha256": _sha256(Path(stats))}
+            sources[part]["stats"] = {"file": Path(stats).name, "sha256": sha256_of(Path(stats))}
     elif stats is not None or labels:
         raise ModelError("stats and labels belong to a label head, and there is none")
     tree = {"params": {}, "batch_stats": {}, "stats": {}, **unflatten(sorted(arrays.items()))}
@@ -114,7 +116,10 @@ def open_source(path: str | Path) -> Source:
     ]
     if integers:
         raise ModelError(f"{path}: {integers[0]} holds {state[integers[0]].dtype}, which no weight is")
-    return Source(path=Path(path), file=file, state=state, recognised=recognised)
+    thread = ThreadPoolExecutor(max_workers=1)
+    sha256 = thread.submit(file.archive.sha256)
+    thread.shutdown(wait=False)
+    return Source(path=Path(path), file=file, state=state, recognised=recognised, sha256=sha256)
 
 
 def describe(source: Source) -> dict[str, Any]:
@@ -122,7 +127,7 @@ def describe(source: Source) -> dict[str, Any]:
     kept = {key: tensor for key, tensor in source.state.items() if IGNORED.fullmatch(key)}
     return {
         "file": source.path.name,
-        "sha256": _sha256(source.path),
+        "sha256": source.sha256.result(),
         "network": source.recognised.title,
         "part": source.recognised.part,
         "dtypes": {
@@ -197,8 +202,3 @@ def _with_head(model: Source | None, head: Source, part: str, labels: Sequence[s
     if labels and len(labels) != own.head.num_labels:
         raise ModelError(f"{head.path} has {own.head.num_labels} outputs, not {len(labels)} labels")
     return replace(base, head=own.head, labels=tuple(labels) or own.labels)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

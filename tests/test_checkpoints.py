@@ -212,7 +212,9 @@ def test_adapters_know_their_base(tmp_path, saved):
 
 
 def test_a_failed_write_leaves_the_old_model(saved, monkeypatch):
-    monkeypatch.setattr(checkpoints, "_write_tensors", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        checkpoints.folders, "write_tensors", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
+    )
     with pytest.raises(OSError, match="disk full"):
         checkpoints.save_model(saved, config={}, arrays=some_arrays(1))
     assert checkpoints.load_model(saved).config == CONFIG
