@@ -11,6 +11,7 @@ from astropy.table import Table
 from numpy.typing import NDArray
 
 from specjax.errors import ConfigError, DataError
+from specjax.surveys.catalogue import best_of_each
 from specjax.surveys.fits_file import open_fits
 from specjax.surveys.tables import UNITS
 
@@ -72,7 +73,7 @@ def read_labels(
     known = np.logical_or.reduce([np.isfinite(row[LABELS[name]]) for name in labels])
     meta["without_labels"] = int((keep & ~known).sum())
     rows = np.flatnonzero(keep & known)
-    best = _best(row["APOGEE_ID"][rows], row["SNR"][rows])
+    best = best_of_each(row["APOGEE_ID"][rows], row["SNR"][rows])
     meta |= {"duplicates": len(rows) - len(best), "kept": len(best)}
     if not len(best):
         raise DataError(f"{path}: none of {count} rows passes the cuts {', '.join(cuts) or '(none)'}")
@@ -102,13 +103,6 @@ def _native(name: str, values: NDArray[Any]) -> NDArray[Any]:
         values = values.astype(np.float64)
         return np.where(values < -9000, np.nan, values)
     return values.astype(np.int64)
-
-
-def _best(names: NDArray[np.str_], snr: NDArray[Any]) -> NDArray[np.int64]:
-    """Of the rows of each name the one of the highest S/N, in the order of the catalogue."""
-    order = np.lexsort((np.arange(len(names)), -np.nan_to_num(snr)))
-    _, first = np.unique(names[order], return_index=True)
-    return np.sort(order[first])
 
 
 def _table(row: Mapping[str, NDArray[Any]], labels: Sequence[str], meta: Mapping[str, int]) -> Table:

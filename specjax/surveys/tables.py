@@ -17,6 +17,7 @@ UNITS = {"teff": "K", "logg": "dex", "fe_h": "dex", "radial_velocity": "km / s"}
 """Units written beside the columns of these names, and those that start with them and "_"."""
 
 _WRITTEN = {".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".fits": "fits", ".parquet": "parquet"}
+_UNKNOWN = -999.0  # -999, -9999 and the like are how catalogues write a value that they do not have
 _TEXT = {".csv": "ascii.csv", ".txt": "ascii", ".dat": "ascii", ".tsv": "ascii.tab"}
 
 
@@ -35,12 +36,12 @@ def read_labels(path: str | Path, columns: Sequence[str] | None = None, *, id_co
       DataError: not a table, no such columns, a label that is not a number, or ids that are empty or not
         unique.
     """
-    table = _read(Path(path), id_column)
+    table = read_table(path, texts=[id_column])
     wanted = [name for name in table.colnames if _numeric(table[name])] if columns is None else list(columns)
     missing = [name for name in (id_column, *wanted) if name not in table.colnames]
     if missing:
         raise DataError(f"{path} has no column {', '.join(missing)}: it has {', '.join(table.colnames)}")
-    ids = _ids(table[id_column])
+    ids = id_texts(table[id_column])
     if (ids == "").any():
         raise DataError(f"{path}: {int((ids == '').sum())} rows have no {id_column}")
     names, count = np.unique(ids, return_counts=True)
@@ -51,7 +52,7 @@ def read_labels(path: str | Path, columns: Sequence[str] | None = None, *, id_co
     result = Table({"id": ids})
     for name in wanted:
         if name != id_column:
-            result[name] = _floats(table[name], f"{path}: column {name}")
+            result[name] = floats(table[name], f"{path}: column {name}")
             result[name].unit = table[name].unit
     return result
 
@@ -122,12 +123,22 @@ def write_table(path: str | Path, columns: Mapping[str, Any], meta: Mapping[str,
         raise DataError(f"writing {path.suffix} needs pyarrow: pip install 'specjax[parquet]'") from None
 
 
-def _read(path: Path, id_column: str) -> Table:
+def read_table(path: str | Path, *, texts: Sequence[str] = ("id",)) -> Table:
+    """Any table that astropy reads, its columns as they are.
+
+    Args:
+      path: as `read_labels`.
+      texts: columns to be taken as text, for an id such as 00123 is not a number.
+
+    Raises:
+      DataError: no file, not a table, or a package that is missing.
+    """
+    path = Path(path)
     if not path.is_file():
         raise DataError(f"there is no label table at {path}")
     options: dict[str, Any] = {}
     if form := _TEXT.get(path.suffix.lower()):
-        options = {"format": form, "converters": {id_column: str}}  # an id such as 00123 is not a number
+        options = {"format": form, "converters": {name: str for name in texts}}
     try:
         return Table.read(path, **options)
     except ImportError as error:
@@ -137,23 +148,21 @@ def _read(path: Path, id_column: str) -> Table:
         raise DataError(f"{path} is not a table that astropy reads: {line[0]}") from None
 
 
-def _ids(column: Any) -> np.ndarray:
+def id_texts(column: Any) -> np.ndarray:
     """Ids as stripped strings; masked ones empty."""
-    values = (
-        column.filled("")
-        if getattr(column, "mask", None) is not None and column.dtype.kind in "SU"
-        else column
-    )
     masked = np.broadcast_to(np.asarray(getattr(column, "mask", False)), (len(column),))
-    text = [item.decode() if isinstance(item, bytes) else str(item) for item in np.asarray(values).tolist()]
+    text = [
+        item.decode() if isinstance(item, bytes) else str(item) for item in np.ma.getdata(column).tolist()
+    ]
     return np.where(masked, "", np.char.strip(np.array(text, dtype=np.str_)))
 
 
-def _numeric(column: Any) -> bool:
-    return column.dtype.kind in "iuf" and column.ndim == 1
+def floats(column: Any, what: str) -> FloatArray:
+    """A column as float64; masked values as NaN, and those at or below -999, which mean "unknown" as well.
 
-
-def _floats(column: Any, what: str) -> FloatArray:
+    Raises:
+      DataError: it does not hold numbers, one a row; `what` it is, for the message.
+    """
     masked = np.broadcast_to(np.asarray(getattr(column, "mask", False)), np.shape(column))
     try:
         values = np.ma.getdata(column).astype(np.float64)
@@ -161,7 +170,11 @@ def _floats(column: Any, what: str) -> FloatArray:
         raise DataError(f"{what} does not hold numbers") from None
     if values.ndim != 1:
         raise DataError(f"{what} holds arrays of shape {values.shape[1:]}, not numbers")
-    return np.where(masked, np.nan, values)
+    return np.where(masked | (values <= _UNKNOWN) | ~np.isfinite(values), np.nan, values)
+
+
+def _numeric(column: Any) -> bool:
+    return column.dtype.kind in "iuf" and column.ndim == 1
 
 
 def _some(names: np.ndarray) -> str:

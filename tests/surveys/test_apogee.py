@@ -3,10 +3,7 @@ import pytest
 from astropy.io import fits
 
 from specjax.errors import ConfigError, DataError
-from specjax.spectra import Spectra
 from specjax.surveys import apogee
-from specjax.surveys.sky import label_on_sky
-from specjax.surveys.tables import read_labels, write_table
 
 ROWS = {
     # the last two rows are the same star in two fields
@@ -85,16 +82,3 @@ def test_unknown_names_and_missing_columns_are_said(tmp_path):
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(DataError, match=r"allStar\.fits"):
         apogee.read_labels(path)
-
-
-def test_labels_matched_on_the_sky_are_what_adapt_reads(tmp_path):
-    labels = apogee.read_labels(write(tmp_path / "allStar.fits"))
-    spectra = Spectra.build(
-        4000.0 + np.arange(5), np.ones((2, 5)), id=["39", "40"], meta={"ra": [10.0, 17.0], "dec": [0.0, 0.0]}
-    )
-    table, _ = label_on_sky(spectra, labels)
-    path = tmp_path / "labels.ecsv"
-    write_table(path, {name: table[name] for name in table.colnames})
-    again = read_labels(path, ["fe_h"])
-    assert again["id"].tolist() == ["39", "40"]
-    np.testing.assert_allclose(again["fe_h"], [-0.5, -1.1], rtol=1e-7)
