@@ -69,33 +69,19 @@ def match(
     )
 
 
-def label_on_sky(spectra: Spectra, labels: Table, radius: float = RADIUS) -> tuple[Table, SkyMatch]:
-    """The rows of a label table that belong to spectra, under the spectra's ids.
-
-    Args:
-      spectra: with meta ra and dec in degrees.
-      labels: a table with columns ra, dec (degrees) and labels, such as `apogee.read_labels` gives.
-      radius: arcsec.
-
-    Returns:
-      (table for `tables.write_table` and `specjax adapt`: id of the spectrum, every column of `labels` but
-      its own id, which becomes `label_id`, and `separation` in arcsec; the match with its duplicates).
+def match_catalogue(spectra: Spectra, labels: Table, radius: float = RADIUS) -> SkyMatch:
+    """`match` of spectra with meta ra and dec to a table with columns ra and dec, both in degrees.
 
     Raises:
       DataError: no positions on one side.
     """
-    for name, columns in (("the spectra", spectra.meta), ("the labels", labels.columns)):
+    for name, columns in (("spectra", spectra.meta), ("labels", labels.columns)):
         missing = [key for key in ("ra", "dec") if key not in columns]
         if missing:
-            raise DataError(f"{name} have no {' and no '.join(missing)} to be matched on the sky")
-    found = match(spectra.meta["ra"], spectra.meta["dec"], labels["ra"], labels["dec"], radius)
-    table = labels[found.right]
-    if "id" in table.colnames:
-        table.rename_column("id", "label_id")
-    table.add_column(spectra.id[found.left], name="id", index=0)
-    table["separation"] = found.separation
-    table["separation"].unit = "arcsec"
-    return table, found
+            raise DataError(f"the {name} have no {' and no '.join(missing)} to be matched on the sky")
+        if not (np.isfinite(columns["ra"]) & np.isfinite(columns["dec"])).any():
+            raise DataError(f"the positions (ra, dec) of the {name} are not known: no match on the sky")
+    return match(spectra.meta["ra"], spectra.meta["dec"], labels["ra"], labels["dec"], radius)
 
 
 def _positions(ra: Any, dec: Any) -> tuple[SkyCoord, NDArray[np.int64]]:

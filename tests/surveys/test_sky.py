@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
-from specjax.surveys.sky import label_on_sky, match
+from specjax.surveys.sky import match, match_catalogue
 
 ARCSEC = 1 / 3600
 
@@ -48,19 +48,9 @@ def test_pairs_are_one_to_one_and_nothing_near_is_lost(left, right):
     assert near == set(found.left.tolist()) | set(found.duplicates[:, 0].tolist())
 
 
-def test_labels_come_under_the_ids_of_the_spectra():
-    spectra = Spectra.build(
-        4000.0 + np.arange(5), np.ones((2, 5)), id=["x", "y"], meta={"ra": [10.0, 20.0], "dec": [0.0, 0.0]}
-    )
-    labels = Table({"id": ["2M1", "2M2"], "ra": [20.0, 10.0], "dec": [0.0, 40.0], "fe_h": [-1.0, 0.0]})
-    table, found = label_on_sky(spectra, labels)
-    assert table.colnames == ["id", "label_id", "ra", "dec", "fe_h", "separation"]
-    assert (table["id"].tolist(), table["label_id"].tolist(), table["fe_h"].tolist()) == (
-        ["y"],
-        ["2M1"],
-        [-1.0],
-    )
-    assert found.left.tolist() == [1]
-    labels.remove_column("dec")
+def test_positions_that_are_not_known_are_said():
+    spectra = Spectra.build(4000.0 + np.arange(5), np.ones((1, 5)), meta={"ra": [10.0], "dec": [np.nan]})
     with pytest.raises(DataError, match="the labels have no dec"):
-        label_on_sky(spectra, labels)
+        match_catalogue(spectra.with_meta(dec=[0.0]), Table({"ra": [10.0]}))
+    with pytest.raises(DataError, match=r"positions \(ra, dec\) of the spectra are not known"):
+        match_catalogue(spectra, Table({"ra": [10.0], "dec": [0.0]}))
