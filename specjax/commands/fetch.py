@@ -1,12 +1,12 @@
 """`specjax fetch`: data and models from services, one subcommand each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import OmitSubcommandPrefixes, arg, subcommand
+from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
 
-from specjax.errors import ConfigError
+from specjax.commands.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,14 +22,49 @@ class StellarLibraries:
 
 @dataclass(frozen=True, kw_only=True)
 class Desi:
-    """Stars of DESI from the spectral archive SPARCL."""
+    """Stars of DESI from the spectral archive SPARCL: spectra.h5 for adapt and predict, and a table.
 
-    out: Path
-    """the folder to write"""
+    The same command with the same folder goes on where it was interrupted.
+    """
+
+    ids: Annotated[Positional[tuple[str, ...]], arg(metavar="SPARCL_ID")] = ()
+    """sparcl_ids, in place of constraints or a table"""
+    out: Annotated[Path, arg(aliases=("-o",))]
+    """the folder to write, or to go on with"""
+    release: str = "DESI-EDR"
+    """DESI-EDR or DESI-DR1"""
+    targets: Path | None = None
+    """a table with a column sparcl_id, targetid or specid, or with ra and dec in degrees"""
+    radius: float = 1.0
+    """arcsec within which a position is a target's"""
+    spectype: tuple[str, ...] = ("STAR",)
+    """what the spectra are classified as: STAR, GALAXY, QSO"""
+    redshift: tuple[float, float] | None = None
+    """range of redshift (v/c for stars)"""
+    ra: tuple[float, float] | None = None
+    """range of right ascension in degrees; 350 10 goes through 0"""
+    dec: tuple[float, float] | None = None
+    """range of declination in degrees"""
+    min_snr: float | None = None
+    """least median signal to noise of a pixel"""
+    limit: int | None = None
+    """at most so many spectra"""
+    any_warning: bool = False
+    """also spectra of doubtful redshift"""
+    any_visit: bool = False
+    """also spectra that are not the primary one of their target"""
+    page: int = 100
+    """spectra fetched at a time"""
+    url: str | None = None
+    """another address of the archive; also $SPECJAX_SPARCL_URL"""
 
     def run(self) -> None:
-        """Fetch and print the folder."""
-        raise ConfigError("fetch desi is not there yet")
+        """Fetch and print the file of spectra."""
+        from specjax.services.desi import DesiQuery, fetch_desi
+
+        names = {field.name for field in fields(DesiQuery)}
+        query = DesiQuery(**{name: value for name, value in vars(self).items() if name in names})
+        print(fetch_desi(query, self.out, targets=self.targets, ids=self.ids, url=self.url, say=say))
 
 
 # A source is one line here and a class like those above.

@@ -40,15 +40,11 @@ class JsonService:
     Attributes:
       root: https://host/path, without a slash at the end.
       patience: how failures that may pass are tried again.
-      connect, silence, total: seconds to connect, without a byte, and for a whole answer.
       say: takes lines of progress.
     """
 
     root: str
     patience: Patience = field(default_factory=Patience)
-    connect: float = 10.0
-    silence: float = 120.0
-    total: float = 1200.0
     say: Say = say_on_stderr
     _pool: list[urllib3.PoolManager] = field(default_factory=list, repr=False)
 
@@ -97,7 +93,7 @@ class JsonService:
                 url,
                 body=body,
                 headers={"Content-Type": "application/json"} if body is not None else None,
-                timeout=Timeout(connect=self.connect, read=self.silence),
+                timeout=Timeout(connect=self.patience.connect, read=self.patience.silence),
                 # Only redirects are urllib3's: what it tries again itself could not be counted or tested.
                 retries=Retry(total=None, connect=0, read=0, redirect=5, status=0, other=0),
                 preload_content=False,
@@ -114,12 +110,12 @@ class JsonService:
 
     def _read(self, response: urllib3.BaseHTTPResponse) -> bytes:
         """The body, unpacked; a server that drips one byte at a time is left when `total` is over."""
-        end = self.patience.clock() + self.total
+        end = self.patience.clock() + self.patience.total
         chunks = []
         while chunk := response.read1(_CHUNK, decode_content=True):
             chunks.append(chunk)
             if self.patience.clock() > end:
-                raise TransientError(f"the answer took more than {self.total:.0f} s")
+                raise TransientError(f"the answer took more than {self.patience.total:.0f} s")
         return b"".join(chunks)
 
     def _manager(self) -> urllib3.PoolManager:

@@ -36,13 +36,14 @@ class TransientError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """Exponential back-off with jitter, which keeps many clients from coming back at the same moment.
+    """How long to wait for an answer, and exponential back-off with jitter, which keeps many clients from coming back at the same moment.
 
     Attributes:
       attempts: how often a request is made before giving up.
       first: seconds before the second attempt; doubled for each further one.
       longest: seconds that a wait never exceeds, unless the service asks for more.
       longest_asked: seconds that the service may ask for; a longer wait is left to the user.
+      connect, silence, total: seconds to connect, without a byte, and for a whole answer.
       sleep, clock, jitter: the time, which tests replace; jitter gives numbers in [0, 1).
     """
 
@@ -50,6 +51,9 @@ class Patience:
     first: float = 1.0
     longest: float = 60.0
     longest_asked: float = 600.0
+    connect: float = 10.0
+    silence: float = 120.0
+    total: float = 1200.0
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
     jitter: Callable[[], float] = random.random

@@ -1,0 +1,72 @@
+"""Many spectra on one grid as one HDF5 file in the layout of `surveys.arrays`, a page at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from specjax.spectra import FloatArray, Spectra
+
+_SAME = 1e-9  # relative: wavelengths that went through text are the same wavelengths
+
+
+class Stack:
+    """Spectra on one grid appended to an open file; no more than what is appended at once is in memory.
+
+    The file has wavelength (p,), flux, ivar and mask (n, p), id (n,) and a dataset for each column of
+    `Spectra.meta`, with units as attributes.
+    """
+
+    def __init__(self, path: Path, grid: FloatArray, survey: str, flux_unit: str):
+        self._file = h5py.File(path, "w")
+        self._file.attrs.update(wavelength_medium="vacuum", wavelength_unit="angstrom", survey=survey)
+        self._flux_unit = flux_unit
+        self._grid = grid
+        self._file["wavelength"] = grid
+        self._file["wavelength"].attrs["unit"] = "Angstrom"
+
+    def __enter__(self) -> Stack:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def fits(self, spectra: Spectra) -> bool:
+        """Whether spectra are on the file's grid."""
+        grid = spectra.wavelength
+        same = grid.shape == self._grid.shape and np.allclose(grid, self._grid, rtol=_SAME, atol=0.0)
+        return bool(same)
+
+    def append(self, spectra: Spectra) -> None:
+        """Write spectra that fit."""
+        unit = self._flux_unit
+        self._extend("flux", spectra.flux, unit)
+        self._extend("ivar", spectra.ivar if spectra.has_ivar else spectra.valid * 1.0, f"({unit})-2")
+        self._extend("mask", spectra.mask)
+        self._extend("id", spectra.id)
+        for name, column in spectra.meta.items():
+            self._extend(name, column, "deg" if name in ("ra", "dec") else None)
+
+    def _extend(self, name: str, rows: NDArray[Any], unit: str | None = None) -> None:
+        kind: Any = h5py.string_dtype() if rows.dtype.kind == "U" else rows.dtype
+        if name not in self._file:
+            self._file.create_dataset(
+                name,
+                shape=(0, *rows.shape[1:]),
+                maxshape=(None, *rows.shape[1:]),
+                chunks=(8 if rows.ndim > 1 else 1024, *rows.shape[1:]),
+                dtype=kind,
+            )
+            if unit is not None:
+                self._file[name].attrs["unit"] = unit
+        data = self._file[name]
+        before = len(data)
+        data.resize(before + len(rows), axis=0)
+        data[before:] = rows.astype(object) if rows.dtype.kind == "U" else rows

@@ -1,0 +1,141 @@
+"""What can be wrong with an answer: each takes the handler and the answer as it should be."""
+
+import gzip
+import json
+import socket
+import struct
+import time
+from email.utils import formatdate
+
+from tests.services.archive_server import reply
+
+
+def sends(status, body=b"", content_type="text/html", **headers):
+    return lambda handler, answer: reply(handler, body, status, content_type, **headers)
+
+
+def changes(change):
+    """The right answer, header and records, after `change(answer)`."""
+
+    def act(handler, answer):
+        reply(handler, json.dumps(change(answer)).encode())
+
+    return act
+
+
+def reset(handler, answer):
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.connection.close()
+    handler.close_connection = True
+
+
+def hang_up(handler, answer):
+    handler.close_connection = True
+
+
+def be_silent(handler, answer):
+    handler.close_connection = True
+    time.sleep(0.2)  # longer than the client waits; in the server's own thread
+
+
+def less_than_promised(handler, answer):
+    body = json.dumps(answer).encode()
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body[:-40])
+    handler.close_connection = True
+
+
+def drip(handler, answer):
+    """A few bytes at a time; the client's clock runs a second at each."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.close_connection = True
+    for _ in range(200):
+        handler.wfile.write(b"[")
+        handler.wfile.flush()
+        time.sleep(0.001)
+
+
+def damaged_gzip(handler, answer):
+    packed = bytearray(gzip.compress(json.dumps(answer).encode()))
+    packed[30:60] = bytes(30)
+    reply(handler, bytes(packed), Content_Encoding="gzip")
+
+
+def cut_gzip(handler, answer):
+    packed = gzip.compress(json.dumps(answer).encode())
+    reply(handler, packed[: len(packed) // 2], Content_Encoding="gzip")
+
+
+def good_gzip(handler, answer):
+    reply(handler, gzip.compress(json.dumps(answer).encode()), Content_Encoding="gzip")
+
+
+def as_text(handler, answer):
+    reply(handler, json.dumps(answer).encode(), content_type="text/plain")
+
+
+def cut_json(handler, answer):
+    reply(handler, json.dumps(answer).encode()[:-40])
+
+
+PAGE = b"<html><head><style>b {}</style></head><body><h1>Down for\nmaintenance</h1></body></html>"
+
+PASSING = {  # {name: (action, what the message says if it stays)}
+    "429": (sends(429, b'{"detail": "Request was throttled."}'), r"answers 429 \(Request was throttled\.\)"),
+    "429-retry-after": (sends(429, Retry_After="7"), "answers 429"),
+    "429-retry-after-date": (
+        lambda handler, answer: sends(429, Retry_After=formatdate(time.time() + 30, usegmt=True))(handler, 0),
+        "answers 429",
+    ),
+    "429-retry-after-nonsense": (sends(429, Retry_After="soon"), "answers 429"),
+    "500": (sends(500, b'{"errorMessage": "database", "errorCode": "UNKNOWN"}'), r"500 \(database\)"),
+    "502-proxy-page": (sends(502, PAGE), r"502 \(Down for maintenance\)"),
+    "503-retry-after-0": (sends(503, Retry_After="0"), "answers 503"),
+    "504": (sends(504), "answers 504"),
+    "silence": (be_silent, "no answer"),
+    "connection-reset": (reset, "the connection failed"),
+    "hung-up": (hang_up, "the connection failed"),
+    "html-with-200": (sends(200, PAGE), r"web page, not JSON \(Down for maintenance\)"),
+    "empty-body": (sends(200, b""), "empty"),
+    "white-space": (sends(200, b" \n"), "empty"),
+    "cut-json": (cut_json, "not JSON, or is cut off"),
+    "not-utf8": (sends(200, b'["\xff\xfe"]'), "not JSON"),
+    "nested-without-end": (sends(200, b"[" * 200_000), "not JSON"),
+    "less-than-content-length": (less_than_promised, "the connection failed"),
+    "damaged-gzip": (damaged_gzip, "damaged|cut off"),
+    "cut-gzip": (cut_gzip, "damaged|cut off"),
+    "slow-drip": (drip, "took more than 8 s"),
+    "json-null": (sends(200, b"null"), "not a list of records"),
+    "json-object": (sends(200, b'{"records": []}'), "not a list of records"),
+    "list-of-numbers": (sends(200, b"[1, 2, 3]"), "not a list of records"),
+    "no-header": (changes(lambda answer: answer[1:]), "does not begin with a header"),
+}
+"""Trouble that may pass."""
+
+HARMLESS = {
+    "wrong-content-type": as_text,
+    "gzip": good_gzip,
+    "reversed": changes(lambda answer: [answer[0], *answer[:0:-1]]),
+    "warnings": changes(lambda answer: [{"status": {"warnings": ["slow"]}}, *answer[1:]]),
+    "identical-records-twice": changes(lambda answer: [*answer, answer[-1]]),
+    "records-nobody-asked-for": changes(lambda answer: [*answer, {**answer[1], "id": "stranger"}]),
+    "a-record-without-an-id": changes(
+        lambda answer: [*answer, {key: value for key, value in answer[1].items() if key != "id"}]
+    ),
+    "short-page": changes(lambda answer: answer[:-2]),
+    "no-records-at-first": changes(lambda answer: answer[:1]),
+}
+"""Answers that are used although they are not as they should be."""
+
+FINAL = {
+    "400": (sends(400, b'{"errorMessage": "bad path", "errorCode": "BADPATH"}'), r"answers 400 \(bad path\)"),
+    "401": (sends(401, b'{"errorMessage": "ANONYMOUS is declined access"}'), "declined access"),
+    "404": (sends(404, b""), "answers 404"),
+    "redirect-loop": (sends(307, Location="/api/spectras/"), "redirects without end"),
+    "asks-to-wait-a-day": (sends(429, Retry_After="86400"), "asks to wait 86400 s: run the same command"),
+}
+"""Refusals that are not tried again."""
