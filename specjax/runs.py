@@ -1,5 +1,6 @@
 """From a user's files to an adapted model, and from an adapted model to a table of labels."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,13 +12,14 @@ from numpy.typing import NDArray
 from specjax.checkpoints import load_adapter
 from specjax.errors import ConfigError, DataError
 from specjax.foundation import Foundation, load
+from specjax.labels import Roles, apply_roles, read_roles
 from specjax.preprocess import to_gaia_xp, to_lamost
 from specjax.results import Row
 from specjax.spectra import Spectra
 from specjax.study import run_study
 from specjax.surveys import read
 from specjax.surveys.tables import join_labels, read_labels, write_table
-from specjax.targets import Target, make_target
+from specjax.targets import Splits, Target, make_target
 from specjax.train.adapt import AdaptConfig, parse_configuration, predict_with
 
 Say = Callable[[str], None]
@@ -45,7 +47,9 @@ def adapt_survey(
         model: a model folder, or "mini".
         spectra: what `surveys.read` takes.
         labels: a table with columns id and `label`, in physical units; a column fe_h too sorts the stars
-            into the table's subsets where the label is another.
+            into the table's subsets where the label is another. Columns split_0, split_1, ... as
+            `labels.split_table` makes them say which stars train, validate, test and stay unlabelled for each
+            seed, in place of `config`'s numbers: the first `config.seeds` of them are used.
         configurations: names as `train.adapt.parse_configuration` takes them.
         config: seeds, splits and stages.
         wavelength_medium, wavelength_unit: what array files do not say themselves.
@@ -61,9 +65,8 @@ def adapt_survey(
         parse_configuration(name)
     foundation = load(model)
     observed = read(spectra, survey, wavelength_medium=wavelength_medium, wavelength_unit=wavelength_unit)
-    table = read_labels(labels, [label])
-    columns = [label] + (["fe_h"] if label != "fe_h" and "fe_h" in table.colnames else [])
-    joined = join_labels(observed.id, table, columns)
+    roles = read_roles(labels)
+    joined = _joined_labels(observed, labels, label)
     partner = None
     if any("lora3" in name for name in configurations):
         partner = _xp_side(observed, xp, fwhm)
@@ -73,17 +76,24 @@ def adapt_survey(
         joined[label],
         label=label,
         fe_h=joined.get("fe_h"),
+        usable=None if roles is None else roles.labelled(observed.id),
         xp=partner,
         fwhm=fwhm,
     )
+    config, splits = config or AdaptConfig(), {}
+    if roles is not None:
+        target, config, drawn = _given_splits(target, config, roles)
+        splits[target.name] = drawn
+        say(f"{labels} says who trains ({config.train}), validates ({config.validate}) and tests")
     describe_target(target, say)
     return run_study(
         foundation,
         [target],
-        config or AdaptConfig(),
+        config,
         out,
         configurations=configurations,
         record={"model": str(model), "spectra": spectra, "labels": labels, "refused": target.refused},
+        splits=splits,
         say=say,
     )
 
@@ -158,6 +168,22 @@ def describe_target(target: Target, say: Say) -> None:
         f"{target.name}: {len(target.labelled)} labelled and {len(target.unlabelled)} unlabelled spectra"
         + (f"; flagged, and not used as labelled ones: {why}" if why else "")
     )
+
+
+def _joined_labels(observed: Spectra, labels: Path, label: str) -> dict[str, NDArray[np.float64]]:
+    """The label and, where the table has it, fe_h, in the order of the spectra; NaN where unknown."""
+    columns = [label]
+    if label != "fe_h" and "fe_h" in read_labels(labels).colnames:
+        columns.append("fe_h")
+    return join_labels(observed.id, read_labels(labels, columns), columns)
+
+
+def _given_splits(target: Target, config: AdaptConfig, roles: Roles) -> tuple[Target, AdaptConfig, Splits]:
+    """The first of the splits that a table of labels gives, and a configuration that says what they are."""
+    target, splits = apply_roles(roles, target)
+    splits = splits[: config.seeds]
+    sizes = {"train": splits.train.shape[1], "validate": splits.validate.shape[1]}
+    return target, dataclasses.replace(config, seeds=len(splits), **sizes), splits
 
 
 def _xp_side(observed: Spectra, xp: Path | None, fwhm: float | None) -> Spectra:

@@ -39,6 +39,7 @@ def run_study(
     baselines: Baselines | None = None,
     floor: Mapping[str, float] | None = None,
     record: Mapping[str, Any] | None = None,
+    splits: Mapping[str, Splits] | None = None,
     say: Say = print,
 ) -> list[results.Row]:
     """Adapt to each target with each configuration, score all on the same splits, and write the run folder.
@@ -52,6 +53,7 @@ def run_study(
         baselines: more predictions for the table, made from the same splits.
         floor: by target, a scatter to draw as a line (of the literature's own labels).
         record: what else belongs into config.json.
+        splits: by target, the splits of `config.seeds` seeds; drawn by chance for the others.
 
     Raises:
         SpecjaxError: whatever a target, the model or the folder has wrong.
@@ -64,21 +66,21 @@ def run_study(
     columns: list[dict[str, Any]] = []
     with atomic_folder(out) as folder:
         for target in targets:
-            splits = draw_splits(
+            drawn = (splits or {}).get(target.name) or draw_splits(
                 len(target.labelled), seeds=config.seeds, train=config.train, validate=config.validate
             )
-            adapter = Adapter(model, target, splits, config, say)
+            adapter = Adapter(model, target, drawn, config, say)
             found: dict[str, Adaptation] = {}
             for name in names:
                 say(f"{target.name}: {name}")
                 found[name] = adapter.run(name)
-            more = baselines(target, splits, found) if baselines is not None else {}
+            more = baselines(target, drawn, found) if baselines is not None else {}
             predictions = {**{name: one.predictions for name, one in found.items()}, **more}
-            scored = score(target, splits, predictions)
+            scored = score(target, drawn, predictions)
             rows += scored
-            columns.append(_columns(target, splits, predictions))
+            columns.append(_columns(target, drawn, predictions))
             _save_adapters(folder / "adapters" / target.name, model, target, config, found, scored)
-            _plot_target(folder, target, splits, found, scored)
+            _plot_target(folder, target, drawn, found, scored)
         results.write_config(folder, {"adapt": config, "configurations": names, **(record or {})})
         results.write_table(folder, rows)
         results.write_predictions(folder, _joined(columns))

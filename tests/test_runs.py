@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from astropy.table import Table
+from astropy.table import Table, vstack
 
 from specjax import runs
 from specjax.checkpoints import load_adapter
@@ -17,6 +17,7 @@ from specjax.config import (
 )
 from specjax.errors import ConfigError, DataError, ModelError
 from specjax.foundation import Foundation, load
+from specjax.labels import SplitConfig, split_table
 from specjax.preprocess import to_lamost
 from specjax.results import read_table
 from specjax.spectra import Spectra
@@ -107,6 +108,39 @@ def test_adapting_writes_the_folder(adapted):
     assert any("18 labelled and 6 unlabelled" in line for line in said)
     content = json.loads((out / "config.json").read_text())
     assert content["refused"] == {}
+
+
+def test_a_table_of_labels_with_splits_says_who_trains(files, tmp_path):
+    table = Table.read(files["labels"])
+    spare = Table({"id": [f"star {k}" for k in range(18, 24)], "fe_h": np.full(6, np.nan)})
+    config = SplitConfig(train=11, validate=1, test=4, unlabelled=5, min_snr=0, seeds=3, stratify="fe_h")
+    split = split_table(vstack([table, spare]), config)
+    split.write(tmp_path / "stars.ecsv")
+    said = []
+    rows = runs.adapt_survey(
+        **{**files, "labels": tmp_path / "stars.ecsv"}, out=tmp_path / "run", configurations=["lora4"],
+        config=CONFIG, say=said.append, wavelength_medium="vacuum", wavelength_unit="angstrom",
+    )  # fmt: skip
+    assert any("trains (11), validates (1)" in line for line in said)
+    assert any("18 labelled and 5 unlabelled" in line for line in said)
+    assert {row["n_stars"] for row in rows if row["subset"] == "all"} == {4}
+    scored = Table.read(tmp_path / "run" / "predictions.ecsv")
+    for seed in range(2):  # of the three, as many as CONFIG has seeds
+        tested = split["id"][split[f"split_{seed}"] == "test"]
+        assert set(scored["id"][scored["seed"] == seed]) == set(tested)
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())["adapt"]
+    assert (saved["seeds"], saved["train"], saved["validate"]) == (2, 11, 1)
+
+
+def test_metallicity_sorts_the_stars_whatever_the_label(files, tmp_path):
+    """The run of another label must hand fe_h on, or the table's metal-poor rows are empty."""
+    observed = read(files["spectra"])
+    Table({"id": observed.id, "teff": np.full(24, 5e3), "fe_h": np.arange(24.0), "note": ["x"] * 24}).write(
+        tmp_path / "two.ecsv"
+    )
+    joined = runs._joined_labels(observed, tmp_path / "two.ecsv", "teff")
+    np.testing.assert_array_equal(joined["fe_h"], np.arange(24))
+    assert list(runs._joined_labels(observed, tmp_path / "two.ecsv", "fe_h")) == ["fe_h"]
 
 
 def test_predicting_gives_what_was_scored(files, adapted, tmp_path):

@@ -205,7 +205,7 @@ def apply_roles(roles: Roles, target: Target) -> tuple[Target, Splits]:
         parts[part] = np.array(rows, dtype=np.int64).reshape(roles.seeds, -1)
     if not parts[TRAIN].size or not parts[TEST].size:
         raise DataError(f"{target.name}: the splits have no stars to train on, or none to test on")
-    unlabelled = roles.id[(roles.role == UNLABELLED).any(axis=1)]
+    unlabelled = roles.id[(roles.role == UNLABELLED).any(axis=1)]  # the same for all seeds
     kept = np.flatnonzero(np.isin(target.unlabelled.id, unlabelled))
     return replace(target, unlabelled=target.unlabelled[kept]), Splits(**parts)
 
