@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,13 @@ def recognise(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() in NPZ + HDF5
 
 
-def read(path: Path, wavelength_medium: str | None = None, wavelength_unit: str | None = None) -> Spectra:
+def read(
+    path: Path,
+    wavelength_medium: str | None = None,
+    wavelength_unit: str | None = None,
+    *,
+    rows: tuple[int, int] | None = None,
+) -> Spectra:
     """Spectra from the arrays of one file.
 
     Arrays: wavelength (p,) or (n, p); flux (n, p) or (p,); optionally ivar and mask as flux (nonzero = do not
@@ -35,13 +43,15 @@ def read(path: Path, wavelength_medium: str | None = None, wavelength_unit: str 
       path: .npz, .h5 or .hdf5.
       wavelength_medium: as above; needed where the file does not say it and it is not vacuum.
       wavelength_unit: as above; needed where the file does not say it and it is not Angstrom.
+      rows: first row and the one after the last, to read those alone; all where None. Of HDF5 no others are
+        taken into memory.
 
     Raises:
       DataError: not such a file, arrays missing, shapes that do not fit, or a medium or unit that contradicts
         the file.
     """
     path = Path(path)
-    arrays = _read_npz(path) if path.suffix.lower() in NPZ else _read_hdf5(path)
+    arrays = _read_npz(path, rows) if path.suffix.lower() in NPZ else _read_hdf5(path, rows)
     missing = [name for name in ("wavelength", "flux") if name not in arrays]
     if missing:
         found = ", ".join(sorted(arrays)) or "nothing"
@@ -50,7 +60,7 @@ def read(path: Path, wavelength_medium: str | None = None, wavelength_unit: str 
     for key, wanted in (("medium", wavelength_medium), ("unit", wavelength_unit)):
         if wanted is not None and said.setdefault(key, wanted) != wanted:
             raise DataError(f"{path} says its wavelength {key} is {said[key]}, not {wanted}")
-    ids = _names(arrays.get("id"))
+    ids = _names(arrays.get("id", None if rows is None else np.arange(*rows)))
     extra = {key: value for key, value in arrays.items() if key not in _FIELDS}
     count = len(np.atleast_2d(arrays["flux"]))
     try:
@@ -80,24 +90,63 @@ def write(path: Path, spectra: Spectra) -> None:
         np.savez_compressed(temporary, **arrays)
 
 
-def _read_npz(path: Path) -> dict[str, Any]:
+def row_count(path: Path) -> int:
+    """The number of spectra in an HDF5 file, from the shape of its flux.
+
+    Raises:
+      DataError: not a readable HDF5 file, or none with flux.
+    """
+    with open_hdf5(path) as file:
+        if "flux" not in file:
+            raise DataError(f"{path} has no flux: it holds {', '.join(sorted(file)) or 'nothing'}")
+        return int(file["flux"].shape[0]) if file["flux"].ndim == 2 else 1
+
+
+def _read_npz(path: Path, rows: tuple[int, int] | None) -> dict[str, Any]:
     try:
         # The stream is ours to close: np.load leaves its own open when it fails.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable .npz file: {error}") from None
+    return {name: _part(name, array, _rows_of(arrays), rows) for name, array in arrays.items()}
 
 
-def _read_hdf5(path: Path) -> dict[str, Any]:
+def _read_hdf5(path: Path, rows: tuple[int, int] | None) -> dict[str, Any]:
+    with open_hdf5(path) as file:
+        arrays = {name: item for name, item in file.items() if hasattr(item, "dtype")}  # and not a group
+        count = _rows_of(arrays)
+        return {
+            **{name: file.attrs[name] for name in _TEXT if name in file.attrs},
+            **{name: _part(name, item, count, rows)[()] for name, item in arrays.items()},
+        }
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[Any]:
+    """An HDF5 file, for the block to take what it needs from.
+
+    Raises:
+      DataError: it cannot be read, is cut short or is something else.
+    """
     import h5py  # slow to import, and most users have no HDF5
 
     try:
         with h5py.File(path, "r") as file:
-            arrays = {name: item[()] for name, item in file.items() if isinstance(item, h5py.Dataset)}
-            return {**{name: file.attrs[name] for name in _TEXT if name in file.attrs}, **arrays}
+            yield file
     except OSError as error:
         raise DataError(f"{path} is not a readable HDF5 file: {error}") from None
+
+
+def _rows_of(arrays: Mapping[str, Any]) -> int | None:
+    """The number of spectra, None where there is one alone or no flux."""
+    return int(arrays["flux"].shape[0]) if "flux" in arrays and arrays["flux"].ndim == 2 else None
+
+
+def _part(name: str, array: Any, count: int | None, rows: tuple[int, int] | None) -> Any:
+    """The rows of an array that has one for each spectrum; a shared wavelength and the like as they are."""
+    shared = array.ndim == 0 or array.shape[0] != count or (name == "wavelength" and array.ndim == 1)
+    return array if rows is None or shared else array[slice(*rows)]
 
 
 def _names(ids: Any) -> Any:
