@@ -23,7 +23,7 @@ from specjax.services.records import check, match_targets, near, report, signal_
 from specjax.services.sparcl import RETRIEVE_LIMIT, Sparcl
 from specjax.services.stack import Stack
 from specjax.services.targets import Targets, from_ids, read_targets
-from specjax.spectra import FloatArray
+from specjax.spectra import FloatArray, Spectra
 from specjax.surveys import sparcl as reader
 
 IDS = ("sparcl_id", "targetid", "specid")
@@ -151,7 +151,8 @@ def _check_together(query: DesiQuery, targets: Targets | None) -> None:
     narrow = (query.limit, query.ra, query.dec, query.redshift)
     if targets is None and all(option is None for option in narrow):
         raise ConfigError(
-            f"that is every star of {query.release}: give targets, ids, a limit, or a range of ra, dec or redshift"
+            f"that is every star of {query.release}: give targets, ids, a limit, or a range of ra, dec or "
+            "redshift"
         )
     if targets is not None and targets.sky is None and (query.ra is not None or query.dec is not None):
         raise ConfigError("ranges of ra and dec have no use where spectra are named by ids")
@@ -242,8 +243,10 @@ def _write(
             with Stack(temporary, grid, "desi", FLUX_UNIT) as stack:
                 for page in folder.read(list(metadata), query.page):
                     left_out |= page.left_out
-                    for record in page.records:
-                        _append(stack, record, snr, left_out)
+                    fitting = _fitting(stack, page.records, left_out)
+                    if fitting:
+                        snr |= {spectrum.id[0]: spectrum.meta["snr"][0] for spectrum in fitting}
+                        stack.append(fitting)
         meta = {"release": query.release, "flux_unit": FLUX_UNIT}
         write_table(folder.path / TABLE, metadata, snr, left_out, meta)
     except OSError as error:
@@ -264,11 +267,13 @@ def _grid(folder: Folder, names: list[str], size: int) -> FloatArray:
     raise DataError(f"{folder.path}: none of {len(names)} records can be used; the first, {name}: {reason}")
 
 
-def _append(stack: Stack, record: Record, snr: dict[str, float], left_out: dict[str, str]) -> None:
-    name = str(record["sparcl_id"])
-    spectrum = reader.from_records([record], name)
-    if stack.fits(spectrum):
-        snr[name] = signal_to_noise(spectrum)
-        stack.append(spectrum.with_meta(snr=[snr[name]]))
-    else:
-        left_out[name] = "its wavelengths are not those of the others"
+def _fitting(stack: Stack, records: Sequence[Record], left_out: dict[str, str]) -> list[Spectra]:
+    """The spectra on the file's grid, one by one, with their signal to noise."""
+    fitting = []
+    for record in records:
+        spectrum = reader.from_records([record], "")
+        if stack.fits(spectrum):
+            fitting.append(spectrum.with_meta(snr=[signal_to_noise(spectrum)]))
+        else:
+            left_out[str(record["sparcl_id"])] = "its wavelengths are not those of the others"
+    return fitting

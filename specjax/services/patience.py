@@ -36,7 +36,9 @@ class TransientError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long to wait for an answer, and exponential back-off with jitter, which keeps many clients from coming back at the same moment.
+    """How long to wait for an answer, and how long before asking again: exponential back-off with jitter.
+
+    The jitter keeps many clients from coming back at the same moment.
 
     Attributes:
       attempts: how often a request is made before giving up.

@@ -44,19 +44,17 @@ def check(record: Record, found: Record, min_snr: float | None) -> str | None:
         return f"a field has the wrong type: {str(error).splitlines()[0]}"
     if not spectrum.valid.any():
         return "it has no usable pixel"
-    if min_snr is None:
-        return None
     if not spectrum.has_ivar:
-        return "it has no inverse variance to tell its signal to noise from"
+        return "it has no inverse variance"
     snr = signal_to_noise(spectrum)
-    return None if snr >= min_snr else f"its signal to noise {snr:.1f} is below {min_snr:g}"
+    if min_snr is None or snr >= min_snr:
+        return None
+    return f"its signal to noise {snr:.1f} is below {min_snr:g}"
 
 
 def signal_to_noise(spectrum: Spectra) -> float:
-    """Median over the valid pixels of one spectrum; NaN where it has no inverse variance."""
+    """Median over the valid pixels of one spectrum that has some."""
     good = spectrum.valid[0]
-    if not spectrum.has_ivar or not good.any():
-        return float("nan")
     return float(np.median(spectrum.flux[0, good] * np.sqrt(spectrum.ivar[0, good])))
 
 

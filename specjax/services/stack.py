@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,7 +26,7 @@ class Stack:
     def __init__(self, path: Path, grid: FloatArray, survey: str, flux_unit: str):
         self._file = h5py.File(path, "w")
         self._file.attrs.update(wavelength_medium="vacuum", wavelength_unit="angstrom", survey=survey)
-        self._flux_unit = flux_unit
+        self._units = {"flux": flux_unit, "ivar": f"({flux_unit})-2", "ra": "deg", "dec": "deg"}
         self._grid = grid
         self._file["wavelength"] = grid
         self._file["wavelength"].attrs["unit"] = "Angstrom"
@@ -44,17 +45,17 @@ class Stack:
         same = grid.shape == self._grid.shape and np.allclose(grid, self._grid, rtol=_SAME, atol=0.0)
         return bool(same)
 
-    def append(self, spectra: Spectra) -> None:
-        """Write spectra that fit."""
-        unit = self._flux_unit
-        self._extend("flux", spectra.flux, unit)
-        self._extend("ivar", spectra.ivar if spectra.has_ivar else spectra.valid * 1.0, f"({unit})-2")
-        self._extend("mask", spectra.mask)
-        self._extend("id", spectra.id)
-        for name, column in spectra.meta.items():
-            self._extend(name, column, "deg" if name in ("ra", "dec") else None)
+    def append(self, parts: Sequence[Spectra]) -> None:
+        """Write spectra that fit and have an inverse variance."""
+        rows: dict[str, list[NDArray[Any]]] = {}
+        for part in parts:
+            arrays = {"flux": part.flux, "ivar": part.ivar, "mask": part.mask, "id": part.id, **part.meta}
+            for name, array in arrays.items():
+                rows.setdefault(name, []).append(array)
+        for name, pieces in rows.items():
+            self._extend(name, np.concatenate(pieces), self._units.get(name))
 
-    def _extend(self, name: str, rows: NDArray[Any], unit: str | None = None) -> None:
+    def _extend(self, name: str, rows: NDArray[Any], unit: str | None) -> None:
         kind: Any = h5py.string_dtype() if rows.dtype.kind == "U" else rows.dtype
         if name not in self._file:
             self._file.create_dataset(

@@ -26,4 +26,6 @@ def waits():
 def patience(waits):
     """Patience that takes no time: waits are written down, and each look at the clock is a second later."""
     clock = itertools.count()
-    return Patience(attempts=4, total=8.0, sleep=waits.append, clock=lambda: float(next(clock)), jitter=lambda: 0.5)
+    return Patience(
+        attempts=4, total=8.0, sleep=waits.append, clock=lambda: float(next(clock)), jitter=lambda: 0.5
+    )

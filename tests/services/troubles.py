@@ -136,6 +136,6 @@ FINAL = {
     "401": (sends(401, b'{"errorMessage": "ANONYMOUS is declined access"}'), "declined access"),
     "404": (sends(404, b""), "answers 404"),
     "redirect-loop": (sends(307, Location="/api/spectras/"), "redirects without end"),
-    "asks-to-wait-a-day": (sends(429, Retry_After="86400"), "asks to wait 86400 s: run the same command"),
+    "asks-to-wait-a-day": (sends(429, Retry_After="7200"), "asks to wait 7200 s: run the same command"),
 }
 """Refusals that are not tried again."""
