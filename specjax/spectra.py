@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -61,9 +61,9 @@ class Spectra:
         if self.medium not in ("vacuum", "air"):
             raise DataError(f"wavelength medium must be 'vacuum' or 'air', not {self.medium!r}")
         _check_wavelength(self.wavelength)
-        if not (np.isfinite(self.flux).all() and np.isfinite(self.ivar).all()):
+        if not (_all_rows(np.isfinite, self.flux) and _all_rows(np.isfinite, self.ivar)):
             raise DataError("flux and ivar must be finite; Spectra.build masks the pixels that are not")
-        if (self.ivar < 0).any():
+        if not _all_rows(lambda ivar: ivar >= 0, self.ivar):
             raise DataError("ivar must not be negative; Spectra.build masks the pixels where it is")
 
     @classmethod
@@ -290,6 +290,11 @@ def _check_shapes(spectra: Spectra) -> None:
     for name, column in {"id": spectra.id, **spectra.meta}.items():
         if column.shape[:1] != (count,):
             raise DataError(f"{name} has shape {column.shape} for {count} spectra")
+
+
+def _all_rows(test: Callable[[FloatArray], BoolArray], array: FloatArray, rows: int = 4096) -> bool:
+    """Whether all pixels pass; a block of rows at a time, as the array may be a file mapped into memory."""
+    return all(bool(test(array[start : start + rows]).all()) for start in range(0, len(array), rows))
 
 
 def _check_wavelength(grid: FloatArray) -> None:

@@ -18,12 +18,14 @@ from specjax.surveys import (
     mastar,
     miles,
     peek,
+    prepared,
     sdss,
     sparcl,
+    specclip,
     stelib,
 )
 
-__all__ = ["SURVEYS", "Survey", "read"]
+__all__ = ["SURVEYS", "Survey", "read", "read_xp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,12 @@ SURVEYS: dict[str, Survey] = {
         what="a table or .npz of Gaia XP spectra, sampled or continuous",
         recognise=gaia_xp.recognise,
         read=gaia_xp.read,
+    ),
+    "prepared": Survey(
+        what="an .h5 file that `specjax prepare` wrote", recognise=prepared.recognise, read=prepared.read
+    ),
+    "specclip": Survey(
+        what="an .h5 file as SpecCLIP trains on", recognise=specclip.recognise, read=specclip.read
     ),
     "arrays": Survey(
         what="an .npz or .h5 file with wavelength, flux and optionally ivar, mask, id",
@@ -116,6 +124,17 @@ def read(
     if wavelength_unit not in (None, "angstrom"):
         raise DataError(f"{name} files say their wavelength unit: leave out {wavelength_unit!r}")
     return spectra
+
+
+def read_xp(path: str | Path) -> Spectra | None:
+    """The Gaia XP side that a file of spectra brings along, row for row; None where it has none.
+
+    Raises:
+      DataError: a prepared file that is damaged.
+    """
+    path = Path(path).expanduser()
+    side = prepared.read_xp(path)
+    return specclip.read_xp(path) if side is None else side
 
 
 def _recognise(path: Path) -> str:

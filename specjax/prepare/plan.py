@@ -1,0 +1,195 @@
+"""What is to be prepared: the files, the options, the chunks of work, and whether anything changed since."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from specjax.errors import ConfigError, DataError
+from specjax.preprocess.grids import MAX_MASKED
+from specjax.surveys import SURVEYS, arrays, prepared, redrock, specclip
+from specjax.surveys.peek import is_fits
+
+LIBRARIES = ("miles", "stelib", "mastar")
+"""Surveys whose folders are read as a whole."""
+
+_SUFFIXES = (".npz", ".h5", ".hdf5", ".hdf", ".json", ".json.gz", ".csv", ".ecsv", ".parquet")
+_FILES_AT_ONCE = 256
+_BYTES_AT_ONCE = 32 << 20  # of files; what is worked on takes about ten times that
+_ROWS_AT_ONCE = 4096  # of an array file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How spectra are prepared; the fields are those of `preprocess.to_lamost` and `surveys.read`.
+
+    Attributes:
+      survey, wavelength_medium, wavelength_unit: what the files do not say themselves.
+      method: "rebin" or "interpolate".
+      fwhm_from: resolution of the spectra, Angstrom. Those that cover 336-1020 nm then get a Gaia XP side.
+      fwhm_to: resolution to lower them to.
+      velocity_column: radial velocities to be taken out: "redshift", or a column in km/s.
+      max_masked: share of masked pixels above which a spectrum is flagged.
+    """
+
+    survey: str | None = None
+    wavelength_medium: str | None = None
+    wavelength_unit: str | None = None
+    method: str = "rebin"
+    fwhm_from: float | None = None
+    fwhm_to: float | None = None
+    velocity_column: str | None = None
+    max_masked: float = MAX_MASKED
+
+    def __post_init__(self) -> None:
+        if self.survey is not None and self.survey not in SURVEYS:
+            raise ConfigError(f"unknown survey {self.survey!r}: specjax reads {', '.join(SURVEYS)}")
+        if self.fwhm_to is not None and (self.fwhm_from is None or self.fwhm_to < self.fwhm_from):
+            raise ConfigError("lowering the resolution takes it from fwhm_from to a larger fwhm_to")
+        if not 0 <= self.max_masked <= 1:
+            raise ConfigError(f"max_masked is a share from 0 to 1, not {self.max_masked:g}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, or the folder of a stellar library, or some rows of an array file."""
+
+    path: Path
+    size: int
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The chunks of sources, and everything that the result depends on.
+
+    Attributes:
+      options: how.
+      chunks: sources that are worked on together.
+      stamps: {path: [size, time of the last change in ns]} of all files that are read.
+    """
+
+    options: Options
+    chunks: list[list[Source]]
+    stamps: dict[str, list[int]]
+
+    @property
+    def sources(self) -> int:
+        """The number of files."""
+        return len({source.path for chunk in self.chunks for source in chunk})
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What is compared: version, options and stamps, as JSON has them."""
+        return {"version": prepared.VERSION, "options": asdict(self.options), "stamps": self.stamps}
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the record."""
+        return hashlib.sha256(json.dumps(self.record, sort_keys=True).encode()).hexdigest()
+
+
+def make_plan(sources: Sequence[Path], options: Options, *, xp: Sequence[Path] = (), out: Path) -> Plan:
+    """Find the files and cut them into chunks.
+
+    Folders are entered to any depth, but for the folders of stellar libraries; of a folder with FITS files
+    only those are taken, without redrock's, which are read beside their coadds. `out` is left out.
+
+    Raises:
+      DataError: a source that is not there, a folder without files, or no source at all.
+    """
+    found: dict[Path, Source] = {}
+    stamps: dict[str, list[int]] = {}
+    for given in sources:
+        path = given.expanduser().absolute()
+        for file in _expand(path):
+            stamps[str(file)] = _stamp(file)
+            if file not in found and file != out.absolute() and not _is_companion(file, path):
+                found[file] = Source(path=file, size=stamps[str(file)][0])
+    if not found:
+        raise DataError("there are no files to prepare")
+    for path in xp:
+        stamps[f"xp:{path.expanduser().absolute()}"] = _stamp(path.expanduser())
+    pieces = [piece for source in found.values() for piece in _pieces(source)]
+    return Plan(options=options, chunks=list(_chunks(pieces)), stamps=stamps)
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """What an earlier run differs in, in a few words; "" if in nothing."""
+    if old.get("version") != new["version"]:
+        return "another version of specjax began it"
+    options = {**new["options"], **old["options"]}
+    for name in options:
+        before, now = old["options"].get(name), new["options"].get(name)
+        if before != now:
+            return f"{name} was {before} and is now {now}"
+    for path in sorted({*old["stamps"], *new["stamps"]}):
+        before, now = old["stamps"].get(path), new["stamps"].get(path)
+        if before != now:
+            what = (
+                "is new" if before is None else "is no longer among the files" if now is None else "changed"
+            )
+            return f"{path.removeprefix('xp:')} {what}"
+    return ""
+
+
+def _expand(path: Path) -> list[Path]:
+    """The file, the library's folder, or the files below a folder."""
+    if not path.exists():
+        raise DataError(f"there is nothing at {path}")
+    if path.is_file() or any(SURVEYS[name].recognise(path) for name in LIBRARIES):
+        return [path]
+    files = sorted(
+        file
+        for file in path.rglob("*")
+        if not any(part.startswith(".") for part in file.relative_to(path).parts) and file.is_file()
+    )
+    fits = [file for file in files if is_fits(file)]
+    known = fits or [file for file in files if file.name.lower().endswith(_SUFFIXES)]
+    if not known:
+        raise DataError(f"{path} holds no files of spectra")
+    return known
+
+
+def _is_companion(file: Path, given: Path) -> bool:
+    """Whether a file of a folder is redrock's, which the reader of its coadd takes."""
+    return file != given and file.name.startswith(redrock.PREFIXES)
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size and time of the last change; of a folder, the sum over its files and the latest."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    if not files:
+        raise DataError(f"there is nothing at {path}")
+    states = [file.stat() for file in files]
+    return [sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)]
+
+
+def _pieces(source: Source) -> Iterator[Source]:
+    """A large array file as ranges of its rows, so that it is never in memory as a whole."""
+    path = source.path
+    large = source.size > _BYTES_AT_ONCE and path.suffix.lower() in arrays.HDF5
+    if not large or prepared.recognise(path) or specclip.recognise(path):
+        yield source
+        return
+    count = arrays.row_count(path)
+    for start in range(0, count, _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, count)
+        yield Source(path=path, size=source.size * (stop - start) // count, rows=(start, stop))
+
+
+def _chunks(sources: Sequence[Source]) -> Iterator[list[Source]]:
+    chunk: list[Source] = []
+    size = 0
+    for source in sources:
+        if chunk and (len(chunk) == _FILES_AT_ONCE or size + source.size > _BYTES_AT_ONCE):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(source)
+        size += source.size
+    yield chunk

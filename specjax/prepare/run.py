@@ -1,0 +1,220 @@
+"""The run: chunks over the cores, each kept as a part on disk, so that a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from specjax.atomic import atomic_file
+from specjax.errors import ConfigError, DataError, SpecjaxError
+from specjax.prepare.assemble import assemble, write_report
+from specjax.prepare.plan import Options, Plan, difference, make_plan
+from specjax.prepare.work import prepare_chunk
+from specjax.surveys import arrays, prepared
+
+Say = Callable[[str], None]
+
+_SECONDS_BETWEEN_LINES = 5.0
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Numbers of a run.
+
+    Attributes:
+      out, report: the prepared file, and the table of what was refused or flagged.
+      files: how many were given.
+      spectra: how many are in the file; `partners` of them have a Gaia XP side.
+      flagged: {flag: number} of them.
+      refused: files, or sources in them, that are not in the file; `duplicates`: spectra whose id was.
+    """
+
+    out: Path
+    report: Path
+    files: int
+    spectra: int
+    partners: int
+    flagged: dict[str, int]
+    refused: int
+    duplicates: int
+
+
+def prepare_spectra(
+    sources: Sequence[Path],
+    out: Path,
+    *,
+    options: Options | None = None,
+    xp: Sequence[Path] = (),
+    workers: int | None = None,
+    say: Say = print,
+) -> Summary | None:
+    """Prepare files and folders as one HDF5 file, which `surveys.read` maps into memory.
+
+    What is finished is kept beside `out` until all is: the same call again goes on from there. What could not
+    be used is in a table beside `out`, named .report.ecsv.
+
+    Args:
+      sources: files of spectra, or folders of them.
+      out: the file to write, .h5 or .hdf5.
+      options: how.
+      xp: files of Gaia XP spectra of the same ids, for the XP side.
+      workers: processes; as many as there are cores where None. A single one works without others.
+      say: takes lines of progress.
+
+    Returns:
+      What was done; None if `out` had been made from the same files and options before.
+
+    Raises:
+      ConfigError: another suffix, or `out` or a run that it goes on from was made from other files or
+        options; the message says what differs.
+      DataError: nothing there, or nothing that could be used.
+      SpecjaxError: a worker process died.
+    """
+    out = Path(out)
+    if out.suffix.lower() not in arrays.HDF5:
+        raise ConfigError(f"prepare writes HDF5: {out.name} should end in {' or '.join(arrays.HDF5)}")
+    plan = make_plan(sources, options or Options(), xp=xp, out=out)
+    if out.exists():
+        if prepared.recognise(out) and prepared.read_plan(out) == plan.digest:
+            say(f"{out} was prepared from these files before")
+            return None
+        raise ConfigError(
+            f"{out} exists, and was made from other files or options: remove it, or name another"
+        )
+    folder = out.with_name(f".{out.name}.parts")
+    _begin(folder, plan)
+    parts = [folder / f"{number:06d}.npz" for number in range(len(plan.chunks))]
+    _run(plan, parts, workers or _cores(), say)
+    say(f"writing {out}")
+    return _finish(parts, out, plan, xp, say)
+
+
+def _begin(folder: Path, plan: Plan) -> None:
+    """Make the folder of parts, or check that an earlier run with it was the same."""
+    record = folder / "plan.json"
+    if record.exists():
+        try:
+            found = difference(json.loads(record.read_text()), plan.record)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            found = "its plan.json is damaged"
+        if found:
+            raise ConfigError(
+                f"{folder} holds an unfinished run that differs: {found}. Remove it to begin anew"
+            )
+        return
+    with atomic_file(record) as temporary:
+        temporary.write_text(json.dumps(plan.record))
+
+
+def _run(plan: Plan, parts: Sequence[Path], workers: int, say: Say) -> None:
+    """Prepare the chunks that have no part yet."""
+    todo = [number for number, path in enumerate(parts) if not path.exists()]
+    if len(todo) < len(parts):
+        say(f"going on: {len(parts) - len(todo)} of {len(parts)} chunks are there already")
+    progress = _Progress(plan, todo, say)
+    workers = min(workers, len(todo))
+    if workers <= 1:
+        for number in todo:
+            progress(number, prepare_chunk(plan.chunks[number], plan.options, parts[number]))
+        return
+    # Fresh processes: a fork of one that has threads, as JAX starts them, may hang.
+    context = multiprocessing.get_context("spawn")
+    with _one_thread_each(), ProcessPoolExecutor(workers, mp_context=context) as pool:
+        jobs = {pool.submit(prepare_chunk, plan.chunks[n], plan.options, parts[n]): n for n in todo}
+        try:
+            for job in as_completed(jobs):
+                progress(jobs[job], job.result())
+        except BrokenProcessPool:
+            advice = "call again with fewer workers, and it goes on"
+            raise SpecjaxError(f"a worker process died, perhaps for want of memory: {advice}") from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Progress:
+    """A line now and then."""
+
+    def __init__(self, plan: Plan, todo: Sequence[int], say: Say) -> None:
+        self.plan, self.say = plan, say
+        self.total = sum(len(plan.chunks[number]) for number in todo)
+        self.done = self.spectra = self.refused = 0
+        self.begun = self.last = time.monotonic()
+
+    def __call__(self, number: int, counts: tuple[int, int]) -> None:
+        """Note a finished chunk."""
+        self.done += len(self.plan.chunks[number])
+        self.spectra += counts[0]
+        self.refused += counts[1]
+        now = time.monotonic()
+        if now - self.last < _SECONDS_BETWEEN_LINES and self.done < self.total:
+            return
+        self.last = now
+        rate = self.spectra / max(now - self.begun, 1e-3)
+        self.say(
+            f"{self.done} of {self.total} files: {self.spectra} spectra, {self.refused} refused,"
+            f" {rate:.0f} spectra/s"
+        )
+
+
+def _finish(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Path], say: Say) -> Summary:
+    """Write the file and the report, say what is in them, and remove the parts."""
+    report = out.with_suffix(".report.ecsv")
+    try:
+        outcome = assemble(parts, out, plan, xp)
+    except (ValueError, KeyError, EOFError) as error:
+        raise DataError(f"{parts[0].parent} is damaged: remove it and begin anew ({error})") from None
+    write_report(report, outcome.report)
+    shutil.rmtree(parts[0].parent, ignore_errors=True)
+    outcomes = Counter(outcome for _, _, outcome, _ in outcome.report)
+    flagged = Counter(flag for flag in outcome.flags.tolist() if flag)
+    summary = Summary(
+        out=out,
+        report=report,
+        files=plan.sources,
+        spectra=len(outcome.flags),
+        partners=outcome.partners,
+        flagged=dict(flagged),
+        refused=outcomes["refused"],
+        duplicates=outcomes["duplicate"],
+    )
+    _tell(summary, say)
+    return summary
+
+
+def _tell(summary: Summary, say: Say) -> None:
+    say(f"{summary.files} files: {summary.spectra} spectra, {summary.partners} with a Gaia XP side")
+    for flag, count in summary.flagged.items():
+        say(f"{count} flagged {flag!r}")
+    if summary.refused or summary.duplicates:
+        say(
+            f"{summary.refused} refused and {summary.duplicates} left out as duplicates: see {summary.report}"
+        )
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Workers that are as many as the cores must not each start as many threads for linear algebra."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update({name: value or "1" for name, value in before.items()})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,128 @@
+"""The HDF5 files that SpecCLIP trains on: spectra on the model grids, normalised already.
+
+Groups train and test, each with pairs gaia_spectra (n, 343) and lamost_spectra (n, 1462), and in published
+test data source_ids; or with the spectra of one tower, `spectra`, and optionally their `ivar`. A trailing
+axis of length 1 is common. LAMOST flux is continuum-normalised and interpolated, XP flux divided by that at
+550 nm.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from specjax.errors import DataError
+from specjax.preprocess.grids import MAX_MASKED
+from specjax.spectra import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, Spectra
+from specjax.surveys.arrays import HDF5, open_hdf5
+
+SPLITS = ("train", "val", "test")
+
+_NAMES = {"lamost": "lamost_spectra", "gaia_xp": "gaia_spectra"}
+_GRIDS = {"lamost": LAMOST_WAVELENGTH, "gaia_xp": GAIA_XP_WAVELENGTH}
+_DONE: dict[str, dict[str, Any]] = {
+    "lamost": {"method": "interpolate", "fwhm": None, "fwhm_to": None, "velocity_column": None},
+    "gaia_xp": {"fwhm_from": None},
+}
+
+
+def recognise(path: Path) -> bool:
+    """Whether `path` is such a file."""
+    if not path.is_file() or path.suffix.lower() not in HDF5:
+        return False
+    try:
+        with open_hdf5(path) as file:
+            return bool(_groups(file))
+    except DataError:
+        return False
+
+
+def read(path: Path) -> Spectra:
+    """All splits of a file: its LAMOST side, or the XP spectra of a file without one.
+
+    Returns:
+      Spectra on a model grid, as `preprocess.to_lamost` or `to_gaia_xp` give them; pixels that are not finite
+      are masked. ids are source_ids, else "train-0" and so on; meta split, flag, masked_fraction.
+
+    Raises:
+      DataError: not such a file, or spectra of neither grid.
+    """
+    path = Path(path)
+    with open_hdf5(path) as file:
+        groups = _groups(file)
+        if not groups:
+            raise DataError(f"{path} has no group train, val or test with spectra: it holds {_held(file)}")
+        return Spectra.concatenate([_read_group(path, name, file[name]) for name in groups])
+
+
+def read_xp(path: Path) -> Spectra | None:
+    """The Gaia XP side of pairs, the same rows as `read`; None where the file has no pairs."""
+    if not recognise(path):
+        return None
+    with open_hdf5(path) as file:
+        groups = _groups(file)
+        if any(_NAMES["lamost"] not in file[name] or _NAMES["gaia_xp"] not in file[name] for name in groups):
+            return None
+        parts = [_side(path, name, file[name], _NAMES["gaia_xp"], "gaia_xp") for name in groups]
+        return Spectra.concatenate(parts)
+
+
+def _groups(file: Any) -> list[str]:
+    found = [name for name in SPLITS if name in file and hasattr(file[name], "keys")]
+    return [name for name in found if any(key in file[name] for key in (*_NAMES.values(), "spectra"))]
+
+
+def _read_group(path: Path, name: str, group: Any) -> Spectra:
+    for tower, dataset in _NAMES.items():
+        if dataset in group:
+            return _side(path, name, group, dataset, tower)
+    pixels = group["spectra"].shape[1] if group["spectra"].ndim > 1 else 0
+    for tower, grid in _GRIDS.items():
+        if grid.size == pixels:
+            return _side(path, name, group, "spectra", tower)
+    raise DataError(f"{path}: {name}/spectra has {pixels} pixels, neither LAMOST's 1462 nor Gaia XP's 343")
+
+
+def _side(path: Path, name: str, group: Any, dataset: str, tower: str) -> Spectra:
+    """One side of a split, as `preprocess` would have given it."""
+    flux = _array(path, group, dataset, tower)
+    has_ivar = dataset == "spectra" and "ivar" in group
+    ivar = _array(path, group, "ivar", tower) if has_ivar else np.ones_like(flux)
+    good = np.isfinite(flux) & np.isfinite(ivar) & (ivar > 0)
+    masked = 1.0 - good.mean(axis=1)
+    flag = np.select([masked == 1, masked > MAX_MASKED], ["no_coverage", "masked_fraction"], "")
+    ids = [f"{name}-{row}" for row in range(len(flux))]
+    if "source_ids" in group:
+        ids = [
+            item.decode() if isinstance(item, bytes) else str(item) for item in group["source_ids"][:].ravel()
+        ]
+    return Spectra(
+        wavelength=_GRIDS[tower],
+        flux=np.where(good, flux, np.float32(tower == "lamost")),
+        ivar=np.where(good, ivar, np.float32(0)),
+        mask=~good,
+        id=np.array(ids, dtype=np.str_),
+        meta={
+            "split": np.full(len(flux), name, dtype="<U5"),
+            "flag": flag.astype("<U32"),
+            "masked_fraction": masked,
+        },
+        survey="gaia_xp" if tower == "gaia_xp" else "lamost",
+        has_ivar=has_ivar,
+        prepared={"tower": tower, **_DONE[tower]},
+    )
+
+
+def _array(path: Path, group: Any, dataset: str, tower: str) -> np.ndarray:
+    """(n, pixels) float32 of a dataset with or without a trailing axis of length 1."""
+    array = np.asarray(group[dataset][:], dtype=np.float32)
+    array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    if array.ndim != 2 or array.shape[1] != _GRIDS[tower].size:
+        raise DataError(f"{path}: {group.name}/{dataset} {array.shape} is not (n, {_GRIDS[tower].size})")
+    return array
+
+
+def _held(file: Any) -> str:
+    return ", ".join(sorted(file)) or "nothing"
