@@ -17,12 +17,14 @@ from specjax.preprocess import to_gaia_xp, to_lamost
 from specjax.results import Row
 from specjax.spectra import Spectra
 from specjax.study import run_study
-from specjax.surveys import read
+from specjax.surveys import read, read_xp
 from specjax.surveys.tables import join_labels, read_labels, write_table
 from specjax.targets import Splits, Target, make_target
 from specjax.train.adapt import AdaptConfig, parse_configuration, predict_with
 
 Say = Callable[[str], None]
+
+_ROWS_AT_ONCE = 8192  # of a prepared file, which may be larger than memory
 
 
 def adapt_survey(
@@ -45,7 +47,7 @@ def adapt_survey(
 
     Args:
         model: a model folder, or "mini".
-        spectra: what `surveys.read` takes.
+        spectra: what `surveys.read` takes, a file from `specjax prepare` too: that is not prepared again.
         labels: a table with columns id and `label`, in physical units; a column fe_h too sorts the stars
             into the table's subsets where the label is another. Columns split_0, split_1, ... as
             `labels.split_table` makes them say which stars train, validate, test and stay unlabelled for each
@@ -53,7 +55,7 @@ def adapt_survey(
         configurations: names as `train.adapt.parse_configuration` takes them.
         config: seeds, splits and stages.
         wavelength_medium, wavelength_unit: what array files do not say themselves.
-        xp: Gaia XP spectra of the same ids, for LoRA3.
+        xp: Gaia XP spectra of the same ids, for LoRA3; a prepared file may bring them along.
         fwhm: resolution of the spectra in Angstrom. Spectra much broader than LAMOST's pixels are smoothed a
             little (see `preprocess.to_lamost`). Without `xp`, their own flux gives the XP side for LoRA3,
             if it covers 336-1020 nm but for a fifth.
@@ -69,7 +71,7 @@ def adapt_survey(
     joined = _joined_labels(observed, labels, label)
     partner = None
     if any("lora3" in name for name in configurations):
-        partner = _xp_side(observed, xp, fwhm)
+        partner = _xp_side(observed, spectra, xp, fwhm)
     target = make_target(
         observed.survey or spectra.stem,
         to_lamost(observed, fwhm=fwhm),
@@ -140,7 +142,18 @@ def predict(
     scatter of the adaptation's test stars in quadrature; flag and masked_fraction from the preprocessing. A
     spectrum with a flag keeps its number only where the flag is "masked_fraction"; otherwise it is NaN.
     """
-    lamost = to_lamost(spectra, fwhm=config.get("fwhm"))
+    blocks = [
+        _predict_block(model, spectra[start : start + _ROWS_AT_ONCE], adapter, config)
+        for start in range(0, max(len(spectra), 1), _ROWS_AT_ONCE)
+    ]
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def _predict_block(
+    model: Foundation, spectra: Spectra, adapter: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, NDArray[Any]]:
+    """Predict spectra that are taken into memory together, as `predict`."""
+    lamost = _as_adapted(spectra, config)
     usable = np.isin(lamost.meta["flag"], ("", "masked_fraction"))
     label = config["label"]
     values = np.full((config["seeds"], len(lamost)), np.nan)
@@ -159,6 +172,19 @@ def predict(
         "flag": lamost.meta["flag"],
         "masked_fraction": lamost.meta["masked_fraction"],
     }
+
+
+def _as_adapted(spectra: Spectra, config: Mapping[str, Any]) -> Spectra:
+    """Prepare spectra as those were that the adapter was trained on; refuse what was prepared otherwise."""
+    done = dict(config.get("preparation") or {"fwhm": config.get("fwhm")})  # adapters of old say no more
+    lamost = to_lamost(spectra, **{name: value for name, value in done.items() if name != "tower"})
+    found = lamost.prepared or {}
+    for name, value in done.items():
+        if "tower" in done and found.get(name) != value:
+            raise ConfigError(
+                f"the spectra were prepared with {name} {found.get(name)}, the adapter's with {value}"
+            )
+    return lamost
 
 
 def describe_target(target: Target, say: Say) -> None:
@@ -186,8 +212,10 @@ def _given_splits(target: Target, config: AdaptConfig, roles: Roles) -> tuple[Ta
     return target, dataclasses.replace(config, seeds=len(splits), **sizes), splits
 
 
-def _xp_side(observed: Spectra, xp: Path | None, fwhm: float | None) -> Spectra:
+def _xp_side(observed: Spectra, path: Path, xp: Path | None, fwhm: float | None) -> Spectra:
     """Find the Gaia XP side, in the order of the observed spectra; rows without one are all masked."""
+    if xp is None and (brought := read_xp(path)) is not None:
+        return brought
     if xp is None and fwhm is None:
         raise ConfigError(
             "LoRA3 needs the Gaia XP side of the stars: give --xp with their XP spectra, or --fwhm with the"
@@ -198,7 +226,8 @@ def _xp_side(observed: Spectra, xp: Path | None, fwhm: float | None) -> Spectra:
         if (partner.meta["flag"] != "").all():
             raise DataError("no spectrum covers enough of 336-1020 nm to stand for Gaia XP: give --xp")
         return partner
-    given = to_gaia_xp(read(xp))
+    side = read_xp(xp)
+    given = to_gaia_xp(read(xp)) if side is None else side
     row_of = {name: row for row, name in enumerate(given.id.tolist())}
     rows = np.array([row_of.get(name, -1) for name in observed.id.tolist()])
     if (rows < 0).all():

@@ -149,6 +149,7 @@ def _save_adapters(
             "label": target.label,
             "target": target.name,
             "fwhm": target.fwhm,
+            "preparation": dict(target.preparation),
             "seeds": config.seeds,
             "sigma": sigma[name],
             "lora": {

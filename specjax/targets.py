@@ -3,6 +3,7 @@
 NumPy only. What was left out and why is kept, so that a run can say it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -69,6 +70,7 @@ class Target:
         refused: {id: flag} of the spectra that cannot be labelled ones; some of them serve unlabelled.
         fe_h: (n,) literature [Fe/H], which sorts stars into the table's subsets; NaN where unknown.
         fwhm: the resolution that `preprocess.to_lamost` was told, Angstrom; None where it was not.
+        preparation: all that it did, as `Spectra.prepared` has it; what predicts later does the same.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Target:
     fe_h: NDArray[np.float64]
     refused: dict[str, str] = field(default_factory=dict)
     fwhm: float | None = None
+    preparation: Mapping[str, Any] = field(default_factory=dict)
 
 
 def make_target(
@@ -125,6 +128,7 @@ def make_target(
         fe_h=np.asarray(fe_h, np.float64)[chosen],
         refused={str(lamost.id[row]): str(flag[row]) for row in np.flatnonzero(flag != "")},
         fwhm=fwhm,
+        preparation=dict(lamost.prepared or {}),
     )
 
 
