@@ -2,25 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 import numpy as np
 from astropy.table import Table
 
-from specjax.errors import DataError
+from specjax.errors import ConfigError, DataError
 from specjax.preprocess import to_lamost
 from specjax.spectra import Spectra
+from specjax.surveys import apogee, catalogue, read
 from specjax.surveys.sky import RADIUS, SkyMatch, match_catalogue
+from specjax.surveys.tables import write_table
 
 _OF_THE_CATALOGUE = {"id": "label_id", "snr": "label_snr", "ra": "", "dec": ""}  # renamed, or left out
 
 
-def label_spectra(
-    spectra: Spectra, catalogue: Table, *, radius: float = RADIUS, on: str | None = None
+def label_files(
+    spectra: Path,
+    stars: Path,
+    out: Path,
+    *,
+    cuts: Sequence[str] = tuple(apogee.CUTS),
+    columns: str | None = None,
+    where: Sequence[str] = (),
+    radius: float = RADIUS,
+    on: str | None = None,
+    survey: str | None = None,
+    say: Callable[[str], None] = print,
 ) -> Table:
+    """`label_spectra` from files to a file.
+
+    Args:
+      spectra: what `surveys.read` takes.
+      stars: APOGEE's allStar, or, with `columns`, any catalogue.
+      out: the table to write; its suffix gives the format.
+      cuts: of APOGEE, see `apogee.CUTS`.
+      columns, where: of another catalogue, see `catalogue.parse_columns` and `catalogue.read_labels`.
+      radius, on: see `label_spectra`.
+      survey: a key of `surveys.SURVEYS`, where it is not to be recognised.
+      say: takes what became of the rows, line by line.
+
+    Raises:
+      SpecjaxError: one line on what is wrong with an option, a file or the match.
+    """
+    if columns is None and where:
+        raise ConfigError("conditions are for catalogues whose columns are given; APOGEE's allStar has cuts")
+    if columns is None:
+        labels = apogee.read_labels(stars, cuts=cuts)
+    else:
+        labels = catalogue.read_labels(stars, columns=catalogue.parse_columns(columns), where=where)
+    say(f"{stars}: {_counts(labels)}")
+    table = label_spectra(read(spectra, survey), labels, radius=radius, on=on)
+    meta = table.meta
+    say(
+        f"{meta['labelled']} of {meta['spectra']} spectra have a label, {meta['flagged']} of them are "
+        f"flagged; {meta['duplicates']} more are of the same stars and stay without"
+    )
+    write_table(out, {name: table[name] for name in table.colnames}, meta)
+    return table
+
+
+def label_spectra(spectra: Spectra, labels: Table, *, radius: float = RADIUS, on: str | None = None) -> Table:
     """A row for each spectrum: its labels, NaN where the catalogue has none, and what a split needs to know.
 
     Args:
       spectra: n spectra with ids that are unique and, to be matched on the sky, meta ra and dec in degrees.
-      catalogue: as `apogee.read_labels` and `catalogue.read_labels` give it.
+      labels: as `apogee.read_labels` and `catalogue.read_labels` give it.
       radius: arcsec; see `sky.match`.
       on: instead of the sky, the catalogue's column that holds the spectra's ids, e.g. gaia_source_id.
 
@@ -40,21 +88,21 @@ def label_spectra(
             f"{int((times > 1).sum())} ids occur more than once among the spectra, the first "
             f"{names[times > 1][0]}: labels cannot be told apart"
         )
-    found = match_catalogue(spectra, catalogue, radius) if on is None else _match_ids(spectra, catalogue, on)
+    found = match_catalogue(spectra, labels, radius) if on is None else _match_ids(spectra, labels, on)
     if not len(found.left):
         where = f"within {radius:g} arcsec" if on is None else f"by {on}"
         raise DataError(
-            f"none of {len(spectra)} spectra is matched {where} to one of {len(catalogue)} labelled stars"
+            f"none of {len(spectra)} spectra is matched {where} to one of {len(labels)} labelled stars"
         )
     table = Table({"id": spectra.id})
     for name, unit in (("ra", "deg"), ("dec", "deg"), ("snr", None)):
         values = spectra.meta.get(name, np.full(len(spectra), np.nan))
         table[name] = np.asarray(values, dtype=np.float64)
         table[name].unit = unit
-    for name in catalogue.colnames:
+    for name in labels.colnames:
         if new := _OF_THE_CATALOGUE.get(name, name):
-            table[new] = _spread(catalogue[name], found, len(spectra))
-            table[new].unit = catalogue[name].unit
+            table[new] = _spread(labels[name], found, len(spectra))
+            table[new].unit = labels[name].unit
     table["separation"] = np.full(len(spectra), np.nan)
     table["separation"][found.left] = found.separation
     table["separation"].unit = "arcsec"
@@ -65,7 +113,7 @@ def label_spectra(
     table["duplicate_of"] = duplicate_of
     flag = to_lamost(spectra).meta["flag"]
     table["flag"] = flag
-    table.meta.update({f"catalogue_{key}": value for key, value in catalogue.meta.items()})
+    table.meta.update({f"catalogue_{key}": value for key, value in labels.meta.items()})
     table.meta.update(
         spectra=len(spectra),
         labelled=len(found.left),
@@ -73,6 +121,15 @@ def label_spectra(
         flagged=int((flag[found.left] != "").sum()),
     )
     return table
+
+
+def _counts(labels: Table) -> str:
+    """What became of a catalogue's rows, for people."""
+    lost = {key: count for key, count in labels.meta.items() if key not in ("rows", "kept") and count}
+    why = ", ".join(f"{count} {key.removeprefix('cut_')}" for key, count in lost.items())
+    return f"{labels.meta['kept']} of {labels.meta['rows']} rows kept" + (
+        f" (left out: {why})" if why else ""
+    )
 
 
 def _spread(column: object, found: SkyMatch, count: int) -> np.ndarray:
@@ -84,12 +141,12 @@ def _spread(column: object, found: SkyMatch, count: int) -> np.ndarray:
     return result
 
 
-def _match_ids(spectra: Spectra, catalogue: Table, on: str) -> SkyMatch:
+def _match_ids(spectra: Spectra, labels: Table, on: str) -> SkyMatch:
     """Pairs whose id is the same text; the catalogue's first row of each."""
-    if on not in catalogue.colnames:
-        raise DataError(f"the labels have no column {on}: they have {', '.join(catalogue.colnames)}")
+    if on not in labels.colnames:
+        raise DataError(f"the labels have no column {on}: they have {', '.join(labels.colnames)}")
     row_of: dict[str, int] = {}
-    for row, name in enumerate(np.char.strip(np.asarray(catalogue[on]).astype(np.str_)).tolist()):
+    for row, name in enumerate(np.char.strip(np.asarray(labels[on]).astype(np.str_)).tolist()):
         if name:
             row_of.setdefault(name, row)
     pairs = [(left, row_of[name]) for left, name in enumerate(spectra.id.tolist()) if name in row_of]

@@ -7,7 +7,7 @@ The paper's sample (arXiv:2507.20972): of 495 labelled stars 89 train, 9 validat
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from specjax.errors import ConfigError, DataError
 from specjax.spectra import BoolArray
-from specjax.surveys.tables import floats, id_texts, read_table
+from specjax.surveys.tables import floats, id_texts, read_table, write_table
 from specjax.targets import Splits, Target
 
 TRAIN, VALIDATE, TEST, UNLABELLED = "train", "validate", "test", "unlabelled"
@@ -136,7 +136,7 @@ def split_table(table: Table, config: SplitConfig) -> Table:
     Raises:
       DataError: columns that are missing, too few stars, or a star to stratify without a value.
     """
-    _require(table, [config.label, *([config.stratify] if config.stratify else [])])
+    _require(table, ["id", config.label, *([config.stratify] if config.stratify else [])])
     has = np.isfinite(floats(table[config.label], f"column {config.label}"))
     trusted = _texts(table, "flag") == ""
     spare = ~has & trusted & (_texts(table, "duplicate_of") == "")
@@ -158,6 +158,20 @@ def split_table(table: Table, config: SplitConfig) -> Table:
     result.meta.update({f"split_{name}": count for name, count in sizes.items()})
     result.meta.update(split_seeds=config.seeds, split_seed=config.seed, stratify=config.stratify or "")
     return result
+
+
+def split_file(labels: Path, out: Path, config: SplitConfig, *, say: Callable[[str], None] = print) -> Table:
+    """`split_table` from a file to a file; `say` takes the sizes.
+
+    Raises:
+      SpecjaxError: one line on what is wrong with the table, or too few stars.
+    """
+    table = split_table(read_table(labels), config)
+    table["id"] = id_texts(table["id"])
+    write_table(out, {name: table[name] for name in table.colnames}, table.meta)
+    sizes = [f"{table.meta[f'split_{part}']} {part}" for part in (TRAIN, VALIDATE, TEST, UNLABELLED)]
+    say(f"{config.seeds} splits of {', '.join(sizes)}")
+    return table
 
 
 def read_roles(path: str | Path) -> Roles | None:

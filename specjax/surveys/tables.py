@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from astropy.io.fits.verify import VerifyWarning
 from astropy.table import Table
 
 from specjax.atomic import atomic_file
@@ -110,14 +113,19 @@ def write_table(path: str | Path, columns: Mapping[str, Any], meta: Mapping[str,
     lengths = {name: np.shape(values)[:1] for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(f"columns of {path.name} differ in length: {lengths}")
-    table = Table(dict(columns), meta=dict(meta or {}) if form != "ascii.csv" else {})
+    about = dict(meta or {}) if form != "ascii.csv" else {}
+    if form == "fits":  # whose keywords are words
+        about = {re.sub(r"\W+", "_", key).strip("_"): value for key, value in about.items()}
+    table = Table(dict(columns), meta=about)
     for name in table.colnames:
         unit = next((u for key, u in UNITS.items() if name == key or name.startswith(f"{key}_")), None)
-        # The FITS standard has no dex.
-        if unit and table[name].dtype.kind == "f" and not (unit == "dex" and form == "fits"):
+        if unit and table[name].dtype.kind == "f":
             table[name].unit = unit
+        if form == "fits" and str(table[name].unit) == "dex":
+            table[name].unit = None  # the FITS standard has no dex
     try:
-        with atomic_file(path) as temporary:
+        with atomic_file(path) as temporary, warnings.catch_warnings():
+            warnings.simplefilter("ignore", VerifyWarning)  # keywords of more than eight letters
             table.write(temporary, format=form, overwrite=True)
     except ImportError:
         raise DataError(f"writing {path.suffix} needs pyarrow: pip install 'specjax[parquet]'") from None
