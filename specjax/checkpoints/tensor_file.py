@@ -1,8 +1,8 @@
 """A safetensors file with SHA-256 of the whole and of every tensor, written in one pass, and checked.
 
 Tensors go through a few megabytes of scratch memory, so that a large model needs no second room in memory and
-views of a mapped file are read when their turn comes. Hashing takes longer than copying and writing; it runs
-beside them in two threads.
+views of a mapped file are read when their turn comes. Writing and hashing take longer than copying and run
+beside it in threads.
 """
 
 import hashlib
@@ -10,7 +10,6 @@ import json
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
@@ -137,16 +136,18 @@ def _header(
 
 
 class _HashedFile:
-    """A file to write, whose chunks are hashed in threads while the next ones are made and written.
+    """A file that is written and hashed in threads while the next bytes are made.
 
-    `sha256` and what `write_tensor` returns are complete once the context is left.
+    `sha256` and what `write_tensor` returns are complete once the context is left. Leaving it raises the
+    OSError of a write that failed.
     """
 
     def __init__(self, path: Path) -> None:
         self.sha256 = hashlib.sha256()
         self._file: BinaryIO = path.open("wb")
-        self._threads = [ThreadPoolExecutor(max_workers=1) for _ in range(2)]  # one each keeps the order
-        self._scratch = deque(_Scratch() for _ in range(3))  # one written, two being hashed
+        self._threads = [ThreadPoolExecutor(max_workers=1) for _ in range(3)]  # one each keeps the order
+        self._writes: list[Future[Any]] = []
+        self._scratch = deque(_Scratch() for _ in range(3))
 
     def __enter__(self) -> Self:
         return self
@@ -154,27 +155,26 @@ class _HashedFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with ExitStack() as stack:
-            stack.callback(self._file.close)
+        with self._file:
             for thread in self._threads:
-                stack.callback(thread.shutdown)
+                thread.shutdown()
+        for write in self._writes if error is None else []:
+            write.result()
 
-    def write(self, data: bytes) -> None:
-        """Write bytes that belong to no tensor."""
-        self._threads[0].submit(self.sha256.update, data)
-        self._file.write(data)
+    def write(self, data: bytes | memoryview, *hashes: Any) -> list[Future[Any]]:
+        """Write bytes and hash them, with other hashes too; returns the tasks that still read them."""
+        sinks = (self._file.write, self.sha256.update, *(other.update for other in hashes))
+        tasks = [thread.submit(sink, data) for thread, sink in zip(self._threads, sinks, strict=False)]
+        self._writes.append(tasks[0])
+        return tasks
 
     def write_tensor(self, name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> Any:
         """Write an array as `dtype` in C order; returns the hash of its bytes."""
         own = hashlib.sha256()
         for data, scratch in self._chunks(name, array, dtype):
-            updates = (self.sha256.update, own.update)
-            futures = [
-                thread.submit(update, data) for thread, update in zip(self._threads, updates, strict=True)
-            ]
-            self._file.write(data)
+            tasks = self.write(data, own)
             if scratch is not None:
-                scratch.users = futures
+                scratch.users = tasks
         return own
 
     def _chunks(
@@ -201,7 +201,7 @@ class _Scratch:
     """Memory that is used again: new pages cost more than the copying."""
 
     def __init__(self) -> None:
-        self.users: list[Future[None]] = []
+        self.users: list[Future[Any]] = []
         self._memory = np.empty(0, np.uint8)
 
     def room(self, like: NDArray[Any]) -> NDArray[Any]:
