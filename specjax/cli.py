@@ -17,11 +17,12 @@ from specjax.commands.fetch import Fetch
 from specjax.commands.info import Info
 from specjax.commands.label import Label
 from specjax.commands.predict import Predict
+from specjax.commands.prepare import Prepare
 from specjax.commands.pretrain import Pretrain
 from specjax.commands.split import Split
 from specjax.errors import SpecjaxError
 
-Command = Info | Fetch | Label | Split | Pretrain | Adapt | Predict
+Command = Info | Fetch | Prepare | Label | Split | Pretrain | Adapt | Predict
 
 
 def main(argv: Sequence[str] | None = None) -> int:
