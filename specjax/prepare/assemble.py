@@ -17,8 +17,8 @@ from specjax.prepare.columns import stack
 from specjax.prepare.plan import Plan
 from specjax.prepare.work import Part, read_part
 from specjax.preprocess import to_gaia_xp
-from specjax.spectra import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, FloatArray
-from specjax.surveys import prepared, read
+from specjax.spectra import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, FloatArray, Spectra
+from specjax.surveys import prepared
 from specjax.surveys.tables import write_table
 
 _EMPTY = {"flux": 0.0, "ivar": 0.0, "mask": True}  # of a star without a Gaia XP partner
@@ -32,28 +32,34 @@ class Outcome:
     Attributes:
       flags: (n,) of the spectra in the file.
       partners: how many of them have a Gaia XP side.
+      bare: how many came without uncertainties; those of the others are not used then.
       report: rows (file, id, outcome, reason) of what was refused, occurred twice or is flagged.
     """
 
     flags: np.ndarray
     partners: int
+    bare: int
     report: list[tuple[str, str, str, str]]
 
 
-def assemble(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Path]) -> Outcome:
+def assemble(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Spectra]) -> Outcome:
     """Write the prepared file from the parts, one in memory at a time, whole or not at all.
 
-    Of several spectra with one id the first is kept.
+    Of several spectra with one id the first is kept. Without any spectrum no file is written.
+
+    Args:
+      parts: what `work.write_part` wrote.
+      out: the file.
+      plan: what the parts were made from.
+      xp: Gaia XP spectra for the other side, by id.
 
     Raises:
-      DataError: not one spectrum could be used, or the Gaia XP files cannot be.
+      DataError: not one id of the Gaia XP spectra is that of a spectrum.
     """
     heads = [read_part(path, pixels=False) for path in parts]
     rows, report = _unique(heads)
     if not any(map(len, rows)):
-        if not report:
-            raise DataError("the files hold no spectra")
-        raise DataError(f"none of {plan.sources} files could be used; the first: {report[0][3]}")
+        return Outcome(flags=np.zeros(0, dtype="<U1"), partners=0, bare=0, report=report)
     partners = _Partners(xp, heads)
     ids = np.concatenate([head.id[kept] for head, kept in zip(heads, rows, strict=True)])
     meta = stack(
@@ -72,7 +78,7 @@ def assemble(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Path]) -
             count = partners.write(file, plan, parts, heads, rows)
     flagged = zip(meta["file"], ids, meta["flag"], strict=True)
     report += [(str(name), str(star), "flagged", str(flag)) for name, star, flag in flagged if flag]
-    return Outcome(flags=meta["flag"], partners=count, report=report)
+    return Outcome(flags=meta["flag"], partners=count, bare=sum(head.bare for head in heads), report=report)
 
 
 def write_report(path: Path, report: Sequence[tuple[str, str, str, str]]) -> None:
@@ -103,14 +109,14 @@ def _unique(heads: Sequence[Part]) -> tuple[list[np.ndarray], list[tuple[str, st
 class _Partners:
     """The Gaia XP side: from XP files by id, else from a spectrum's own flux where it covers enough."""
 
-    def __init__(self, xp: Sequence[Path], heads: Sequence[Part]) -> None:
-        sides = [to_gaia_xp(read(path)) for path in xp]
+    def __init__(self, xp: Sequence[Spectra], heads: Sequence[Part]) -> None:
+        sides = [to_gaia_xp(spectra) for spectra in xp]
         self.given = {star: (side, row) for side in sides for row, star in enumerate(side.id.tolist())}
         self.has_ivar = all(side.has_ivar for side in sides) and all(
-            head.has_ivar for head in heads if "gaia_xp" in head.sides
+            not head.bare for head in heads if "gaia_xp" in head.sides
         )
         if xp and not any(star in self.given for head in heads for star in head.id.tolist()):
-            raise DataError(f"no id in {', '.join(map(str, xp))} is that of a spectrum")
+            raise DataError(f"no id of the {len(self.given)} Gaia XP spectra is that of a spectrum")
 
     def write(
         self, file: Any, plan: Plan, parts: Sequence[Path], heads: Sequence[Part], rows: Sequence[np.ndarray]
@@ -167,7 +173,7 @@ def _rows(columns: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndar
 def _describe(file: Any, heads: Sequence[Part]) -> None:
     some = [head for head in heads if len(head)]
     file.attrs["survey"] = "+".join(sorted({survey for head in some for survey in head.surveys}))
-    file.attrs["has_ivar"] = all(head.has_ivar for head in some)
+    file.attrs["has_ivar"] = not any(head.bare for head in some)
     file.attrs["prepared"] = json.dumps(some[0].prepared)
 
 

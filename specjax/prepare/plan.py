@@ -71,12 +71,14 @@ class Plan:
     Attributes:
       options: how.
       chunks: sources that are worked on together.
-      stamps: {path: [size, time of the last change in ns]} of all files that are read.
+      stamps: {path: [size, time of the last change in ns]} of their files.
+      xp_stamps: the same of the Gaia XP files, which no chunk depends on.
     """
 
     options: Options
     chunks: list[list[Source]]
     stamps: dict[str, list[int]]
+    xp_stamps: dict[str, list[int]]
 
     @property
     def sources(self) -> int:
@@ -85,13 +87,14 @@ class Plan:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """What is compared: version, options and stamps, as JSON has them."""
+        """What the chunks depend on: version, options and stamps, as JSON has them."""
         return {"version": prepared.VERSION, "options": asdict(self.options), "stamps": self.stamps}
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the record."""
-        return hashlib.sha256(json.dumps(self.record, sort_keys=True).encode()).hexdigest()
+        """SHA-256 of all that the result depends on."""
+        whole = {**self.record, "xp_stamps": self.xp_stamps}
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
 def make_plan(sources: Sequence[Path], options: Options, *, xp: Sequence[Path] = (), out: Path) -> Plan:
@@ -113,10 +116,9 @@ def make_plan(sources: Sequence[Path], options: Options, *, xp: Sequence[Path] =
                 found[file] = Source(path=file, size=stamps[str(file)][0])
     if not found:
         raise DataError("there are no files to prepare")
-    for path in xp:
-        stamps[f"xp:{path.expanduser().absolute()}"] = _stamp(path.expanduser())
+    xp_stamps = {str(path.absolute()): _stamp(path) for path in (given.expanduser() for given in xp)}
     pieces = [piece for source in found.values() for piece in _pieces(source)]
-    return Plan(options=options, chunks=list(_chunks(pieces)), stamps=stamps)
+    return Plan(options=options, chunks=list(_chunks(pieces)), stamps=stamps, xp_stamps=xp_stamps)
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -134,7 +136,7 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
             what = (
                 "is new" if before is None else "is no longer among the files" if now is None else "changed"
             )
-            return f"{path.removeprefix('xp:')} {what}"
+            return f"{path} {what}"
     return ""
 
 
@@ -163,7 +165,7 @@ def _is_companion(file: Path, given: Path) -> bool:
 
 def _stamp(path: Path) -> list[int]:
     """Size and time of the last change; of a folder, the sum over its files and the latest."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    files = [file for file in (path, *path.rglob("*")) if file.is_file()]
     if not files:
         raise DataError(f"there is nothing at {path}")
     states = [file.stat() for file in files]

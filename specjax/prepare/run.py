@@ -20,7 +20,8 @@ from specjax.errors import ConfigError, DataError, SpecjaxError
 from specjax.prepare.assemble import assemble, write_report
 from specjax.prepare.plan import Options, Plan, difference, make_plan
 from specjax.prepare.work import prepare_chunk
-from specjax.surveys import arrays, prepared
+from specjax.spectra import Spectra
+from specjax.surveys import arrays, prepared, read, read_xp
 
 Say = Callable[[str], None]
 
@@ -92,12 +93,19 @@ def prepare_spectra(
         raise ConfigError(
             f"{out} exists, and was made from other files or options: remove it, or name another"
         )
+    partners = [_read_partners(path) for path in xp]
     folder = out.with_name(f".{out.name}.parts")
     _begin(folder, plan)
     parts = [folder / f"{number:06d}.npz" for number in range(len(plan.chunks))]
     _run(plan, parts, workers or _cores(), say)
     say(f"writing {out}")
-    return _finish(parts, out, plan, xp, say)
+    return _finish(parts, out, plan, partners, say)
+
+
+def _read_partners(path: Path) -> Spectra:
+    """Gaia XP spectra of a file of them, or of one that brings them along."""
+    side = read_xp(path)
+    return read(path) if side is None else side
 
 
 def _begin(folder: Path, plan: Plan) -> None:
@@ -167,8 +175,8 @@ class _Progress:
         )
 
 
-def _finish(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Path], say: Say) -> Summary:
-    """Write the file and the report, say what is in them, and remove the parts."""
+def _finish(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Spectra], say: Say) -> Summary:
+    """Write the file and the report, remove the parts, and say what became of the files."""
     report = out.with_suffix(".report.ecsv")
     try:
         outcome = assemble(parts, out, plan, xp)
@@ -176,6 +184,9 @@ def _finish(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Path], sa
         raise DataError(f"{parts[0].parent} is damaged: remove it and begin anew ({error})") from None
     write_report(report, outcome.report)
     shutil.rmtree(parts[0].parent, ignore_errors=True)
+    if not outcome.flags.size:
+        first = f"; the first: {outcome.report[0][3]}" if outcome.report else ""
+        raise DataError(f"none of {plan.sources} files could be used (see {report}){first}")
     outcomes = Counter(outcome for _, _, outcome, _ in outcome.report)
     flagged = Counter(flag for flag in outcome.flags.tolist() if flag)
     summary = Summary(
@@ -189,6 +200,10 @@ def _finish(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Path], sa
         duplicates=outcomes["duplicate"],
     )
     _tell(summary, say)
+    if 0 < outcome.bare < summary.spectra:
+        say(
+            f"{outcome.bare} spectra came without uncertainties: those of the others are not used beside them"
+        )
     return summary
 
 

@@ -32,7 +32,7 @@ class Part:
       id: (n,).
       meta: {"lamost": columns, "gaia_xp": columns}.
       refused: (file, reason) of what is not among them.
-      has_ivar: whether all of them came with uncertainties.
+      bare: how many of them came without uncertainties.
       surveys: where they came from.
       prepared: what was done to them, as `Spectra.prepared` has it.
     """
@@ -41,7 +41,7 @@ class Part:
     id: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype="<U1"))
     meta: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     refused: list[tuple[str, str]] = field(default_factory=list)
-    has_ivar: bool = True
+    bare: int = 0
     surveys: list[str] = field(default_factory=list)
     prepared: dict[str, Any] = field(default_factory=dict)
 
@@ -88,7 +88,7 @@ def write_part(path: Path, part: Part) -> None:
             temporary,
             id=part.id,
             refused=np.array(part.refused, dtype=np.str_).reshape(-1, 2),
-            has_ivar=part.has_ivar,
+            bare=part.bare,
             surveys=np.array(part.surveys, dtype=np.str_),
             prepared=json.dumps(part.prepared),
             **content,
@@ -99,7 +99,7 @@ def read_part(path: Path, *, pixels: bool = True) -> Part:
     """Read what `write_part` wrote, the columns alone unless `pixels`."""
     part = Part()
     with np.load(path, allow_pickle=False) as file:
-        part.id, part.has_ivar = file["id"], bool(file["has_ivar"])
+        part.id, part.bare = file["id"], int(file["bare"])
         part.surveys, part.prepared = file["surveys"].tolist(), json.loads(str(file["prepared"]))
         part.refused = [(name, reason) for name, reason in file["refused"].tolist()]
         for key in file.files:
@@ -173,7 +173,7 @@ def _joined(made: Sequence[tuple[Spectra, Spectra | None]], refused: list[tuple[
     lamost = [side for side, _ in made]
     partners = [side for _, side in made if side is not None]
     part.id = np.concatenate([side.id for side in lamost])
-    part.has_ivar = all(side.has_ivar for side in lamost)
+    part.bare = sum(len(side) for side in lamost if not side.has_ivar)
     part.surveys, part.prepared = sorted({side.survey for side in lamost}), dict(lamost[0].prepared or {})
     part.sides["lamost"], part.meta["lamost"] = _arrays(lamost), stack([_columns(side) for side in lamost])
     if partners:
