@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+from jax.typing import DTypeLike
 
 from specjax.config import LoRAConfig, ModelConfig
 from specjax.errors import ModelError
@@ -18,10 +19,11 @@ class LamostTower(nn.Module):
     config: ModelConfig
     lora1: LoRAConfig | None = None
     lora3: LoRAConfig | None = None
+    dtype: DTypeLike | None = None
 
     def setup(self) -> None:  # noqa: D102
-        self.backbone = SpecFormer(self.config.specformer, lora=self.lora1)
-        self.projection = LamostProjection(self.config.projection, lora=self.lora3)
+        self.backbone = SpecFormer(self.config.specformer, lora=self.lora1, dtype=self.dtype)
+        self.projection = LamostProjection(self.config.projection, lora=self.lora3, dtype=self.dtype)
 
     def __call__(self, tokens: jax.Array, deterministic: bool = True) -> jax.Array:
         """Map tokens (n, t, token_dim) to z (n, dim)."""
@@ -32,10 +34,11 @@ class XPTower(nn.Module):
     """The Gaia XP encoder and its projection."""
 
     config: ModelConfig
+    dtype: DTypeLike | None = None
 
     def setup(self) -> None:  # noqa: D102
-        self.backbone = XPAutoencoder(self.config.xp_autoencoder)
-        self.projection = XPProjection(self.config.projection)
+        self.backbone = XPAutoencoder(self.config.xp_autoencoder, self.dtype)
+        self.projection = XPProjection(self.config.projection, self.dtype)
 
     def __call__(self, vector: jax.Array, deterministic: bool = True) -> jax.Array:
         """Map vectors (n, p + 2) to z (n, dim)."""
@@ -48,17 +51,18 @@ class SpecCLIP(nn.Module):
     A decoder is named after the survey that it writes: lamost_decoder reads z of LAMOST, lamost_cross_decoder
     reads z of Gaia XP. As trained, lamost_decoder writes standardised flux and the other three the flux as
     given. In the "split" form the contrastive loss and the cross decoders use the shared part z[:,
-    :shared_dim] only.
+    :shared_dim] only. `dtype` is that of the matrix products of the towers; the decoders compute in float32.
     """
 
     config: ModelConfig
     lora1: LoRAConfig | None = None
     lora3: LoRAConfig | None = None
+    dtype: DTypeLike | None = None
 
     def setup(self) -> None:  # noqa: D102
         config = self.config
-        self.lamost = LamostTower(config, lora1=self.lora1, lora3=self.lora3)
-        self.gaia_xp = XPTower(config)
+        self.lamost = LamostTower(config, lora1=self.lora1, lora3=self.lora3, dtype=self.dtype)
+        self.gaia_xp = XPTower(config, self.dtype)
         if config.decoder is None:
             return
         lamost, gaia_xp = config.specformer.num_pixels, config.xp_autoencoder.num_pixels

@@ -4,8 +4,10 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from specjax.config import LoRAConfig, SpecFormerConfig
+from specjax.models.attention import attend
 from specjax.models.layers import LoRADense, Mlp, layer_norm
 
 
@@ -18,25 +20,21 @@ class SelfAttention(nn.Module):
 
     config: SpecFormerConfig
     lora: LoRAConfig | None = None
+    dtype: DTypeLike | None = None
 
     def setup(self) -> None:  # noqa: D102
-        dim = self.config.dim
-        self.q_proj = LoRADense(dim, lora=self.lora)
-        self.kv_proj = LoRADense(2 * dim, lora=self.lora)
-        self.out_proj = LoRADense(dim, lora=self.lora, kernel_init=_residual_init(self.config))
+        dim, common = self.config.dim, {"lora": self.lora, "dtype": self.dtype}
+        self.q_proj = LoRADense(dim, **common)
+        self.kv_proj = LoRADense(2 * dim, **common)
+        self.out_proj = LoRADense(dim, kernel_init=_residual_init(self.config), **common)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map x (n, t, d) to (n, t, d)."""
-        q = self.q_proj(x) * self.config.attention_scale
+        heads = (*x.shape[:-1], self.config.num_heads, -1)  # (n, t, d) -> (n, t, h, d/h)
         k, v = jnp.split(self.kv_proj(x), 2, axis=-1)
-        q, k, v = (self._split_heads(part) for part in (q, k, v))
-        weights = jax.nn.softmax(q @ k.mT)  # (n, h, t, t)
-        mixed = jnp.swapaxes(weights @ v, 1, 2)
-        return self.out_proj(mixed.reshape(x.shape))  # (n, t, h, d/h) -> (n, t, d)
-
-    def _split_heads(self, x: jax.Array) -> jax.Array:
-        # (n, t, d) -> (n, h, t, d/h): with the heads in front a CPU runs plain matrix products, twice as fast
-        return jnp.swapaxes(x.reshape(*x.shape[:-1], self.config.num_heads, -1), 1, 2)
+        q, k, v = (part.reshape(heads) for part in (self.q_proj(x), k, v))
+        mixed = attend(q, k, v, self.config.attention_scale)
+        return self.out_proj(mixed.reshape(x.shape))
 
 
 class Block(nn.Module):
@@ -44,15 +42,17 @@ class Block(nn.Module):
 
     config: SpecFormerConfig
     lora: LoRAConfig | None = None
+    dtype: DTypeLike | None = None
 
     def setup(self) -> None:  # noqa: D102
-        self.ln1 = layer_norm()
-        self.attention = SelfAttention(self.config, lora=self.lora)
-        self.ln2 = layer_norm()
-        self.mlp = Mlp(self.config.mlp_dim, self.config.dim, kernel_init=_residual_init(self.config))
+        config, dtype = self.config, self.dtype
+        self.ln1 = layer_norm(dtype)
+        self.attention = SelfAttention(config, lora=self.lora, dtype=dtype)
+        self.ln2 = layer_norm(dtype)
+        self.mlp = Mlp(config.mlp_dim, config.dim, kernel_init=_residual_init(config), dtype=dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map x (n, t, d) to (n, t, d)."""
+        """Map x (n, t, d), which stays float32 whatever the branches compute in, to (n, t, d)."""
         x = x + self.attention(self.ln1(x))
         return x + self.mlp(self.ln2(x))
 
@@ -65,12 +65,13 @@ class SpecFormer(nn.Module):
 
     config: SpecFormerConfig
     lora: LoRAConfig | None = None
+    dtype: DTypeLike | None = None
 
     def setup(self) -> None:  # noqa: D102
         config = self.config
-        self.data_embed = LoRADense(config.dim)
+        self.data_embed = LoRADense(config.dim, dtype=self.dtype)
         self.position_embed = nn.Embed(config.max_len, config.dim, embedding_init=nn.initializers.normal(1.0))
-        self.blocks = [Block(config, lora=self.lora) for _ in range(config.num_layers)]
+        self.blocks = [Block(config, lora=self.lora, dtype=self.dtype) for _ in range(config.num_layers)]
         self.final_layernorm = layer_norm()
         self.head = LoRADense(config.token_dim)
 

@@ -4,6 +4,7 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from specjax.config import XPAutoencoderConfig
 from specjax.models.layers import LoRADense, Mlp, layer_norm, standardise
@@ -25,11 +26,12 @@ class XPBlock(nn.Module):
     """mlp(norm(x)), as published without a residual connection."""
 
     config: XPAutoencoderConfig
+    dtype: DTypeLike | None = None
 
     def setup(self) -> None:  # noqa: D102
         width = self.config.hidden_dim
-        self.norm = layer_norm()
-        self.mlp = Mlp(self.config.expansion * width, width)
+        self.norm = layer_norm(self.dtype)
+        self.mlp = Mlp(self.config.expansion * width, width, dtype=self.dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map x (n, hidden) to (n, hidden)."""
@@ -40,13 +42,14 @@ class XPAutoencoder(nn.Module):
     """Gaia XP spectra to a latent vector and back; inputs come from `xp_vector`."""
 
     config: XPAutoencoderConfig
+    dtype: DTypeLike | None = None
 
     def setup(self) -> None:  # noqa: D102
-        config = self.config
-        self.input_proj = LoRADense(config.hidden_dim)
-        self.encoder_blocks = [XPBlock(config) for _ in range(config.num_blocks)]
-        self.bottleneck_down = LoRADense(config.latent_dim)
-        self.bottleneck_norm = layer_norm()
+        config, dtype = self.config, self.dtype
+        self.input_proj = LoRADense(config.hidden_dim, dtype=dtype)
+        self.encoder_blocks = [XPBlock(config, dtype) for _ in range(config.num_blocks)]
+        self.bottleneck_down = LoRADense(config.latent_dim, dtype=dtype)
+        self.bottleneck_norm = layer_norm(jnp.float32)
         self.bottleneck_up = LoRADense(config.hidden_dim)
         self.decoder_blocks = [XPBlock(config) for _ in range(config.num_blocks)]
         self.output_proj = LoRADense(config.num_pixels + 2)
