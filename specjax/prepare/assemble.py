@@ -130,7 +130,7 @@ class _Partners:
         group.attrs["survey"], group.attrs["has_ivar"] = "gaia_xp", self.has_ivar
         group.attrs["prepared"] = json.dumps({"tower": "gaia_xp", "fwhm_from": plan.options.fwhm_from})
         _write_columns(group, {"flag": flags, "masked_fraction": fractions})
-        _write_pixels(group, GAIA_XP_WAVELENGTH, len(flags), self._blocks(parts, rows))
+        _write_pixels(group, GAIA_XP_WAVELENGTH, len(flags), self._blocks(parts, rows, flags != ""))
         return count
 
     def _flags(self, heads: Sequence[Part], rows: Sequence[np.ndarray]) -> tuple[np.ndarray, FloatArray]:
@@ -146,18 +146,23 @@ class _Partners:
                 fractions.append(1.0 if known is None else float(known["masked_fraction"][at]))
         return np.array(flags, dtype="<U32"), np.array(fractions)
 
-    def _blocks(self, parts: Sequence[Path], rows: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    def _blocks(
+        self, parts: Sequence[Path], rows: Sequence[np.ndarray], flagged: np.ndarray
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Pixels of each part; none of a side that is flagged, as it covers too little to stand for XP."""
+        start = 0
         for path, kept in zip(parts, rows, strict=True):
             part = read_part(path)
             shape = (len(kept), GAIA_XP_WAVELENGTH.size)
             empty = {name: np.full(shape, value) for name, value in _EMPTY.items()}
-            block = _rows(part.sides["gaia_xp"], kept) if "gaia_xp" in part.sides else empty
+            block = _rows(part.sides["gaia_xp"], kept) if "gaia_xp" in part.sides else dict(empty)
             for k, row in enumerate(kept.tolist()):
                 if found := self.given.get(str(part.id[row])):
-                    side, at = found
                     for name in block:
-                        block[name][k] = getattr(side, name)[at]
-            yield block
+                        block[name][k] = getattr(found[0], name)[found[1]]
+            out = flagged[start : start + len(kept)]
+            start += len(kept)
+            yield {name: np.where(out[:, None], empty[name], values) for name, values in block.items()}
 
 
 def _blocks(parts: Sequence[Path], rows: Sequence[np.ndarray], side: str) -> Iterator[dict[str, np.ndarray]]:

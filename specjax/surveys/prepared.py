@@ -54,7 +54,8 @@ def read(path: Path) -> Spectra:
 def read_xp(path: Path) -> Spectra | None:
     """The Gaia XP side, the same rows as `read`; None where the file has none or is something else.
 
-    Rows without a partner have every sample masked. Raises DataError as `read`.
+    Rows without a partner, or with one that covers too little, have every sample masked. Raises DataError as
+    `read`.
     """
     return _side(Path(path), XP_GROUP) if recognise(Path(path)) else None
 

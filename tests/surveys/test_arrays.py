@@ -110,6 +110,21 @@ def test_a_missing_part_of_the_range_is_flagged_not_silent(path, low):
     assert spectra.meta["flag"].tolist() == [expected] * 2
 
 
+def test_a_range_of_rows_is_that_of_the_whole(path):
+    grid = np.arange(3700.0, 5700.0, 100.0)
+    count = grid.size  # as many spectra as pixels: the shared wavelengths stay whole all the same
+    flux = np.random.default_rng(0).random((count, count))
+    save(path, content(count, snr=np.arange(count), flux=flux, wavelength=grid))
+    whole, part = read(path), arrays.read(path, rows=(5, 9))
+    np.testing.assert_array_equal(part.flux, whole.flux[5:9])
+    np.testing.assert_array_equal(part.wavelength, grid)
+    assert part.id.tolist() == whole.id[5:9].tolist()
+    assert part.meta["snr"].tolist() == [5, 6, 7, 8]
+    path.unlink()
+    save(path, content(3, id=None))
+    assert arrays.read(path, rows=(1, 3)).id.tolist() == ["1", "2"]
+
+
 def test_what_is_written_is_read_back(tmp_path):
     spectra = read(save(tmp_path / "a.npz", content(wavelength_medium="air", teff=[1.0, 2.0])))
     arrays.write(tmp_path / "b.npz", spectra)

@@ -1,0 +1,88 @@
+"""A prepared file in place of the raw ones, up to where the model takes over."""
+
+import numpy as np
+import pytest
+
+from specjax import runs
+from specjax.errors import ConfigError, DataError
+from specjax.prepare import Options, prepare_spectra
+from specjax.preprocess import to_lamost
+from specjax.spectra import Spectra
+from specjax.surveys import read
+from tests.prepare.stars import WIDE, write_star, write_stars
+
+CONFIG = {"configuration": "lora4", "label": "fe_h", "seeds": 1, "sigma": 0.1}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_stars(tmp_path / "raw", 5)
+
+
+def prepare(folder, out, **options):
+    prepare_spectra([folder], out, options=Options(**options), workers=1, say=lambda line: None)
+    return read(out)
+
+
+def predict(monkeypatch, spectra, **config):
+    """What reaches the model, and the table."""
+    seen = []
+
+    def predict_with(model, configuration, adapter, label, flux, ivar, mask):
+        seen.append((flux, ivar, mask))
+        return flux.mean(axis=1)[None]
+
+    monkeypatch.setattr(runs, "predict_with", predict_with)
+    columns = runs.predict(None, spectra, {}, {**CONFIG, **config})
+    return [np.concatenate(parts) for parts in zip(*seen, strict=True)], columns
+
+
+def test_predictions_see_the_same_pixels(folder, tmp_path, monkeypatch):
+    raw = Spectra.concatenate([read(file) for file in sorted(folder.iterdir())])
+    prepared = prepare(folder, tmp_path / "p.h5", fwhm_from=8.0)
+    how = {"preparation": to_lamost(raw, fwhm=8.0).prepared, "fwhm": 8.0}
+    monkeypatch.setattr(runs, "_ROWS_AT_ONCE", 2)
+    (flux, ivar, mask), columns = predict(monkeypatch, prepared, **how)
+    (flux_raw, ivar_raw, mask_raw), columns_raw = predict(monkeypatch, raw, **how)
+    np.testing.assert_allclose(flux, flux_raw, rtol=1e-6)  # float32 in the file
+    np.testing.assert_allclose(ivar, ivar_raw, rtol=1e-6)
+    np.testing.assert_array_equal(mask, mask_raw)
+    assert columns["id"].tolist() == columns_raw["id"].tolist()
+
+
+def test_spectra_prepared_in_another_way_than_the_adapters_are_refused(folder, tmp_path, monkeypatch):
+    plain, smoothed = prepare(folder, tmp_path / "p.h5"), prepare(folder, tmp_path / "s.h5", fwhm_from=8.0)
+    for spectra, other in ((plain, smoothed), (smoothed, plain)):
+        with pytest.raises(ConfigError, match="prepared with fwhm"):
+            predict(monkeypatch, spectra, preparation=dict(other.prepared))
+        predict(monkeypatch, spectra, preparation=dict(spectra.prepared))
+
+
+def test_the_target_remembers_how_its_spectra_were_prepared(folder, tmp_path, monkeypatch):
+    prepare(folder, tmp_path / "p.h5", fwhm_from=8.0, fwhm_to=9.0)
+    (tmp_path / "labels.csv").write_text("id,fe_h\n" + "".join(f"star {k},{-0.1 * k}\n" for k in range(5)))
+    targets = []
+    monkeypatch.setattr(runs, "load", lambda model: None)
+    monkeypatch.setattr(runs, "run_study", lambda model, given, *more, **options: targets.extend(given))
+    runs.adapt_survey(
+        model="mini",
+        spectra=tmp_path / "p.h5",
+        labels=tmp_path / "labels.csv",
+        out=tmp_path / "run",
+        say=lambda line: None,
+    )
+    assert targets[0].preparation["fwhm_to"] == 9.0
+    assert len(targets[0].labelled) == 5
+
+
+def test_the_xp_side_comes_along(folder, tmp_path):
+    write_star(folder, 7, WIDE)
+    prepared = prepare(folder, tmp_path / "p.h5", fwhm_from=4.0)
+    side = runs._xp_side(prepared, tmp_path / "p.h5", None, None)
+    assert side.id.tolist() == prepared.id.tolist()
+    assert side.mask.all(axis=1).tolist() == [True, True, True, True, True, False]
+    given = runs._xp_side(prepared[3:], tmp_path / "q.h5", tmp_path / "p.h5", None)
+    np.testing.assert_array_equal(given.mask, side.mask[3:])
+    plain = prepare(folder, tmp_path / "plain.h5")
+    with pytest.raises(DataError, match="cannot be made gaia_xp input"):
+        runs._xp_side(plain, tmp_path / "plain.h5", None, 4.0)
