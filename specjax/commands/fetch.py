@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
 
@@ -67,8 +67,41 @@ class Desi:
         print(fetch_desi(query, self.out, targets=self.targets, ids=self.ids, url=self.url, say=say))
 
 
+@dataclass(frozen=True, kw_only=True)
+class GaiaXp:
+    """Gaia XP spectra of sources on 336-1020 nm: spectra.h5 for adapt --xp, and gaia_xp.fits.
+
+    Needs the extra specjax[gaia]. The same command with the same folder goes on where it was interrupted.
+    """
+
+    ids: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE_ID")] = ()
+    """Gaia source ids, in place of a table"""
+    out: Annotated[Path, arg(aliases=("-o",))]
+    """the folder to write, or to go on with"""
+    targets: Path | None = None
+    """a table with a column source_id or gaia_source_id, and perhaps id: your spectra's own ids"""
+    product: Literal["continuous", "sampled"] = "continuous"
+    """coefficients calibrated by GaiaXPy, or the archive's own sampled spectra, which fewer sources have"""
+    page: int = 500
+    """sources fetched at a time"""
+
+    def run(self) -> None:
+        """Fetch and print the file of spectra."""
+        from specjax.services.gaia_xp import fetch_gaia_xp
+
+        print(
+            fetch_gaia_xp(
+                self.out, ids=self.ids, targets=self.targets, product=self.product, page=self.page, say=say
+            )
+        )
+
+
 # A source is one line here and a class like those above.
-Source = Annotated[StellarLibraries, subcommand("stellar-libraries")] | Annotated[Desi, subcommand("desi")]
+Source = (
+    Annotated[StellarLibraries, subcommand("stellar-libraries")]
+    | Annotated[Desi, subcommand("desi")]
+    | Annotated[GaiaXp, subcommand("gaia-xp")]
+)
 
 
 @dataclass(frozen=True, kw_only=True)

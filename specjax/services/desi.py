@@ -180,7 +180,7 @@ def _find(archive: Sparcl, query: DesiQuery, targets: Targets | None, say: Say) 
     if targets is not None:
         return match_targets(records, targets, query.radius, query.limit)
     ordered = sorted(records, key=lambda record: str(record["sparcl_id"]))
-    return {"records": ordered, "absent": [], "duplicates": 0}
+    return {"records": ordered, "absent": [0, ""], "duplicates": 0}
 
 
 def _find_ids(archive: Sparcl, query: DesiQuery, targets: Targets, say: Say) -> list[Record]:

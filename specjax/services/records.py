@@ -78,7 +78,8 @@ def match_targets(
     that id, for a specid or a targetid may have several.
 
     Returns:
-      {"records", "absent": names of targets without one, "duplicates": records that lost to a nearer one}.
+      {"records", "absent": (how many targets have none, the first of them), "duplicates": how many records
+      lost their target to a nearer one}.
     """
     duplicates = 0
     pairs: list[tuple[int, Record]] = []
@@ -100,7 +101,7 @@ def match_targets(
     names = targets.names.tolist()
     return {
         "records": [{**record, "target": names[target]} for target, record in pairs][:limit],
-        "absent": [names[row] for row in absent],
+        "absent": [len(absent), names[absent[0]] if len(absent) else ""],
         "duplicates": duplicates,
     }
 
@@ -142,8 +143,9 @@ def report(
     repeated = [name for name, count in specids.items() if count > 1]
     if repeated:
         say(f"{len(repeated)} specids occur more than once, the first {repeated[0]}: join on sparcl_id")
-    if found["absent"]:
-        say(f"{len(found['absent'])} targets have no spectrum, the first {found['absent'][0]}")
+    absent, first = found["absent"]
+    if absent:
+        say(f"{absent} targets have no spectrum, the first {first}")
     if found["duplicates"]:
         say(f"{found['duplicates']} spectra lost their target to a nearer one")
     for name, reason in list(left_out.items())[:3]:

@@ -44,7 +44,16 @@ def test_a_plain_list_and_repeated_or_empty_ids(tmp_path):
         "7",
     ]
     found = read_targets(write(tmp_path / "b.csv", "id,source_id\na,4\nb,\nc,4\n"), ("source_id",), sky=False)
-    assert (found.values.tolist(), found.names.tolist()) == (["4"], ["a"])
+    assert (found.values.tolist(), found.names.tolist(), found.aliases) == (["4"], ["a"], (("c", "4"),))
+
+
+@pytest.mark.parametrize("suffix", ["fits", "csv"])
+def test_columns_are_found_in_any_case(tmp_path, suffix):
+    path = tmp_path / f"allStar.{suffix}"
+    Table({"RA": [1.0], "Dec": [2.0], "TEFF": [5000.0]}).write(path)
+    assert read_targets(path, IDS, sky=True).sky.tolist() == [[1.0, 2.0]]
+    with pytest.raises(DataError, match="none of the columns"):
+        read_targets(path, IDS, sky=False)
 
 
 def test_the_digest_tells_stars_apart(tmp_path):
