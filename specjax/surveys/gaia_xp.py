@@ -57,7 +57,7 @@ def read(path: Path) -> Spectra:
 
     Raises:
       DataError: not such a file, arrays of other lengths, a source that occurs twice, or coefficients without
-        GaiaXPy (`pip install gaiaxpy`).
+        GaiaXPy (`pip install 'specjax[gaia]'`).
     """
     path = Path(path)
     return read_folder(path, _files(path) if path.is_dir() else [path], read_file, _WHAT)
@@ -242,7 +242,7 @@ def _calibrated(path: Path, columns: Columns) -> Columns:
         gaiaxpy, pandas = (importlib.import_module(name) for name in ("gaiaxpy", "pandas"))
     except ImportError:
         raise DataError(
-            f"{path} holds continuous XP coefficients: reading them needs GaiaXPy, `pip install gaiaxpy`"
+            f"{path} holds continuous XP coefficients: reading them needs pip install 'specjax[gaia]'"
         ) from None
     ids = _source_ids(path, columns)
     table: dict[str, Any] = {"source_id": np.array(ids, dtype=np.int64)}

@@ -182,7 +182,7 @@ def write_coefficients(path, drop=()):
 def test_coefficients_need_gaiaxpy_and_say_so(tmp_path, monkeypatch):
     path = write_coefficients(tmp_path / "XP_CONTINUOUS_RAW.csv")
     monkeypatch.setitem(sys.modules, "gaiaxpy", None)
-    with pytest.raises(DataError, match="needs GaiaXPy, `pip install gaiaxpy`"):
+    with pytest.raises(DataError, match=r"reading them needs pip install 'specjax\[gaia\]'"):
         read(path)
     write_coefficients(path, drop=("coefficient_errors",))
     with pytest.raises(DataError, match="no column bp_coefficient_errors, rp_coefficient_errors"):
@@ -216,7 +216,7 @@ def test_a_real_calibrated_file(real_data):
     ],
 )
 def test_real_coefficients_are_calibrated_as_gaiaxpy_does(real_data, name, count):
-    pytest.importorskip("gaiaxpy", reason="gaiaxpy is not installed; pip install gaiaxpy")
+    pytest.importorskip("gaiaxpy", reason="gaiaxpy is not installed: pip install 'specjax[gaia]'")
     spectra = read(real_data / "gaia_xp" / name)
     known = read(real_data / "gaia_xp" / "xp_calibrated_343.npz").select(spectra.id)
     assert len(spectra) == count
