@@ -37,7 +37,10 @@ def inputs_of(kind, n, config):
     """What the module of a kind reads."""
     if kind == "head":
         return (spectra(n, config.projection.dim),)
-    grids = {"lamost": (1462,), "xp_transformer": (343,), "xp_autoencoder": (343,)}.get(kind, (1462, 343))
+    lamost, gaia_xp = config.specformer.num_pixels, config.xp_autoencoder.num_pixels
+    grids = {"lamost": (lamost,), "xp_transformer": (343,), "xp_autoencoder": (gaia_xp,)}.get(
+        kind, (lamost, gaia_xp)
+    )
     return tuple(spectra(n, pixels, seed) for seed, pixels in enumerate(grids))
 
 

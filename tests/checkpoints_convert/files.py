@@ -16,12 +16,14 @@ from specjax.config import (
 )
 from tests.models import published
 
-# The windows of a spectrum are on the model grid; widths and depths are free, and odd.
+# Widths and depths are free, and odd. So are the grids where a file says them: with decoders, or for Gaia XP.
 LAMOST = SpecFormerConfig(dim=24, num_layers=2, num_heads=3, mlp_dim=40, max_len=147, mask_width=7)
 XP = dataclasses.replace(XP_TRANSFORMER, dim=20, num_layers=1, num_heads=2, mlp_dim=36, max_len=345)
 PR = ModelConfig(
-    specformer=LAMOST,
-    xp_autoencoder=XPAutoencoderConfig(hidden_dim=22, latent_dim=18, expansion=3, num_blocks=1),
+    specformer=dataclasses.replace(LAMOST, num_pixels=187),
+    xp_autoencoder=XPAutoencoderConfig(
+        num_pixels=41, hidden_dim=22, latent_dim=18, expansion=3, num_blocks=1
+    ),
     projection=ProjectionConfig(shared_dim=24, num_heads=(2,), mlp_expansion=3, feature_hidden=26),
     decoder=DecoderConfig(lamost_hidden=(30, 26, 18), gaia_xp_hidden=(26, 18, 14)),
     head=LabelHeadConfig(hidden_dims=(17, 12, 9), num_labels=1),
@@ -34,7 +36,6 @@ _PAPER_SPLIT = ModelConfig(
     projection=ProjectionConfig(shared_dim=512, private_dim=256),
     decoder=DecoderConfig(lamost_hidden=(2048, 2048, 2048), gaia_xp_hidden=(2048, 1024, 512)),
 )
-_PAPER_XP = dataclasses.replace(XP_TRANSFORMER, mask_width=20)
 
 KINDS = ("lamost", "xp_transformer", "xp_autoencoder", "base", "pr", "split", "head")
 PARTS = dict(
@@ -46,7 +47,9 @@ def sizes(kind, real=False):
     """The configuration of the network of a kind, small or as published."""
     config = (_PAPER_SPLIT if real else SPLIT) if kind == "split" else ModelConfig() if real else PR
     if kind == "xp_transformer":
-        return dataclasses.replace(config, xp_transformer=_PAPER_XP if real else XP)
+        return dataclasses.replace(config, xp_transformer=XP_TRANSFORMER if real else XP)
+    if kind in ("lamost", "base") and not real:
+        config = dataclasses.replace(config, specformer=LAMOST)
     return dataclasses.replace(config, decoder=None) if kind == "base" else config
 
 

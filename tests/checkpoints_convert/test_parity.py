@@ -122,7 +122,10 @@ def public(kind, model, module, lamost, gaia_xp):
 
 def check_public(tmp_path, kind, n, real=False):
     module, model = converted(tmp_path, kind, real)
-    for name, (ours, theirs) in public(kind, model, module, spectra(n), spectra(n, 343, 1)).items():
+    config = model.config
+    lamost = spectra(n, config.specformer.num_pixels)
+    gaia_xp = spectra(n, (config.xp_transformer or config.xp_autoencoder).num_pixels, 1)
+    for name, (ours, theirs) in public(kind, model, module, lamost, gaia_xp).items():
         assert ours.shape == tuple(theirs.shape)
         assert_close(ours, theirs, name)
 
@@ -168,7 +171,7 @@ def check_head(tmp_path, kind, part, real=False):
     (tmp_path / "stats.json").write_text(json.dumps(stats))
     options = {"head": path, "stats": tmp_path / "stats.json", "labels": ["fe_h"]}
     module, model = converted(tmp_path, kind, real, **options)
-    flux = spectra(3)
+    flux = spectra(3, model.config.specformer.num_pixels)
     encoder = module if kind == "lamost" else module.lamost_lrs_encoder
     features = run_torch(encoder, flux)[0]
     features = features["embedding"].mean(1) if kind == "lamost" else features

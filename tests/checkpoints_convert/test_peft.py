@@ -1,0 +1,162 @@
+"""PEFT folders both ways, with the real library."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from specjax import lora
+from specjax.checkpoints import flatten, load_adapter
+from specjax.errors import ModelError
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+
+from checkpoints_convert.export import export_checkpoint  # noqa: E402
+from checkpoints_convert.model_folder import ModelFolder  # noqa: E402
+from checkpoints_convert.peft_folder import _layers, export_adapter, import_adapter  # noqa: E402
+from tests.checkpoints_convert.adapters import CASES, make, one  # noqa: E402
+from tests.checkpoints_convert.comparing import assert_close, run_torch, spectra  # noqa: E402
+
+# float32: PEFT and we round the same product in another order.
+EXACT = {"rtol": 1e-6, "atol": 1e-6}
+
+
+def merged_here(tmp_path, adapter, part):
+    """The state_dict of the file with an adapter merged."""
+    export_checkpoint(tmp_path / "model", tmp_path / "merged.ckpt", adapter=adapter, part=part)
+    content = torch.load(tmp_path / "merged.ckpt", weights_only=True)
+    return content.get("state_dict") or content["model_state_dict"]
+
+
+def assert_same_state(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], msg=name, **EXACT)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_from_here_to_peft(tmp_path, case):
+    """The library merges our folder to what we merge, and takes it off again."""
+    module, _, _ = make(tmp_path, case)
+    part = CASES[case][3]
+    base = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    export_adapter(tmp_path / "model", tmp_path / "adapter", tmp_path / "peft", part=part)
+    wrapped = peft.PeftModel.from_pretrained(module, tmp_path / "peft")
+    wrapped.merge_adapter()
+    wrapped.unmerge_adapter()
+    for name, tensor in wrapped.get_base_model().state_dict().items():
+        if "lora_" not in name:
+            torch.testing.assert_close(tensor, base[name.replace(".base_layer", "")], msg=name, **EXACT)
+    merged = wrapped.merge_and_unload().state_dict()
+    assert_same_state(merged_here(tmp_path, tmp_path / "adapter", part), merged)
+    different = [name for name in base if not torch.equal(base[name], merged[name])]
+    assert len(different) == len(
+        json.loads((tmp_path / "peft/adapter_config.json").read_text())["target_modules"]
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_from_peft_to_here(tmp_path, case):
+    """Factors that the library made and saved are ours bit for bit, and merge to the same weights."""
+    module, model, _ = make(tmp_path, case)
+    part = CASES[case][3]
+    base = ModelFolder.load(tmp_path / "model")
+    groups = {old: lora.target_group(new) for old, new in _layers(base.rows(part)).items()}
+    groups = {module: model.config.loras[group] for module, group in groups.items() if group}
+    config = peft.LoraConfig(
+        target_modules=list(groups),
+        rank_pattern={name: group.rank for name, group in groups.items()},
+        alpha_pattern={name: group.alpha for name, group in groups.items()},
+        init_lora_weights=False,  # both factors random
+    )
+    torch.manual_seed(0)
+    wrapped = peft.get_peft_model(module, config)
+    wrapped.save_pretrained(tmp_path / "peft")
+    import_adapter(tmp_path / "peft", tmp_path / "model", tmp_path / "back", part=part)
+    factors = dict(flatten(one(load_adapter(tmp_path / "back", base=model.digest).arrays, 0)))
+    theirs = {name: tensor for name, tensor in wrapped.state_dict().items() if "lora_" in name}
+    assert len(factors) == len(theirs) == 2 * len(groups)
+    places = _layers(base.rows(part))
+    for name in groups:
+        for letter in "AB":
+            tensor = theirs[f"base_model.model.{name}.lora_{letter}.default.weight"]
+            ours = factors[f"{places[name]}/lora_{letter.lower()}"]
+            np.testing.assert_array_equal(ours, tensor.detach().numpy().T)
+    merged = wrapped.merge_and_unload().state_dict()
+    assert_same_state(merged_here(tmp_path, tmp_path / "back", part), merged)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_peft_folder_comes_back_bit_for_bit(tmp_path, case):
+    _, _, stacked = make(tmp_path, case)
+    part = CASES[case][3]
+    export_adapter(tmp_path / "model", tmp_path / "adapter", tmp_path / "peft", seed=1, part=part)
+    import_adapter(tmp_path / "peft", tmp_path / "model", tmp_path / "back", part=part)
+    back, stacked = dict(flatten(load_adapter(tmp_path / "back").arrays)), dict(flatten(stacked))
+    own = "mlp" if part.startswith("mlp") else "lamost"
+    assert back.keys() == {path for path in stacked if path.startswith(own)}
+    for path, factor in back.items():
+        np.testing.assert_array_equal(factor[0], stacked[path][1])
+
+
+def test_what_the_library_computes(tmp_path):
+    """Unmerged LoRA1 in the library's own modules against our merged model."""
+    module, model, stacked = make(tmp_path, "lamost")
+    export_adapter(tmp_path / "model", tmp_path / "adapter", tmp_path / "peft", seed=1)
+    wrapped = peft.PeftModel.from_pretrained(module, tmp_path / "peft").eval()
+    ours = model.adapted(one(stacked, 1)).tokens(spectra(2))
+    with torch.no_grad():
+        assert_close(ours, wrapped(torch.from_numpy(spectra(2)))["embedding"])
+
+
+def test_factors_of_the_pooling_act_in_peft_once_merged(tmp_path):
+    """Torch's attention reads the weight of its output projection and never calls it as a module.
+
+    So the library's unmerged factors beside it do nothing; the other ones of LoRA3 do. Merged, all act.
+    """
+    module, model, stacked = make(tmp_path, "pr")
+    flux, gaia_xp = spectra(2, 187), spectra(2, 41)
+    export_adapter(tmp_path / "model", tmp_path / "adapter", tmp_path / "peft")
+    wrapped = peft.PeftModel.from_pretrained(module, tmp_path / "peft").eval()
+    factors = one(stacked, 0)
+    whole = model.adapted(factors).embed(flux)
+    silent = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf * (not any(entry.key == "cross_attention" for entry in path)), factors
+    )
+    without = model.adapted(silent).embed(flux)
+    assert np.abs(whole - without).max() > 0.01
+    assert_close(without, run_torch(wrapped, flux, gaia_xp)[0]["z_lamost"])
+    wrapped.merge_adapter()
+    assert_close(whole, run_torch(wrapped, flux, gaia_xp)[0]["z_lamost"])
+
+
+def test_another_rank_and_alpha_and_layers_left_alone(tmp_path):
+    module, _, _ = make(tmp_path, "lamost")
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "kv_proj"], init_lora_weights=False)
+    wrapped = peft.get_peft_model(module, config).eval()
+    wrapped.save_pretrained(tmp_path / "peft")
+    import_adapter(tmp_path / "peft", tmp_path / "model", tmp_path / "back")
+    merged = wrapped.merge_and_unload().state_dict()
+    assert_same_state(merged_here(tmp_path, tmp_path / "back", "lamost"), merged)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"peft_type": "IA3"}, "no LoRA"),
+        ({"alpha_pattern": {".*": 3}}, "no name of a module"),
+        ({"lora_alpha": "x"}, "no number"),
+    ],
+)
+def test_peft_settings_that_have_no_place(tmp_path, change, reason):
+    make(tmp_path, "lamost")
+    export_adapter(tmp_path / "model", tmp_path / "adapter", tmp_path / "peft")
+    path = tmp_path / "peft" / "adapter_config.json"
+    config = {**json.loads(path.read_text()), "alpha_pattern": {}, **change}
+    path.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=reason):
+        import_adapter(tmp_path / "peft", tmp_path / "model", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
