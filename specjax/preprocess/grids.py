@@ -10,6 +10,7 @@ import numpy as np
 
 from specjax.errors import ConfigError, DataError
 from specjax.preprocess.continuum import normalise
+from specjax.preprocess.plausible import doubts, too_fast, without_spikes
 from specjax.preprocess.resample import SPEED_OF_LIGHT, interpolate, rebin, smooth
 from specjax.spectra import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, BoolArray, FloatArray, Spectra
 
@@ -57,7 +58,10 @@ def to_lamost(
       Spectra on LAMOST_WAVELENGTH. Masked pixels have mask True, flux 1 and ivar 0. meta["masked_fraction"]
       is (n,); meta["flag"] is (n,) and "" or why the row must not be trusted as it is: "no_velocity" (its
       velocity is asked for and not known), "no_coverage" (not one valid pixel from 4000 to 5600 A),
-      "continuum_failed" (too little to fit, or not positive), "masked_fraction" (more than `max_masked`).
+      "continuum_failed" (too little to fit, not positive, or not near the flux), "featureless" (nothing
+      varies), "too_fast" (meta["redshift"] is beyond 250 km/s and is not asked to be taken out),
+      "masked_fraction" (more than `max_masked`). Cosmic rays and the like are masked, see
+      `plausible.without_spikes`.
 
     Raises:
       ConfigError: an unknown method, `fwhm_to` without `fwhm` or finer than it, or options that contradict
@@ -79,7 +83,7 @@ def to_lamost(
         return _as_prepared(
             spectra, "lamost", {name: done[name] for name in given if given[name] is not None}
         )
-    vacuum = spectra.to_vacuum()
+    vacuum = without_spikes(spectra.to_vacuum())
     if fwhm is not None and target is not None:
         vacuum = smooth(vacuum, fwhm, target)
     moving = np.zeros(len(spectra), dtype=bool)
@@ -88,7 +92,11 @@ def to_lamost(
     result = change(normalise(vacuum), LAMOST_WAVELENGTH)
     inside = (vacuum.wavelength >= LAMOST_WAVELENGTH[0]) & (vacuum.wavelength <= LAMOST_WAVELENGTH[-1])
     covered = (vacuum.valid & inside).any(axis=1)
-    flag = np.where(moving, "no_velocity", np.where(covered, result.meta["flag"], "no_coverage"))
+    flag = np.where(covered, result.meta["flag"], "no_coverage")
+    flag = np.where(flag == "", doubts(result), flag)
+    if velocity_column is None:
+        flag = np.where((flag == "") & too_fast(spectra), "too_fast", flag)
+    flag = np.where(moving, "no_velocity", flag)
     result = replace(
         result, flux=np.where(result.mask, 1.0, result.flux), prepared={"tower": "lamost", **done}
     )

@@ -19,7 +19,7 @@ def survey(tmp_path):
     ra = 10.0 + np.arange(STARS)
     ids = np.array([f"spectrum {k}" for k in range(STARS)])
     zero, snr = np.zeros(STARS), np.full(STARS, 60.0)
-    flux = np.ones((STARS, GRID.size))
+    flux = np.tile(1 + 0.1 * np.sin(GRID / 5), (STARS, 1))
     np.savez(tmp_path / "survey.npz", wavelength=GRID, flux=flux, id=ids, ra=ra, dec=zero, snr=snr)
     rows = {
         "APOGEE_ID": ("18A", [f"2M{k:02d}" for k in range(40)]),

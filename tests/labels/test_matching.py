@@ -9,10 +9,11 @@ from specjax.surveys.tables import read_labels, write_table
 
 ARCSEC = 1 / 3600
 GRID = np.arange(3750.0, 5750.0, 4.0)
+LINES = 1 + 0.1 * np.sin(GRID / 5)
 
 
 def observed(ids, ra, **meta):
-    flux = np.ones((len(ids), GRID.size))
+    flux = np.tile(LINES, (len(ids), 1))
     flux[0, 100:300] = np.nan  # two fifths of the range: flagged
     return Spectra.build(
         GRID, flux, np.ones_like(flux), id=ids, meta={"ra": ra, "dec": np.zeros(len(ids)), **meta}
@@ -56,7 +57,7 @@ def test_every_spectrum_has_a_row_and_duplicates_are_named(catalogue, tmp_path):
 
 
 def test_ids_can_stand_for_the_sky(catalogue):
-    spectra = Spectra.build(GRID, np.ones((2, GRID.size)), id=["55", "1"])
+    spectra = Spectra.build(GRID, np.tile(LINES, (2, 1)), id=["55", "1"])
     table = label_spectra(spectra, catalogue, on="gaia_source_id")
     np.testing.assert_array_equal(table["fe_h"], [0.1, np.nan])
     assert np.isnan(table["snr"]).all()
@@ -70,4 +71,4 @@ def test_what_cannot_be_matched_is_one_line(catalogue):
     with pytest.raises(DataError, match="1 ids occur more than once among the spectra, the first a"):
         label_spectra(observed(["a", "a"], [10.0, 20.0]), catalogue)
     with pytest.raises(DataError, match="the spectra have no ra and no dec"):
-        label_spectra(Spectra.build(GRID, np.ones((1, GRID.size))), catalogue)
+        label_spectra(Spectra.build(GRID, LINES), catalogue)

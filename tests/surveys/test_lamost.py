@@ -184,7 +184,10 @@ def test_real_files(real_data, release, count, pixels, caplog):
     stars = spectra[spectra.meta["class"] == "STAR"]
     normalised = to_lamost(stars)
     flags = normalised.meta["flag"]
-    assert np.isin(flags, ["", "masked_fraction"]).all()
-    assert (flags != "").sum() <= 1  # one star of DR8 is flagged bad over 600 pixels
+    assert np.isin(flags, ["", "masked_fraction", "too_fast"]).all()
+    assert (flags == "masked_fraction").sum() <= 1  # one star of DR8 is flagged bad over 600 pixels
+    fast = np.abs(stars.meta["redshift"]) > 250 / 299792.458
+    np.testing.assert_array_equal(flags == "too_fast", fast & (flags != "masked_fraction"))
+    assert fast.sum() <= 2  # of DR8, in the halo
     level = np.nanmedian(np.where(normalised.mask, np.nan, normalised.flux), axis=1)
     assert ((level > 0.6) & (level < 1.05)).all()  # cool stars have no continuum left in the blue
