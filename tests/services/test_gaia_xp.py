@@ -257,7 +257,9 @@ def test_every_structure_of_datalink_is_understood(monkeypatch, files):
 
 def test_tables_of_something_else_are_an_error(monkeypatch):
     astroquery(monkeypatch, {"EPOCH.fits": [Table({"flux": [[1.0, 2.0]], "time": [1.0]})]})
-    with pytest.raises(DataError, match=r"EPOCH\.fits of the Gaia archive has no column source_id, flux_error"):
+    with pytest.raises(
+        DataError, match=r"EPOCH\.fits of .* has no column source_id, flux_error"
+    ):
         gaia_archive.sampled(IDS)
 
 
