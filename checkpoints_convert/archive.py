@@ -5,7 +5,6 @@ anything else that a zip file can be (compressed, encrypted, overlapping, with a
 leaves nothing for a zip bomb to unfold.
 """
 
-import hashlib
 import mmap
 import struct
 import zipfile
@@ -52,10 +51,6 @@ class Archive:
     def size(self) -> int:
         """Bytes of the whole file."""
         return len(self._map)
-
-    def sha256(self) -> str:
-        """SHA-256 of the whole file, as hexadecimal."""
-        return hashlib.sha256(self._map).hexdigest()
 
     def member_size(self, name: str) -> int:
         """Bytes of a member.

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,6 @@ class Source:
     file: TorchFile
     state: Mapping[str, StoredTensor]
     recognised: Recognised
-    sha256: Future[str]  # of the file; it is hashed while the tensors are checked and read
 
     @property
     def config(self) -> ModelConfig:
@@ -79,13 +78,13 @@ def convert(
             raise ModelError(f"{source} is a label head by itself; give the model first, then --head")
         model, with_head = None, first
     else:
-        arrays.update(_read(first, table(config, [first.recognised.part])))
-        sources["model"] = describe(first)
+        read, sources["model"] = _read(first, table(config, [first.recognised.part]))
+        arrays.update(read)
     if with_head is not None:
         part = head_name or _head_of(model)
         config = _with_head(model, with_head, part, labels)
-        arrays.update(_read(with_head, table(config, [part])))
-        sources[part] = describe(with_head)
+        read, sources[part] = _read(with_head, table(config, [part]))
+        arrays.update(read)
         if stats is not None:
             mean, std = read_stats(stats, _inputs(config, part))
             arrays.update({f"stats/{part}/feature_mean": mean, f"stats/{part}/feature_std": std})
@@ -116,18 +115,15 @@ def open_source(path: str | Path) -> Source:
     ]
     if integers:
         raise ModelError(f"{path}: {integers[0]} holds {state[integers[0]].dtype}, which no weight is")
-    thread = ThreadPoolExecutor(max_workers=1)
-    sha256 = thread.submit(file.archive.sha256)
-    thread.shutdown(wait=False)
-    return Source(path=Path(path), file=file, state=state, recognised=recognised, sha256=sha256)
+    return Source(path=Path(path), file=file, state=state, recognised=recognised)
 
 
-def describe(source: Source) -> dict[str, Any]:
+def describe(source: Source, sha256: str) -> dict[str, Any]:
     """Return what config.json keeps about a source, enough to write the same file again."""
     kept = {key: tensor for key, tensor in source.state.items() if IGNORED.fullmatch(key)}
     return {
         "file": source.path.name,
-        "sha256": source.sha256.result(),
+        "sha256": sha256,
         "network": source.recognised.title,
         "part": source.recognised.part,
         "dtypes": {
@@ -159,13 +155,16 @@ def read_stats(path: str | Path, features: int) -> tuple[NDArray[np.float64], ND
     return mean, std
 
 
-def _read(source: Source, rows: Sequence[Row]) -> dict[str, NDArray[Any]]:
-    """Read the parameters by path: views of the mapped file, but for halves."""
+def _read(source: Source, rows: Sequence[Row]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Read the parameters by path, views of the mapped file but for halves, and describe the source."""
     arrays = {}
-    for row in rows:
-        array = row.read(source.state[row.key].array())
-        arrays[row.path] = array.astype(np.float32) if array.dtype in _HALVES else array
-    return arrays
+    # The file is hashed while the checksums of its members are compared.
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        sha256 = thread.submit(sha256_of, source.path)
+        for row in rows:
+            array = row.read(source.state[row.key].array())
+            arrays[row.path] = array.astype(np.float32) if array.dtype in _HALVES else array
+        return arrays, describe(source, sha256.result())
 
 
 def _counter(key: str, tensor: StoredTensor) -> int:

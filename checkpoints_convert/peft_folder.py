@@ -1,4 +1,4 @@
-"""Adapters as folders of the `peft` library: adapter_config.json and adapter_model.safetensors.
+"""Adapters of ours as folders of the `peft` library, and the other way round.
 
 PyTorch keeps the factors of a Linear as lora_A (rank, in) and lora_B (out, rank), ours transposed. The names
 are those of the published modules, so a folder belongs to one of them: to a network, or to one label head.
@@ -8,8 +8,6 @@ factors act only once merged (`merge_adapter` or `merge_and_unload`). PEFT's wra
 no way out: it has no form for separate input projections, and version 0.21 adds the output's product twice.
 """
 
-import json
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,18 +18,10 @@ from numpy.typing import NDArray
 
 from checkpoints_convert.keys import Row
 from checkpoints_convert.model_folder import Leaves, ModelFolder, is_query, load_factors
-from specjax.atomic import atomic_file
+from checkpoints_convert.peft_format import read_peft, scale_of, write_peft
 from specjax.checkpoints import save_adapter, unflatten
 from specjax.config import LoRAConfig
 from specjax.errors import ModelError
-
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_PREFIX = "base_model.model."
-# Settings under which a factor would mean something else; each must be off.
-_MUST_BE_OFF = (
-    *("use_dora", "fan_in_fan_out", "use_bdlora", "lora_bias"),
-    *("layer_replication", "modules_to_save"),
-)
 
 
 def export_adapter(
@@ -59,7 +49,7 @@ def export_adapter(
             path = f"params/{layer}/{name}"
             factor = factors[path] * np.float32(model.query_scale()) if is_query(path) else factors[path]
             tensors[f"{module}.lora_{letter}.weight"] = np.ascontiguousarray(factor.T)
-    _write(Path(out), {_PREFIX + key: tensor for key, tensor in tensors.items()}, ranks, alphas)
+    write_peft(Path(out), tensors, ranks, alphas)
     return part
 
 
@@ -76,7 +66,7 @@ def import_adapter(source: str | Path, model: str | Path, out: str | Path, *, pa
         SpecjaxError: not such a folder, or settings, layers or shapes that have no place here.
     """
     base = ModelFolder.load(model)
-    config, tensors = _read(Path(source))
+    config, tensors = read_peft(Path(source))
     modules = sorted({_module_of(key) for key in tensors})
     part = _part_of(base, modules, part)
     layers = _layers(base.rows(part))
@@ -91,7 +81,7 @@ def import_adapter(source: str | Path, model: str | Path, out: str | Path, *, pa
         groups[name] = group
         pair = [tensors.get(f"{module}.lora_{letter}.weight") for letter in "AB"]
         down, up = (_plain(factor, module) for factor in pair)
-        scale = _scale(config, module, len(down)) / group.scale
+        scale = scale_of(config, module, len(down)) / group.scale
         arrays.update(_fitted(base, layer, group, down.T, up.T, scale))
     for layer in layers.values():
         found = _group_name(layer)
@@ -102,7 +92,7 @@ def import_adapter(source: str | Path, model: str | Path, out: str | Path, *, pa
         "label": base.config.labels[0],
         "target": Path(source).name,
         "seeds": 1,
-        "sigma": 0.0,  # of the test stars: not known
+        "sigma": None,  # of the adaptation's test stars: not known
         "lora": {name: {"rank": group.rank, "alpha": group.alpha} for name, group in groups.items()},
         "imported": {"file": Path(source).name, "part": part},
     }
@@ -172,7 +162,8 @@ def _plain(factor: NDArray[Any] | None, module: str) -> NDArray[np.float32]:
         raise ModelError(f"the adapter of {module} lacks a factor, or it is no matrix")
     if factor.dtype.kind != "f" and str(factor.dtype) != "bfloat16":
         raise ModelError(f"the adapter of {module} holds {factor.dtype}")
-    return factor.astype(np.float32)
+    with np.errstate(over="ignore"):
+        return factor.astype(np.float32)
 
 
 def _fitted(
@@ -190,7 +181,10 @@ def _fitted(
     if rank > group.rank:
         raise ModelError(f"the adapter of {layer} has rank {rank}, this model takes up to {group.rank}")
     scale /= model.query_scale() if is_query(f"params/{layer}/lora_b") else 1.0
-    up = up if scale == 1.0 else (up * np.float64(scale)).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        up = up if scale == 1.0 else (up * np.float64(scale)).astype(np.float32)
+    if not (np.isfinite(down).all() and np.isfinite(up).all()):
+        raise ModelError(f"the adapter of {layer} has factors that are not finite")
     room = group.rank - rank
     return {
         f"{layer}/lora_a": np.pad(down, ((0, 0), (0, room))),
@@ -206,74 +200,8 @@ def _zero(model: ModelFolder, layer: str, rank: int) -> Leaves:
     }
 
 
-def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """Return what PEFT multiplies a product with: alpha/rank, or alpha/sqrt(rank)."""
-    patterns = config.get("alpha_pattern") or {}
-    alpha = config.get("lora_alpha", 8)
-    for pattern, value in patterns.items():
-        # PEFT takes a pattern as a regular expression; names are all that is needed, and all that is taken.
-        name = pattern.replace("\\", "")
-        if not re.fullmatch(r"[\w.]+", name):
-            raise ModelError(f"{CONFIG}: the pattern {pattern[:200]!r} is no name of a module")
-        if module == name or module.endswith(f".{name}"):
-            alpha = value
-            break
-    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise ModelError(f"{CONFIG}: the alpha of {module} is no number")
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-
-
 def _module_of(key: str) -> str:
     match = re.fullmatch(r"(.+)\.lora_[AB]\.weight", key)
     if match is None:
         raise ModelError(f"the adapter holds {key[:200]}, which is no low-rank factor of a Linear")
     return match[1]
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], Leaves]:
-    """Read the settings and the factors, by the names of the modules."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-        tensors = load_file(folder / WEIGHTS)
-    except OSError as error:
-        raise ModelError(f"{folder} is no PEFT folder: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ModelError(f"{folder} is damaged: {reason}") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise ModelError(f"{folder} is no LoRA adapter")
-    on = [name for name in _MUST_BE_OFF if config.get(name)]
-    if on or config.get("bias", "none") != "none" or not isinstance(config.get("alpha_pattern") or {}, dict):
-        raise ModelError(f"{folder} uses {', '.join(on) or 'biases'}, which has no place here")
-    return config, {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()}
-
-
-def _write(folder: Path, tensors: Leaves, ranks: dict[str, int], alphas: dict[str, float]) -> None:
-    """Write weights, then settings: without those the folder is no adapter."""
-    from safetensors.numpy import save_file
-
-    modules = sorted(ranks)
-    config = {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": None,
-        "inference_mode": True,
-        "r": ranks[modules[0]],
-        "lora_alpha": alphas[modules[0]],
-        "target_modules": modules,
-        "rank_pattern": {re.escape(module): ranks[module] for module in modules},
-        "alpha_pattern": {re.escape(module): alphas[module] for module in modules},
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "use_rslora": False,
-        "use_dora": False,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_file(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-    with atomic_file(folder / CONFIG) as temporary:
-        temporary.write_text(json.dumps(config, indent=2) + "\n")

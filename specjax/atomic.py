@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,12 +33,13 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path, known: Collection[str] = ()) -> Iterator[Path]:
     """Yield an empty folder beside ``path``; on success it takes its place, on an error it is removed.
 
-    A folder that is there is replaced only if it is empty or was written by specjax, as one of `MARKERS`
-    shows. It cannot be replaced in one step, so it is first set aside as ``previous_folder(path)``. A kill
-    between the two renames leaves it there, and readers go through `recover_folder`, which puts it back.
+    A folder that is there is replaced only if it is empty, was written by specjax, as one of `MARKERS` shows,
+    or holds nothing but files of the names in `known`. It cannot be replaced in one step, so it is first set
+    aside as ``previous_folder(path)``. A kill between the two renames leaves it there, and readers go through
+    `recover_folder`, which puts it back.
 
     Raises:
         SpecjaxError: the folder holds something else; it is left as it is.
@@ -46,7 +47,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     recover_folder(path)
-    if path.exists() and not _is_ours(path):
+    if path.exists() and not _is_ours(path, known):
         raise SpecjaxError(f"{path} exists and is not a folder that specjax wrote; it is left as it is")
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
@@ -64,9 +65,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         recover_folder(path)
 
 
-def _is_ours(path: Path) -> bool:
+def _is_ours(path: Path, known: Collection[str]) -> bool:
     """Whether replacing a folder loses nothing but what specjax wrote."""
-    return path.is_dir() and (not any(path.iterdir()) or any((path / name).is_file() for name in MARKERS))
+    if not path.is_dir():
+        return False
+    return any((path / name).is_file() for name in MARKERS) or all(
+        file.name in known and file.is_file() for file in path.iterdir()
+    )
 
 
 def previous_folder(path: Path) -> Path:
