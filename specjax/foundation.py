@@ -4,6 +4,7 @@ The methods take spectra on the model grids as NumPy or JAX arrays and return Nu
 spectra and without recompiling (see models/inference.py).
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from specjax import lora
 from specjax.config import LoRAConfig, ModelConfig, from_dict, to_dict
-from specjax.errors import DataError, ModelError
-from specjax.models.inference import FloatArray, run_head, run_program
+from specjax.errors import ConfigError, DataError, ModelError
+from specjax.models.inference import DTYPES, FloatArray, Placement, place, run_head, run_program
 from specjax.models.inputs import as_array, check_values, pixel_count
 
 SURVEYS = ("lamost", "gaia_xp")
@@ -37,6 +38,8 @@ class Foundation:
         fill: the basis that replaces masked LAMOST pixels, an object with apply(flux, ivar, mask) -> flux.
             Without one, masked pixels are left out of mean and std and enter the tokens as the mean.
         digest: the digest of the folder that the model was read from; adapters name it.
+        dtype: what the matrix products of the towers are computed in, "float32" or "bfloat16"; parameters,
+            norms, the softmax and results are float32 with both.
     """
 
     config: ModelConfig
@@ -44,8 +47,11 @@ class Foundation:
     stats: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     fill: Any | None = None
     digest: str | None = None
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"cannot compute in {self.dtype!r}; there are {' and '.join(DTYPES)}")
         # Onto the device once, not with every call.
         object.__setattr__(self, "variables", jax.tree.map(jnp.asarray, dict(self.variables)))
 
@@ -247,15 +253,22 @@ class Foundation:
         return np.asarray(values, np.float32), ~masked
 
     def _run(self, program: str, flux: FloatArray, valid: NDArray[np.bool_]) -> FloatArray:
-        return run_program(self.config, program, self.variables, flux, valid)
+        return run_program(self.config, program, self._placed, flux, valid, self.dtype)
+
+    @functools.cached_property
+    def _placed(self) -> Placement:
+        return place(self.variables)
 
 
-def load(model: str | Path = "mini") -> Foundation:
+def load(model: str | Path = "mini", *, dtype: str = "float32") -> Foundation:
     """Read a model folder; the name "mini" is the small model that ships with the package.
+
+    `dtype` "bfloat16" computes the towers' matrix products in half precision: for accelerators, where it is
+    many times as fast and moves the numbers of an embedding by under a hundredth of their spread.
 
     Raises:
         ModelError: the folder is missing, damaged, or of another kind or version.
-        ConfigError: its configuration has keys that this version does not know.
+        ConfigError: its configuration has keys that this version does not know, or another `dtype`.
     """
     from specjax.checkpoints import load_model
 
@@ -270,4 +283,6 @@ def load(model: str | Path = "mini") -> Foundation:
 
         fill = PrincipalFill.from_arrays(fill)
     config = from_dict(stored.config["model"])
-    return Foundation(config=config, variables=arrays, stats=stats, fill=fill, digest=stored.digest)
+    return Foundation(
+        config=config, variables=arrays, stats=stats, fill=fill, digest=stored.digest, dtype=dtype
+    )

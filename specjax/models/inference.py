@@ -1,7 +1,8 @@
 """The compiled programs behind `Foundation`: pure functions of configuration, variables and spectra.
 
-Rows are run in padded batches of two fixed shapes, so any number of spectra costs at most two compilations a
-program. The compiled programs are shared by all models of one configuration, since parameters are arguments.
+Rows are run in padded batches of a few fixed shapes, so any number of spectra costs at most as many
+compilations a program. The compiled programs are shared by all models of one configuration, since parameters
+are arguments. Where a process has several devices, each takes its part of every batch.
 """
 
 import functools
@@ -12,8 +13,10 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from numpy.typing import NDArray
 
+from specjax import devices
 from specjax.config import ModelConfig, SpecFormerConfig
 from specjax.models.label_head import LabelHead
 from specjax.models.layers import detokenise, standardise, tokenise
@@ -24,16 +27,50 @@ from specjax.models.xp_autoencoder import XPAutoencoder, xp_flux, xp_vector
 FloatArray = NDArray[np.float32]
 Variables = Mapping[str, Any]
 
-BATCH_SIZES = (64, 8)  # rows a call; the small one for a few spectra, and for what is left over
+FEW_ROWS = (8, 64)  # a call for a few spectra, and for what is left over
+DTYPES = ("float32", "bfloat16")  # what the matrix products of the towers may be computed in
 
 NEUTRAL_STATS = {"feature_mean": 0.0, "feature_std": 1.0, "label_mean": 0.0, "label_std": 1.0}
 
 
+@dataclass(frozen=True)
+class Placement:
+    """A model's variables where programs read them: on one device, or a copy on each of a mesh."""
+
+    variables: Variables
+    mesh: Mesh | None
+
+
+def place(variables: Variables) -> Placement:
+    """Put variables on all devices of this process."""
+    if jax.local_device_count() == 1:
+        return Placement(variables, None)
+    mesh = Mesh(np.array(jax.local_devices()), (devices.AXIS,))
+    return Placement(devices.copied(variables, mesh), mesh)
+
+
+def batch_sizes(config: ModelConfig, dtype: str, mesh: Mesh | None) -> tuple[int, ...]:
+    """Return the numbers of rows that programs are compiled for, multiples of the number of devices."""
+    count = 1 if mesh is None else mesh.size
+    most = devices.rows_that_fit(config, np.dtype(dtype).itemsize) * count
+    few = (-(-rows // count) * count for rows in FEW_ROWS)
+    return (*(rows for rows in few if rows < most), most)
+
+
 def run_program(
-    config: ModelConfig, program: str, variables: Variables, flux: FloatArray, valid: NDArray[np.bool_]
+    config: ModelConfig,
+    program: str,
+    placed: Placement,
+    flux: FloatArray,
+    valid: NDArray[np.bool_],
+    dtype: str = "float32",
 ) -> FloatArray:
-    """Run one of `PROGRAMS` on flux (n, pixels) with valid (n, pixels), in batches."""
-    return _in_batches(functools.partial(_program, config, program, variables), flux, valid)
+    """Run one of `PROGRAMS` on flux (n, pixels) with valid (n, pixels), in batches.
+
+    The towers compute their matrix products in `dtype`; what comes back is float32.
+    """
+    run = functools.partial(_program, config, program, dtype, placed.variables)
+    return _in_batches(run, batch_sizes(config, dtype, placed.mesh), placed.mesh, flux, valid)
 
 
 def run_head(
@@ -43,14 +80,16 @@ def run_head(
 
     stats has feature_mean, feature_std, label_mean and label_std; what is missing counts as 0 and 1.
     """
-    return _in_batches(functools.partial(_head, config, variables, {**NEUTRAL_STATS, **stats}), features)
+    run = functools.partial(_head, config, variables, {**NEUTRAL_STATS, **stats})
+    return _in_batches(run, FEW_ROWS, None, features)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _program(
-    config: ModelConfig, program: str, variables: Variables, flux: jax.Array, valid: jax.Array
+    config: ModelConfig, program: str, dtype: str, variables: Variables, flux: jax.Array, valid: jax.Array
 ) -> jax.Array:
-    return PROGRAMS[program](Networks(config, variables), flux, valid)
+    networks = Networks(config, variables, None if dtype == "float32" else dtype)
+    return PROGRAMS[program](networks, flux, valid)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -62,20 +101,22 @@ def _head(
     return labels * stats["label_std"] + stats["label_mean"]
 
 
-def _in_batches(run: Callable[..., jax.Array], *arrays: NDArray[Any]) -> NDArray[Any]:
-    """Apply a compiled program to rows, a batch of fixed shape at a time."""
-    large, small = BATCH_SIZES
-    total, start, parts = len(arrays[0]), 0, []
+def _in_batches(
+    run: Callable[..., jax.Array], sizes: tuple[int, ...], mesh: Mesh | None, *arrays: NDArray[Any]
+) -> NDArray[Any]:
+    """Apply a compiled program to rows, a batch of one of the sizes (ascending) at a time."""
+    total, start = len(arrays[0]), 0
+    pending: list[jax.Array] = []
+    parts: list[NDArray[Any]] = []
     while start < total:
-        size = small if total - start <= small else large
-        batch = [_pad_rows(array[start : start + size], size) for array in arrays]
-        parts.append(np.asarray(run(*batch))[: total - start])
+        size = next((size for size in sizes if total - start <= size), sizes[-1])
+        batch = [devices.padded_rows(array[start : start + size], size) for array in arrays]
+        pending.append(run(*(batch if mesh is None else devices.spread(batch, mesh))))
         start += size
-    return np.concatenate(parts)
-
-
-def _pad_rows(array: NDArray[Any], size: int) -> NDArray[Any]:
-    return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1))
+        if len(pending) == 2:  # the device computes one batch while the one before comes back
+            parts.append(np.asarray(pending.pop(0)))
+    parts += [np.asarray(one) for one in pending]
+    return np.concatenate(parts)[:total]
 
 
 def _apply(module: nn.Module, variables: Variables, *args: Any, method: str | None = None) -> jax.Array:
@@ -88,6 +129,7 @@ class Networks:
 
     config: ModelConfig
     variables: Variables
+    dtype: str | None = None
 
     def lamost_tokens(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
         """All output tokens (n, 146, d) of the LAMOST encoder."""
@@ -160,17 +202,18 @@ class Networks:
         if self.config.xp_transformer is not None:
             return self._specformer("gaia_xp", self.config.xp_transformer, flux, valid, method)
         params = {"params": self.variables["params"]["gaia_xp"]["backbone"]}
-        module = XPAutoencoder(self.config.xp_autoencoder)
+        module = XPAutoencoder(self.config.xp_autoencoder, self.dtype)
         return _apply(module, params, xp_vector(flux, valid), method=method)
 
     def _specformer(
         self, survey: str, config: SpecFormerConfig, flux: jax.Array, valid: jax.Array, method: str | None
     ) -> jax.Array:
         params = {"params": self.variables["params"][survey]["backbone"]}
-        return _apply(SpecFormer(config), params, tokenise(flux, config, valid), method=method)
+        module = SpecFormer(config, dtype=self.dtype)
+        return _apply(module, params, tokenise(flux, config, valid), method=method)
 
     def _specclip(self, *args: Any, method: str) -> jax.Array:
-        return _apply(SpecCLIP(self.config), self.variables, *args, method=method)
+        return _apply(SpecCLIP(self.config, dtype=self.dtype), self.variables, *args, method=method)
 
 
 PROGRAMS: Mapping[str, Callable[..., jax.Array]] = {
