@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from specjax.errors import DataError
 from specjax.spectra import Spectra
 from specjax.surveys import (
@@ -19,11 +21,13 @@ from specjax.surveys import (
     miles,
     peek,
     prepared,
+    redrock,
     sdss,
     sparcl,
     specclip,
     stelib,
 )
+from specjax.surveys.signal import median_snr
 
 __all__ = ["SURVEYS", "Survey", "read", "read_xp"]
 
@@ -106,6 +110,10 @@ def read(
     Files of a folder that cannot be used are left out with a warning, see `batch.read_each`; a folder of a
     stellar library is read whole or not at all.
 
+    Returns:
+      Spectra. Where the survey says neither, meta has `file`, the name of a single file, and `snr`, the
+      median of a pixel, if there are uncertainties.
+
     Raises:
       DataError: nothing there, nothing known, or spectra that cannot be used; the message says what was
         found.
@@ -117,13 +125,13 @@ def read(
     if name not in SURVEYS:
         raise DataError(f"unknown survey {name!r}: specjax reads {', '.join(SURVEYS)}")
     if name in _UNDECLARED:
-        return _UNDECLARED[name](path, wavelength_medium, wavelength_unit)
+        return _completed(_UNDECLARED[name](path, wavelength_medium, wavelength_unit), path)
     spectra = SURVEYS[name].read(path)
     if wavelength_medium not in (None, spectra.medium):
         raise DataError(f"{name} wavelengths are in {spectra.medium}, not {wavelength_medium}")
     if wavelength_unit not in (None, "angstrom"):
         raise DataError(f"{name} files say their wavelength unit: leave out {wavelength_unit!r}")
-    return spectra
+    return _completed(spectra, path)
 
 
 def read_xp(path: str | Path) -> Spectra | None:
@@ -137,12 +145,25 @@ def read_xp(path: str | Path) -> Spectra | None:
     return specclip.read_xp(path) if side is None else side
 
 
+def _completed(spectra: Spectra, path: Path) -> Spectra:
+    """With the columns file and snr, where they are missing and can be known."""
+    if spectra.prepared is not None:
+        return spectra
+    if "file" not in spectra.meta and path.is_file():
+        spectra = spectra.with_meta(file=np.full(len(spectra), path.name))
+    if "snr" not in spectra.meta and spectra.has_ivar:
+        spectra = spectra.with_meta(snr=median_snr(spectra.flux, spectra.ivar, spectra.valid))
+    return spectra
+
+
 def _recognise(path: Path) -> str:
     for name, survey in SURVEYS.items():
         if survey.recognise(path):
             return name
     if path.is_file() and peek.is_fits(path):
         peek.summary(path)  # says what is wrong with a file that is damaged
+        if path.name.startswith(redrock.PREFIXES):
+            raise DataError(f"{path} holds what redrock says of a coadd: give the file coadd-* beside it")
     known = "; ".join(f"{survey.what} ({name})" for name, survey in SURVEYS.items())
     raise DataError(f"{path} is {_found(path)}, which specjax does not know. It reads {known}")
 

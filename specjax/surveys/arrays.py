@@ -86,8 +86,11 @@ def write(path: Path, spectra: Spectra) -> None:
     arrays |= {"wavelength_medium": spectra.medium, "wavelength_unit": "angstrom", "survey": spectra.survey}
     if spectra.has_ivar:
         arrays["ivar"] = spectra.ivar
-    with atomic_file(path) as temporary:
-        np.savez_compressed(temporary, **arrays)
+    # Not np.savez, which takes no array named "file", a column of most surveys.
+    with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
 
 
 def row_count(path: Path) -> int:

@@ -21,6 +21,7 @@ from specjax.surveys import redrock
 from specjax.surveys.batch import read_folder
 from specjax.surveys.fits_file import open_fits
 from specjax.surveys.peek import FitsSummary, fits_files, look
+from specjax.surveys.signal import median_snr
 
 WAVELENGTH: FloatArray = np.round(3600.0 + 0.8 * np.arange(7781, dtype=np.float64), 6)
 """(7781,) vacuum Angstrom: the grid that all arms lie on."""
@@ -96,7 +97,7 @@ def read_file(path: Path) -> Spectra:
         )
     redrock.classify(path, ids, meta)
     if native:
-        meta["snr"] = _median_snr(flux, ivar, ~mask)
+        meta["snr"] = median_snr(flux, ivar, ~mask)
     return Spectra.build(
         WAVELENGTH,
         flux,
@@ -218,12 +219,3 @@ def _flux_table(path: Path, hdus: fits.HDUList) -> tuple[NDArray[np.int64], Floa
     mean = np.divide(flux, times, out=np.full_like(flux, np.nan), where=times > 0)
     ids = [int(match[1]) for name in targets if (match := _TARGET.match(name))]
     return np.array(ids, dtype=np.int64), mean
-
-
-def _median_snr(flux: FloatArray, ivar: FloatArray, good: BoolArray) -> FloatArray:
-    """(n,) median signal to noise of the good pixels, NaN without any."""
-    snr = np.where(good, flux * np.sqrt(ivar), np.nan)
-    result = np.full(len(flux), np.nan)
-    some = good.any(axis=1)
-    result[some] = np.nanmedian(snr[some], axis=1)
-    return result

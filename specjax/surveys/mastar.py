@@ -44,7 +44,7 @@ def _read_file(path: Path) -> Spectra:
         flux,
         ivar,
         id=[name],
-        meta={"name": [name], **{key: [np.nan] for key in ("teff", "logg", "fe_h")}},
+        meta={"name": [name], "file": [path.name], **{key: [np.nan] for key in ("teff", "logg", "fe_h")}},
         medium="vacuum",
         survey="mastarhc_v2",
         unit="log10",

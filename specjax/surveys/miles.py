@@ -33,7 +33,7 @@ def read(folder: Path) -> Spectra:
     """Every MILES spectrum that the parameter table lists by number.
 
     Returns:
-      Spectra in air with ids "m0001V" and meta name, teff (K), logg (dex), fe_h (dex); NaN where a label is
+      Spectra in air with ids "m0001V" and meta name, file, teff (K), logg (dex), fe_h (dex); NaN where a label is
       unknown. The files have no uncertainties.
 
     Raises:
@@ -54,6 +54,7 @@ def read(folder: Path) -> Spectra:
         id=[f"m{_number(path)}V" for path in files],
         meta={
             "name": np.array([name for name, _ in rows]),
+            "file": np.array([path.name for path in files]),
             **{key: np.array([values[key] for _, values in rows]) for key in _LABELS},
         },
         medium="air",

@@ -32,8 +32,8 @@ def read(folder: Path) -> Spectra:
 
     Returns:
       Spectra in air with ids such as "HD053929lp" and meta name, teff (K), logg (dex), fe_h (dex),
-      radial_velocity (km/s, of the star; already taken out), telescope; NaN where unknown. The files have no
-      uncertainties.
+      radial_velocity (km/s, of the star; already taken out), telescope, file; NaN where unknown. The files
+      have no uncertainties, and positions of several epochs in several notations, which are left.
 
     Raises:
       DataError: no spectra, or a file that is not as STELIB files are.
@@ -62,6 +62,7 @@ def _read_file(path: Path) -> Spectra:
             "name": [re.sub(r"(?<=\d)(lp|ss)$", "", star)],  # La Palma or Siding Spring
             **{key: [value] for key, value in labels.items()},
             "telescope": [telescope],
+            "file": [path.name],
         },
         medium="air",
         survey="stelib",

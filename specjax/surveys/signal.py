@@ -1,0 +1,17 @@
+"""The signal to noise of spectra, where the survey does not say it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from specjax.spectra import BoolArray, FloatArray
+
+
+def median_snr(flux: FloatArray, ivar: FloatArray, good: BoolArray) -> FloatArray:
+    """(n,) median signal to noise of the good pixels of (n, p) flux, NaN without any."""
+    snr = np.where(good, flux * np.sqrt(ivar), np.nan)
+    result = np.full(len(flux), np.nan)
+    some = good.any(axis=1)
+    if some.any():
+        result[some] = np.nanmedian(snr[some], axis=1)
+    return result
