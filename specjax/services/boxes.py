@@ -131,7 +131,7 @@ def _answers(
         count = archive.count(question)
         if count <= limit or (wanted is not None and wanted <= limit and box.targets is None):
             if count:
-                yield _all(archive, question, min(count, limit if wanted is None else min(wanted, limit)))
+                yield find_all(archive, question, min(count, limit if wanted is None else min(wanted, limit)))
         elif max(box.ra[1] - box.ra[0], box.dec[1] - box.dec[0]) < _SMALLEST:
             raise DataError(
                 f"{archive.service.root}: {count} records at ra {box.ra[0]:.5f}, dec {box.dec[0]:.5f}"
@@ -140,8 +140,14 @@ def _answers(
             todo.extend(reversed(box.halves()))
 
 
-def _all(archive: Sparcl, question: Search, count: int) -> list[Record]:
-    """As many different records as the archive counts; asked once more where there are fewer."""
+def find_all(archive: Sparcl, question: Search, count: int) -> list[Record]:
+    """As many different records as the archive counts; asked once more where there are fewer.
+
+    Raises:
+      DataError: there are fewer again.
+    """
+    if not count:
+        return []
     for _ in range(2):
         records = archive.find(question, count)
         different = len({record.get("sparcl_id") for record in records} - {None})

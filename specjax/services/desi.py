@@ -8,6 +8,7 @@ takes: the same command goes on from what is there.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from typing import Any
 
 from specjax.atomic import atomic_file
 from specjax.errors import ConfigError, DataError, DownloadError
-from specjax.services.boxes import find_in, sky
+from specjax.services.boxes import find_all, find_in, sky
 from specjax.services.pages import Folder, Page, Record
 from specjax.services.patience import Patience, Say, say_on_stderr
 from specjax.services.records import check, match_targets, near, report, signal_to_noise, write_table
@@ -126,8 +127,6 @@ def fetch_desi(
     folder = Folder.open(Path(out), _description(query, wanted), say)
     found = folder.remember("found.json", lambda: _find(archive, query, wanted, say))
     metadata = {str(record["sparcl_id"]): record for record in found["records"]}
-    if not metadata:
-        raise DataError(f"{archive.service.root}: {query.release} has no spectrum that was asked for")
     names = list(metadata)
     fetched = folder.fetch(
         names, query.page, lambda chunk: _fetch_page(archive, chunk, metadata, query.min_snr, say)
@@ -166,9 +165,23 @@ def _description(query: DesiQuery, targets: Targets | None) -> dict[str, Any]:
 def _find(archive: Sparcl, query: DesiQuery, targets: Targets | None, say: Say) -> dict[str, Any]:
     """Metadata of the records to fetch, and the targets that have none."""
     if targets is not None and targets.sky is None:
-        return match_targets(_find_ids(archive, query, targets, say), targets, query.radius, query.limit)
+        records = _find_ids(archive, query, targets, say)
+    else:
+        records = _find_sky(archive, query, targets, say)
+    if targets is not None:
+        found = match_targets(records, targets, query.radius, query.limit)
+    else:
+        found = {"records": sorted(records, key=lambda record: str(record["sparcl_id"]))}
+        found |= {"absent": [0, ""], "duplicates": 0}
+    if not found["records"]:
+        raise DataError(f"{archive.service.root}: {query.release} has no spectrum that was asked for")
+    return found
+
+
+def _find_sky(archive: Sparcl, query: DesiQuery, targets: Targets | None, say: Say) -> list[Record]:
+    """Records of a part of the sky, or near targets in it."""
     places = None if targets is None else targets.sky
-    records = find_in(
+    return find_in(
         archive,
         sky(query.ra or (0.0, 360.0), query.dec or (-90.0, 90.0), places),
         query.search,
@@ -177,10 +190,6 @@ def _find(archive: Sparcl, query: DesiQuery, targets: Targets | None, say: Say) 
         keep=list if places is None else lambda some: near(some, places, query.radius),
         say=say,
     )
-    if targets is not None:
-        return match_targets(records, targets, query.radius, query.limit)
-    ordered = sorted(records, key=lambda record: str(record["sparcl_id"]))
-    return {"records": ordered, "absent": [0, ""], "duplicates": 0}
 
 
 def _find_ids(archive: Sparcl, query: DesiQuery, targets: Targets, say: Say) -> list[Record]:
@@ -191,8 +200,7 @@ def _find_ids(archive: Sparcl, query: DesiQuery, targets: Targets, say: Say) -> 
         some = values[start : start + _IDS_A_CALL]
         asked = some if targets.kind == "sparcl_id" else [int(value) for value in some]
         search = {**query.search, targets.kind: asked}
-        count = archive.count(search)
-        records += archive.find(search, count) if count else []
+        records += find_all(archive, search, archive.count(search))
         say(f"found {len(records)} records of {min(start + _IDS_A_CALL, len(values))} ids")
     unique = {str(record["sparcl_id"]): record for record in records if record.get("sparcl_id")}
     return list(unique.values())
@@ -209,7 +217,7 @@ def _fetch_page(
         answer = archive.retrieve(missing)
         for record in answer:
             name = str(record.get("sparcl_id"))
-            if name in missing and got.setdefault(name, record) != record:
+            if name in missing and not _same(got.setdefault(name, record), record):
                 left_out[name] = "the archive gives two different records of it"
         strangers = len(answer) - sum(str(record.get("sparcl_id")) in missing for record in answer)
         if strangers:
@@ -228,7 +236,12 @@ def _fetch_page(
                 records.append(got[name])
             else:
                 left_out[name] = reason
-    return Page(records=records, left_out=left_out)
+    return Page(records=records, left_out=left_out, absent=len(missing))
+
+
+def _same(one: Record, other: Record) -> bool:
+    """Whether two records say the same, where NaN is NaN."""
+    return one is other or json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def _write(

@@ -103,7 +103,7 @@ def _fetch_page(source: Source, patience: Patience, say: Say, ids: list[str]) ->
             records.append({"source_id": name, "flux": flux, "flux_error": error})
         else:
             left_out[name] = f"it has {len(flux)} samples and {len(error)} errors, not 343"
-    return Page(records=records, left_out=left_out)
+    return Page(records=records, left_out=left_out, absent=sum(number not in found for number in numbers))
 
 
 def _ask(source: Source, patience: Patience, say: Say, ids: list[int]) -> dict[int, Sample]:

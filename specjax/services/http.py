@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import unquote, urlencode, urlsplit
 
 import urllib3
 from urllib3.exceptions import (
@@ -20,7 +20,7 @@ from urllib3.exceptions import (
     ResponseError,
     SSLError,
 )
-from urllib3.util import Retry, Timeout
+from urllib3.util import Retry, Timeout, make_headers
 
 from specjax._version import __version__
 from specjax.errors import ConfigError, DownloadError
@@ -129,7 +129,10 @@ class JsonService:
             parts = urlsplit(self.root)
             proxy = urllib.request.getproxies().get(parts.scheme)
             if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
-                self._pool.append(urllib3.ProxyManager(proxy, headers=headers))
+                known = urlsplit(proxy)
+                user = unquote(f"{known.username}:{known.password or ''}") if known.username else None
+                secret = make_headers(proxy_basic_auth=user)
+                self._pool.append(urllib3.ProxyManager(proxy, headers=headers, proxy_headers=secret))
             else:
                 self._pool.append(urllib3.PoolManager(headers=headers))
         return self._pool[0]
@@ -140,7 +143,9 @@ def _meaning(error: HTTPError, shown: str) -> Exception:
     cause = error.reason if isinstance(error, MaxRetryError) and error.reason else error
     if isinstance(cause, ResponseError):
         return DownloadError(f"{shown}: it redirects without end")
-    if isinstance(cause, SSLError | LocationParseError):
+    if isinstance(cause, LocationParseError) or (
+        isinstance(cause, SSLError) and "CERTIF" in str(cause).upper()
+    ):
         return DownloadError(f"{shown}: {_line(str(cause))}")
     if isinstance(cause, DecodeError):
         return TransientError("the answer's compression is damaged")

@@ -25,10 +25,17 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """Records in the order of the ids that were asked for, and why others are not among them."""
+    """Records in the order of the ids that were asked for, and why others are not among them.
+
+    Attributes:
+      records: what can be used.
+      left_out: {id: reason}.
+      absent: how many of the latter the service had nothing of. A page of these alone is asked for again.
+    """
 
     records: list[Record]
     left_out: dict[str, str] = field(default_factory=dict)
+    absent: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +102,9 @@ class Folder:
         fetched = lost = 0
         for number, chunk in enumerate(chunks):
             page = self._read(number, chunk)
-            if page is None:
+            if page is None or page.absent == len(chunk):
                 page = fetch_page(chunk)
-                content = {"asked": chunk, "records": page.records, "left_out": page.left_out}
-                self.store(self._file(number), content)
+                self.store(self._file(number), {"asked": chunk, **vars(page)})
                 fetched += 1
             lost += len(page.left_out)
             done = min((number + 1) * size, len(ids))
@@ -121,7 +127,8 @@ class Folder:
         content = _load(self._file(number))
         if not isinstance(content, dict) or content.get("asked") != list(asked):
             return None
-        return Page(records=content["records"], left_out=content["left_out"])
+        del content["asked"]
+        return Page(**content)
 
 
 def _chunks(ids: Sequence[str], size: int) -> list[list[str]]:

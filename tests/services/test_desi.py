@@ -416,3 +416,5 @@ def test_questions_that_cannot_be_asked(archive, fetch, tmp_path):
         fetch(url="ftp://x", out=tmp_path / "other")
     with pytest.raises(DataError, match="has no spectrum that was asked for"):
         fetch(DesiQuery(), ids=[uuid(99)], out=tmp_path / "none")
+    archive.stars[uuid(99)] = star(99)  # that there was nothing is not remembered
+    assert read(fetch(DesiQuery(), ids=[uuid(99)], out=tmp_path / "none")).id.tolist() == [uuid(99)]

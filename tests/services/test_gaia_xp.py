@@ -147,6 +147,15 @@ def test_questions_that_cannot_be_asked(fetch, options, error, message):
         fetch(Played(), **options)
 
 
+def test_a_page_without_any_spectrum_is_asked_for_again(fetch):
+    source = Played()
+    source.troubles = [lambda ids: {}]
+    assert_whole(fetch(source), IDS[3:])
+    source.calls.clear()
+    assert_whole(fetch(source))
+    assert source.calls == [IDS[:3]]
+
+
 def test_other_ids_in_the_same_folder_are_refused(fetch):
     fetch(Played())
     with pytest.raises(ConfigError, match="another question"):
@@ -257,9 +266,7 @@ def test_every_structure_of_datalink_is_understood(monkeypatch, files):
 
 def test_tables_of_something_else_are_an_error(monkeypatch):
     astroquery(monkeypatch, {"EPOCH.fits": [Table({"flux": [[1.0, 2.0]], "time": [1.0]})]})
-    with pytest.raises(
-        DataError, match=r"EPOCH\.fits of .* has no column source_id, flux_error"
-    ):
+    with pytest.raises(DataError, match=r"EPOCH\.fits of .* has no column source_id, flux_error"):
         gaia_archive.sampled(IDS)
 
 
