@@ -129,6 +129,7 @@ def predict_survey(
     for flag, count in flagged.items():
         say(f"{count} of {len(columns['id'])} spectra are flagged {flag!r}")
     about = {name: stored.config[name] for name in ("configuration", "target", "seeds", "sigma")}
+    about = {name: value for name, value in about.items() if value is not None}
     write_table(out, columns, meta={"model": str(model), "adapter": str(adapter), **about})
     return columns
 
@@ -139,8 +140,12 @@ def predict(
     """Predict with every seed's factors of an adapter; returns the columns of a table.
 
     They are id; LABEL, the mean over seeds; LABEL_std, the spread over seeds; LABEL_err, that spread and the
-    scatter of the adaptation's test stars in quadrature; flag and masked_fraction from the preprocessing. A
-    spectrum with a flag keeps its number only where the flag is "masked_fraction"; otherwise it is NaN.
+    scatter of the adaptation's test stars in quadrature, NaN where that is not known, as of an imported
+    adapter; flag and masked_fraction from the preprocessing; and distance, which is above 1 for a spectrum
+    unlike all that the model was trained on (NaN where the model cannot tell). Such a spectrum is flagged
+    "unlike_training" where it has no other flag: a star hotter or cooler than all, a galaxy, a wrong
+    wavelength scale. A spectrum with a flag keeps its number only where the flag is "masked_fraction" or
+    "unlike_training"; otherwise it is NaN.
     """
     blocks = [
         _predict_block(model, spectra[start : start + _ROWS_AT_ONCE], adapter, config)
@@ -157,20 +162,26 @@ def _predict_block(
     usable = np.isin(lamost.meta["flag"], ("", "masked_fraction"))
     label = config["label"]
     values = np.full((config["seeds"], len(lamost)), np.nan)
+    distance = np.full(len(lamost), np.nan)
     if usable.any():
         rows = lamost[np.flatnonzero(usable)]
         ivar = rows.ivar if rows.has_ivar else None
         values[:, usable] = predict_with(
             model, config["configuration"], adapter, label, rows.flux, ivar, rows.mask
         )
+        if (found := model.distance(rows.flux, ivar=ivar, mask=rows.mask)) is not None:
+            distance[usable] = found
+    unlike = (lamost.meta["flag"] == "") & (distance > 1)
     spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(len(lamost), np.nan)
+    scatter = np.nan if config["sigma"] is None else config["sigma"]
     return {
         "id": lamost.id,
         label: values.mean(axis=0),
         f"{label}_std": spread,
-        f"{label}_err": np.hypot(np.nan_to_num(spread) + 0 * values[0], config["sigma"]),
-        "flag": lamost.meta["flag"],
+        f"{label}_err": np.hypot(np.nan_to_num(spread) + 0 * values[0], scatter),
+        "flag": np.where(unlike, "unlike_training", lamost.meta["flag"]),
         "masked_fraction": lamost.meta["masked_fraction"],
+        "distance": distance,
     }
 
 
