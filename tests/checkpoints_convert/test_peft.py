@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from specjax import lora
 from specjax.checkpoints import flatten, load_adapter
@@ -142,6 +143,29 @@ def test_another_rank_and_alpha_and_layers_left_alone(tmp_path):
     assert_same_state(merged_here(tmp_path, tmp_path / "back", "lamost"), merged)
 
 
+def test_predictions_of_an_imported_adapter_claim_no_error(tmp_path):
+    """How well it predicts is not known here; a small number would be a false error bar."""
+    from specjax.runs import predict_survey
+
+    _, model, _ = make(tmp_path, "lamost head")
+    export_adapter(tmp_path / "model", tmp_path / "adapter", tmp_path / "peft", part="mlp1")
+    import_adapter(tmp_path / "peft", tmp_path / "model", tmp_path / "back", part="mlp1")
+    imported = load_adapter(tmp_path / "back", base=model.digest)
+    assert imported.config["sigma"] is None
+    wavelength = np.arange(3700.0, 5800.0, 2.0)
+    flux = 1 + 0.1 * np.sin(wavelength / 7) * np.ones((2, 1))
+    np.savez(tmp_path / "two.npz", wavelength=wavelength, flux=flux, medium="vacuum", unit="angstrom")
+    columns = predict_survey(
+        model=tmp_path / "model",
+        adapter=tmp_path / "back",
+        spectra=[tmp_path / "two.npz"],
+        out=tmp_path / "labels.fits",
+        say=lambda _: None,
+    )
+    assert np.isfinite(columns["fe_h"]).all()
+    assert np.isnan(columns["fe_h_err"]).all()
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -155,6 +179,8 @@ def test_peft_settings_that_have_no_place(tmp_path, change, reason):
     make(tmp_path, "lamost")
     export_adapter(tmp_path / "model", tmp_path / "adapter", tmp_path / "peft")
     path = tmp_path / "peft" / "adapter_config.json"
+    weights = path.with_name("adapter_model.safetensors")
+    save_file(load_file(weights), weights)  # without our digest, as PEFT writes it
     config = {**json.loads(path.read_text()), "alpha_pattern": {}, **change}
     path.write_text(json.dumps(config))
     with pytest.raises(ModelError, match=reason):
