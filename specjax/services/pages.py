@@ -44,15 +44,17 @@ class Folder:
 
     Attributes:
       path: where it is.
+      query: what is asked; written with the first answer, so that a question that fails can be corrected.
       say: takes lines of progress.
     """
 
     path: Path
+    query: Mapping[str, Any]
     say: Say
 
     @classmethod
     def open(cls, path: Path, query: Mapping[str, Any], say: Say) -> Folder:
-        """The folder for this query, made if it is not there.
+        """The folder for this query, made (empty) if it is not there.
 
         Raises:
           ConfigError: the folder holds another query, or something else.
@@ -67,15 +69,18 @@ class Folder:
             changed = [key for key in {**before, **query} if before.get(key) != query.get(key)]
             asked = ", ".join(f"{key} {before.get(key)} then, {query.get(key)} now" for key in changed)
             raise ConfigError(f"{path} holds the answer to another question ({asked}): use another folder")
-        folder = cls(path=path, say=say)
-        if before is None:
-            folder.store(path / QUERY, query)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DownloadError(f"cannot write {path}: {error.strerror or error}") from None
         for leftover in (path / PAGES).glob(".page-*"):
             leftover.unlink(missing_ok=True)  # of a kill while a page was written
-        return folder
+        return cls(path=path, query=query, say=say)
 
     def store(self, path: Path, content: Any) -> None:
         """Content as JSON (gzipped where the name says so), whole or not at all; not-a-numbers as null."""
+        if path.name != QUERY and not (self.path / QUERY).exists():
+            self.store(self.path / QUERY, self.query)
         try:
             text = json.dumps(content, allow_nan=False)
         except ValueError:

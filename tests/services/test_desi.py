@@ -405,13 +405,14 @@ def test_options_that_cannot_be_used(make, message):
 
 def test_questions_that_cannot_be_asked(archive, fetch, tmp_path):
     with pytest.raises(ConfigError, match="every star of DESI-EDR"):
-        fetch(DesiQuery())
+        fetch(DesiQuery(), out=tmp_path / "all")
     with pytest.raises(ConfigError, match=r"no release 'DESI-XYZ': it has DESI-EDR, SDSS-DR17"):
         fetch(DesiQuery(release="DESI-XYZ", limit=1))
+    assert len(read(fetch(DesiQuery(limit=1)))) == 1  # the corrected question has the folder
     with pytest.raises(ConfigError, match="not both"):
-        fetch(ids=[uuid(1)], targets=tmp_path / "t.csv")
+        fetch(ids=[uuid(1)], targets=tmp_path / "t.csv", out=tmp_path / "both")
     with pytest.raises(ConfigError, match="named by ids"):
-        fetch(ids=[uuid(1)])
+        fetch(ids=[uuid(1)], out=tmp_path / "ids")
     with pytest.raises(ConfigError, match=r"http\(s\)://host/path, not 'ftp://x/api'"):
         fetch(url="ftp://x", out=tmp_path / "other")
     with pytest.raises(DataError, match="has no spectrum that was asked for"):
