@@ -22,6 +22,15 @@ def test_slices_are_read_from_the_file(path):
     assert part.meta["flag"].tolist() == ["", ""]
 
 
+def test_pixels_are_looked_at_when_they_are_taken_and_not_before(path):
+    with h5py.File(path, "a") as file:
+        file["flux"][1, 100] = np.nan
+    whole = read(path)
+    assert whole[[0, 2]].id.tolist() == ["star 0", "star 2"]
+    with pytest.raises(DataError, match="must be finite"):
+        whole[:2]
+
+
 def test_a_file_that_was_repacked_is_read_too(path, tmp_path):
     expected, packed = read(path), tmp_path / "packed.h5"
     with h5py.File(path) as old, h5py.File(packed, "w") as new:
