@@ -1,0 +1,118 @@
+"""What a process that starts from nothing waits for: compiling, from the compilation cache or without it.
+
+`python -m benchmarks.cold` runs one embedding and one LoRA1 step and prints their first and second seconds;
+the functions here run it, and the command `specjax`, in processes of their own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.timing import Row
+
+SPECTRA = 1000
+LABELLED = 120
+
+
+def compile_rows(preset: str, dtype: str) -> list[Row]:
+    """Time the first embedding and LoRA1 step of a process, without a compilation cache and with it."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("without cache", "with cache"):
+            out = _run([sys.executable, "-m", "benchmarks.cold", preset, dtype], folder)[1]
+            measured = json.loads(out.splitlines()[-1])
+            for what, (first, second) in measured["seconds"].items():
+                note = f"peak memory of the process {measured['peak'] / 2**30:.1f} GiB"
+                name = f"compile {what}, {preset}, {kind}"
+                times = {"specjax": [first - second]}
+                rows.append(Row(section="f", what=name, count=1, unit="program", times=times, note=note))
+    return rows
+
+
+def predict_rows(repeats: int) -> list[Row]:
+    """Time `specjax predict` on a thousand spectra with the mini model, from the start of the process."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        _write_inputs(root)
+        inputs = ["--spectra", root / "few.npz", "--labels", root / "labels.csv"]
+        adapt = ["adapt", *inputs, "--out", root / "run"]
+        adapt_time = _specjax(adapt, folder)
+        adapter = next((root / "run" / "adapters").glob("*/*"))
+        words = ["predict", root / "many.npz", "--adapter", adapter, "-o", root / "labels.ecsv"]
+        times = [_specjax(words, folder) for _ in range(1 + repeats)]
+    what = f"specjax predict, {SPECTRA} spectra, mini, lora4 of 16 seeds"
+    common: dict[str, Any] = {"section": "f", "count": SPECTRA, "unit": "spectra"}
+    adapted = f"specjax adapt, {LABELLED} spectra, mini, lora4 of 16 seeds, empty cache"
+    return [
+        Row(section="f", what=adapted, count=16, unit="seeds", times={"specjax": [adapt_time]}),
+        Row(**common, what=f"{what}, first", times={"specjax": times[:1]}),
+        Row(**common, what=f"{what}, warm cache", times={"specjax": times[1:]}, note="target: under 10 s"),
+    ]
+
+
+def _specjax(words: Sequence[object], cache: str) -> float:
+    return _run([sys.executable, "-m", "specjax", *map(str, words)], cache)[0]
+
+
+def _run(command: list[str], cache: str) -> tuple[float, str]:
+    environment = {**os.environ, "SPECJAX_CACHE": cache}
+    start = time.perf_counter()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return time.perf_counter() - start, done.stdout
+
+
+def _write_inputs(root: Path) -> None:
+    """Write spectra that preprocessing takes for stars: a sloped continuum and lines of random depth."""
+    random = np.random.default_rng(0)
+    wavelength = np.arange(3800.0, 7000.0, 1.0)
+    centres, widths = random.uniform(3900, 6900, 60), random.uniform(2, 6, 60)
+    lines = np.exp(-0.5 * ((wavelength - centres[:, None]) / widths[:, None]) ** 2)
+    metallicity = random.uniform(-1.5, 0.3, SPECTRA)
+    depth = random.uniform(0.1, 0.5, 60) * 10 ** (0.3 * metallicity[:, None])
+    continuum = 1 + 0.2 * (wavelength - 5000) / 1000
+    flux = continuum * (1 - np.clip(depth @ lines, 0, 0.9)) + random.normal(
+        0, 0.01, (SPECTRA, len(wavelength))
+    )
+    ivar = np.full(flux.shape, 1e4)
+    ids = np.array([f"star{k}" for k in range(SPECTRA)])
+    for name, rows in (("many", slice(None)), ("few", slice(LABELLED))):
+        np.savez(
+            root / f"{name}.npz",
+            wavelength=wavelength, flux=flux[rows], ivar=ivar[rows], id=ids[rows], wavelength_medium="vacuum",
+        )  # fmt: skip
+    table = [f"{star},{value:.3f}" for star, value in zip(ids[:LABELLED], metallicity, strict=False)]
+    (root / "labels.csv").write_text("\n".join(["id,fe_h", *table]) + "\n")
+
+
+def main(preset: str, dtype: str) -> None:
+    """Print the first and second seconds of an embedding and a LoRA1 step, and the peak memory, as JSON."""
+    import resource
+
+    from specjax._startup import use_compilation_cache
+
+    use_compilation_cache()
+    from benchmarks import in_specjax
+    from benchmarks.timing import seconds
+    from specjax.config import get_preset
+
+    model = in_specjax.random_model(get_preset(preset), dtype)
+    flux = in_specjax.random_spectra(model.config.specformer.num_pixels, 8)
+    step = in_specjax.MaskedModelling(model, in_specjax.random_tokens(model, 2)).call(1)
+    calls = {"embedding": lambda: model.embed(flux), "LoRA1 step": step}
+    measured = {name: (seconds(call), seconds(call)) for name, call in calls.items()}
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"seconds": measured, "peak": peak}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

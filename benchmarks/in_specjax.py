@@ -1,0 +1,208 @@
+"""The work of specjax that the table times: embedding, steps, whole runs, and all configurations."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from specjax import lora
+from specjax.config import LoRAConfig, ModelConfig
+from specjax.foundation import Foundation
+from specjax.models import LabelHead, SpecCLIP, tokenise
+from specjax.targets import Grid, Target, draw_splits
+from specjax.train import losses
+from specjax.train.adapt import CONFIGURATIONS, AdaptConfig, Adapter
+from specjax.train.ensemble import fit
+from specjax.train.optimizer import GroupSchedule, make_optimizer
+
+Call = Callable[[], Any]
+
+SCHEDULE = GroupSchedule(learning_rate=1e-3)
+
+
+def random_model(config: ModelConfig, dtype: str = "float32") -> Foundation:
+    """Make a model with random weights and both heads: no time depends on the weights."""
+    pixels, samples = config.specformer.num_pixels, config.xp_autoencoder.num_pixels
+    key = jax.random.key(0)
+    system = dict(jax.eval_shape(SpecCLIP(config).init, key, np.ones((2, pixels)), np.ones((2, samples))))
+    stats: dict[str, Any] = {}
+    for head, dim in (("mlp1", config.specformer.dim), ("mlp2", config.projection.dim)):
+        made = jax.eval_shape(LabelHead(config.head).init, key, np.ones((2, dim)))
+        for name, tree in made.items():
+            system[name] = {**system[name], head: tree}
+        zeros = np.zeros(config.head.num_labels, np.float32)
+        stats[head] = {"label_mean": zeros, "label_std": zeros + 1}
+    return Foundation(config=config, variables=_drawn(system), stats=stats, dtype=dtype)
+
+
+def _drawn(shapes: Any) -> Any:
+    """Draw leaves by NumPy: compiling `init` at the paper's sizes takes longer than most of the table."""
+    random = np.random.default_rng(0)
+
+    def draw(path: Any, leaf: Any) -> np.ndarray:
+        name = path[-1].key
+        if name in ("scale", "var"):
+            return np.ones(leaf.shape, np.float32)
+        spread = leaf.shape[-2] ** -0.5 if len(leaf.shape) > 1 else 0.01
+        return (spread * random.standard_normal(leaf.shape, np.float32)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def random_spectra(pixels: int, count: int) -> np.ndarray:
+    """Draw flux (count, pixels) around 1."""
+    return np.random.default_rng(0).normal(1.0, 0.1, (count, pixels)).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MaskedModelling:
+    """LoRA1 steps, or steps of the whole encoder, on one batch of tokens."""
+
+    model: Foundation
+    tokens: jax.Array
+    full: bool = False
+
+    def loss(self, trained: Any, frozen: Any, tokens: jax.Array, own: Any, key: jax.Array) -> jax.Array:
+        """Return the masked-modelling loss."""
+        del own
+        config, dtype = self.model.config, _compute(self.model)
+        adapted = {} if self.full else {"lora1": config.lora1}
+        hidden = losses.chunk_mask(key, len(tokens), config.specformer)
+        predicted = SpecCLIP(config, dtype=dtype, **adapted).apply(
+            {"params": lora.combine(frozen, trained)},
+            jnp.where(hidden[..., None], 0, tokens),
+            method=lambda model, x: model.lamost.backbone.predict_tokens(x),
+        )
+        return losses.masked_modelling(predicted, tokens, hidden)
+
+    def call(self, seeds: int) -> Call:
+        """Make the call of one step of all seeds."""
+        tower = {"lamost": {"backbone": self.model.params["lamost"]["backbone"]}}
+        if self.full:
+            # Its own copy, as every trainable parameter is one.
+            return _fit_call(self.loss, None, {}, jax.tree.map(lambda x: x[None], tower), self.tokens, {}, 1)
+        group = {"lora1": self.model.config.lora1}
+        return _fit_call(self.loss, group, tower, _factors(tower, group, seeds), self.tokens, {}, seeds)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Contrastive:
+    """LoRA3 steps on one batch of cached tokens (n, t, d), against z_xp (n, d)."""
+
+    model: Foundation
+    tokens: jax.Array
+    z_xp: jax.Array
+
+    def loss(self, trained: Any, frozen: Any, shared: Any, own: Any, key: jax.Array) -> jax.Array:
+        """Return the contrastive loss."""
+        del own, key
+        config = self.model.config
+        z = SpecCLIP(config, lora3=config.lora3, dtype=_compute(self.model)).apply(
+            {"params": lora.combine(frozen, trained)},
+            shared["tokens"],
+            method=lambda model, x: model.lamost.projection(x),
+        )
+        return losses.contrastive(shared["z_xp"], z)
+
+    def call(self, seeds: int) -> Call:
+        """Make the call of one step of all seeds."""
+        tower = {"lamost": {"projection": self.model.params["lamost"]["projection"]}}
+        group = {"lora3": self.model.config.lora3}
+        shared = {"tokens": self.tokens, "z_xp": self.z_xp}
+        return _fit_call(self.loss, group, tower, _factors(tower, group, seeds), shared, {}, seeds)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeadRun:
+    """Whole LoRA4 runs on cached features (n, d) of each seed's stars."""
+
+    model: Foundation
+    features: np.ndarray
+    labels: np.ndarray
+    steps: int
+
+    def loss(self, trained: Any, frozen: Any, stats: Any, own: Any, key: jax.Array) -> jax.Array:
+        """Return the robust loss of all training stars."""
+        del key
+        head = LabelHead(self.model.config.head, lora=self.model.config.lora4)
+        params = lora.combine(frozen, trained)["mlp2"]
+        predicted = head.apply({"params": params, "batch_stats": stats}, own["x"])[:, 0]
+        return losses.pseudo_huber(predicted - own["y"], jnp.ones_like(predicted))
+
+    def call(self, seeds: int) -> Call:
+        """Make the call of all seeds' whole runs."""
+        frozen = {"mlp2": self.model.params["mlp2"]}
+        group = {"lora4": self.model.config.lora4}
+        own = {
+            "x": jnp.asarray(np.broadcast_to(self.features, (seeds, *self.features.shape))),
+            "y": jnp.asarray(np.broadcast_to(self.labels, (seeds, *self.labels.shape))),
+        }
+        stats = self.model.variables["batch_stats"]["mlp2"]
+        start = _factors(frozen, group, seeds)
+        return _fit_call(self.loss, group, frozen, start, stats, own, seeds, self.steps)
+
+
+def whole_table(model: Foundation, seeds: int) -> Call:
+    """Make the call that runs the six configurations for all seeds, from spectra to predictions."""
+    target, config = random_target(model.config), AdaptConfig(seeds=seeds)
+    splits = draw_splits(len(target.labelled), seeds=seeds, train=config.train, validate=config.validate)
+
+    def call() -> Any:
+        adapter = Adapter(model, target, splits, config)
+        return [adapter.run(name).predictions for name in CONFIGURATIONS]
+
+    return call
+
+
+def random_target(config: ModelConfig, labelled: int = 126, unlabelled: int = 128) -> Target:
+    """Make a target of the demo's size."""
+    random = np.random.default_rng(1)
+    count, samples = labelled + unlabelled, config.xp_autoencoder.num_pixels
+    flux = random.normal(1.0, 0.1, (count, config.specformer.num_pixels))
+    grid = Grid(
+        flux=flux,
+        ivar=None,
+        mask=np.zeros(flux.shape, bool),
+        id=np.array([f"star{k}" for k in range(count)]),
+        xp_flux=random.normal(1.0, 0.1, (count, samples)),
+        xp_valid=np.ones((count, samples), bool),
+    )
+    truth, rows = random.normal(-0.5, 0.5, labelled), np.arange(count)
+    return Target(
+        name="random",
+        labelled=grid[rows[:labelled]],
+        truth=truth,
+        label=config.labels[-1],
+        unlabelled=grid[rows[labelled:]],
+        fe_h=truth,
+    )
+
+
+def random_tokens(model: Foundation, count: int) -> jax.Array:
+    """Make tokens (count, t, token_dim) of random spectra."""
+    tower = model.config.specformer
+    return jax.jit(tokenise, static_argnums=1)(random_spectra(tower.num_pixels, count), tower)
+
+
+def _compute(model: Foundation) -> str | None:
+    return None if model.dtype == "float32" else model.dtype
+
+
+def _factors(tree: Any, group: dict[str, LoRAConfig], seeds: int) -> Any:
+    keys = jax.random.split(jax.random.key(0), seeds)
+    return jax.vmap(lambda key: lora.init_adapters(key, tree, group))(keys)
+
+
+def _fit_call(
+    loss: Any, group: Any, frozen: Any, start: Any, shared: Any, own: Any, seeds: int, steps: int = 1
+) -> Call:
+    schedules = dict.fromkeys(group or (), SCHEDULE)
+    optimizer = make_optimizer(schedules, steps=steps) if group else optax.adamw(1e-3)
+    keys = jax.random.split(jax.random.key(1), seeds)
+    return lambda: fit(
+        loss, optimizer, frozen=frozen, trainable=start, shared=shared, per_seed=own, keys=keys, steps=steps
+    )
