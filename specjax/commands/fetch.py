@@ -96,11 +96,35 @@ class GaiaXp:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class SpecClip:
+    """The published SpecCLIP weights from the Hugging Face hub, checked and converted to model folders.
+
+    Heads of label regression are converted by themselves; docs/convert.md says how to put one on a model.
+    """
+
+    source: Annotated[Positional[str], arg(metavar="REPO_OR_FOLDER")] = "astroshawn/SpecCLIP"
+    """a repository of the hub, or a folder with its files"""
+    out: Annotated[Path | None, arg(aliases=("-o",))] = None
+    """where the model folders go; specclip in $SPECJAX_CACHE where not given"""
+    only: tuple[str, ...] = ()
+    """shell patterns on the names of files, such as '*predrecon_mlp.ckpt'"""
+    revision: str | None = None
+    """branch, tag or commit of the repository"""
+
+    def run(self) -> None:
+        """Fetch, convert and print the folder of model folders."""
+        from specjax.services.specclip import fetch_specclip
+
+        print(fetch_specclip(self.source, self.out, only=self.only, revision=self.revision, say=say))
+
+
 # A source is one line here and a class like those above.
 Source = (
     Annotated[StellarLibraries, subcommand("stellar-libraries")]
     | Annotated[Desi, subcommand("desi")]
     | Annotated[GaiaXp, subcommand("gaia-xp")]
+    | Annotated[SpecClip, subcommand("specclip")]
 )
 
 
