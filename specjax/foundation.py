@@ -18,11 +18,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from specjax import lora
 from specjax.config import LoRAConfig, ModelConfig, from_dict, to_dict
+from specjax.domain import Domain
 from specjax.errors import ConfigError, DataError, ModelError
 from specjax.models.inference import DTYPES, FloatArray, Placement, place, run_head, run_program
 from specjax.models.inputs import as_array, check_values, pixel_count
 
 SURVEYS = ("lamost", "gaia_xp")
+
+_BESIDE: tuple[tuple[str, Any], ...] = (
+    ("stats", {}),
+    ("fill", None),
+    ("domain", None),
+)  # the variables, in a file
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +44,8 @@ class Foundation:
             {"mlp1": {...}}; what is missing counts as 0 and 1.
         fill: the basis that replaces masked LAMOST pixels, an object with apply(flux, ivar, mask) -> flux.
             Without one, masked pixels are left out of mean and std and enter the tokens as the mean.
+        domain: where the spectra that the heads were trained on lie in the space of the mean token; None
+            where that is not known, as for imported weights.
         digest: the digest of the folder that the model was read from; adapters name it.
         dtype: what the matrix products of the towers are computed in, "float32" or "bfloat16"; parameters,
             norms, the softmax and results are float32 with both.
@@ -46,6 +55,7 @@ class Foundation:
     variables: Mapping[str, Any]
     stats: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     fill: Any | None = None
+    domain: Domain | None = None
     digest: str | None = None
     dtype: str = "float32"
 
@@ -170,6 +180,17 @@ class Foundation:
         embed = self.mean_token if head == "mlp1" else self.embed
         return embed(flux, ivar=ivar, mask=mask)
 
+    def distance(
+        self, flux: ArrayLike, *, ivar: ArrayLike | None = None, mask: ArrayLike | None = None
+    ) -> NDArray[np.float64] | None:
+        """Return how unlike the training spectra (n, 1462) LAMOST spectra are, (n,); 1 is the edge.
+
+        None where the model does not know its domain. Errors as in `embed`.
+        """
+        if self.domain is None:
+            return None
+        return self.domain.distance(self.mean_token(flux, ivar=ivar, mask=mask))
+
     def predict_from_features(self, features: ArrayLike, head: str) -> dict[str, FloatArray]:
         """Predict labels from the output (n, d) of `features`."""
         if head not in self.params:
@@ -210,6 +231,8 @@ class Foundation:
         arrays = {**self.variables, "stats": self.stats}
         if self.fill is not None:
             arrays["fill"] = self.fill.to_arrays()
+        if self.domain is not None:
+            arrays["domain"] = self.domain.to_arrays()
         return save_model(
             folder,
             config={"model": to_dict(self.config), **(record or {})},
@@ -277,12 +300,18 @@ def load(model: str | Path = "mini", *, dtype: str = "float32") -> Foundation:
     if "model" not in stored.config or "params" not in stored.arrays:
         raise ModelError(f"{folder} holds no model")
     arrays = dict(stored.arrays)
-    stats, fill = arrays.pop("stats", {}), arrays.pop("fill", None)
+    stats, fill, domain = (arrays.pop(name, default) for name, default in _BESIDE)
     if fill is not None:
         from specjax.preprocess.fill import PrincipalFill
 
         fill = PrincipalFill.from_arrays(fill)
     config = from_dict(stored.config["model"])
     return Foundation(
-        config=config, variables=arrays, stats=stats, fill=fill, digest=stored.digest, dtype=dtype
+        config=config,
+        variables=arrays,
+        stats=stats,
+        fill=fill,
+        domain=None if domain is None else Domain.from_arrays(domain),
+        digest=stored.digest,
+        dtype=dtype,
     )

@@ -148,7 +148,7 @@ def test_predicting_gives_what_was_scored(files, adapted, tmp_path):
     out, _, _ = adapted
     (adapter,) = (out / "adapters").glob("*/lora4")
     columns = predict(files, adapter, files["spectra"], tmp_path / "labels.ecsv")
-    assert list(columns) == ["id", "fe_h", "fe_h_std", "fe_h_err", "flag", "masked_fraction"]
+    assert list(columns) == ["id", "fe_h", "fe_h_std", "fe_h_err", "flag", "masked_fraction", "distance"]
     scored = Table.read(out / "predictions.ecsv")
     scored = scored[scored["configuration"] == "lora4"]
     config = load_adapter(adapter).config
