@@ -51,7 +51,9 @@ def pretrain(
     say(f"{len(pairs)} source stars, {int((pairs.labels[:, 2] < -1).sum())} below [Fe/H] = -1")
     trainer = Pretraining(pairs, config, states, say)
     variables, stats = trainer.run()
-    model = Foundation(config=trainer.model_config, variables=variables, stats=stats, fill=fill)
+    model = Foundation(
+        config=trainer.model_config, variables=variables, stats=stats, fill=fill, domain=trainer.domain
+    )
     model.save(out, half=True, record={"training": plain(dataclasses.asdict(config))})
     shutil.rmtree(states, ignore_errors=True)
     return model
