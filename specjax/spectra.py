@@ -20,6 +20,8 @@ LAMOST_WAVELENGTH: FloatArray = np.power(10.0, 3.602 + 1e-4 * np.arange(1462, dt
 GAIA_XP_WAVELENGTH: FloatArray = np.arange(3360, 10201, 20, dtype=np.float64)
 """(343,) vacuum Angstrom: the grid of the Gaia XP tower, 336 to 1020 nm every 2 nm."""
 
+_GAP = 5.0  # times the steps beside it
+_HUGE = 1e150  # flux whose square is not a number any more
 _ANGSTROM_PER_UNIT = {"angstrom": 1.0, "nm": 10.0, "um": 1e4}
 
 
@@ -83,8 +85,10 @@ class Spectra:
         """Spectra from arrays as they come.
 
         Casts to native float64, sorts by wavelength (flux, ivar and mask go along), turns one spectrum (p,)
-        into (1, p), and masks pixels whose flux is not finite, whose ivar is not finite and positive, or that
-        lie in a run of at least three pixels of exactly zero flux, which is how files fill gaps.
+        into (1, p), and masks pixels whose flux is not finite (or so large that its square is not), whose
+        ivar is not finite and positive, or that lie in a run of at least three pixels of exactly zero flux,
+        which is how files fill gaps. A gap in a shared grid, a step five times those beside it, gets a masked
+        pixel at either end: without them the pixels beside it would be as wide as half the gap.
 
         Args:
           wavelength: (p,) or (n, p).
@@ -114,6 +118,9 @@ class Spectra:
             grid = np.take_along_axis(grid, order, axis=-1)
             rows = np.broadcast_to(order, flux_2d.shape)
             flux_2d, ivar_2d, bad = (np.take_along_axis(a, rows, axis=1) for a in (flux_2d, ivar_2d, bad))
+        if grid.ndim == 1 and (gaps := _gaps(grid)).size:
+            grid, (flux_2d, ivar_2d, bad) = _span(grid, gaps, flux_2d, ivar_2d, bad)
+        flux_2d = np.where(np.abs(flux_2d) < _HUGE, flux_2d, np.nan)
         usable = np.isfinite(flux_2d) & np.isfinite(ivar_2d) & (ivar_2d > 0) & ~_zero_runs(flux_2d)
         names = np.arange(len(flux_2d)) if id is None else np.atleast_1d(np.asarray(id))
         return cls(
@@ -234,8 +241,14 @@ def air_to_vacuum(wavelength: ArrayLike) -> FloatArray:
 
 
 def _native(values: ArrayLike, name: str) -> FloatArray:
+    """Native float64; a masked array's masked values as NaN, of which a mask makes "do not use"."""
     try:
-        return np.ascontiguousarray(values, dtype=np.float64)
+        array = np.ma.asarray(values) if isinstance(values, np.ma.MaskedArray) else np.asarray(values)
+        if array.dtype.kind not in ("iufb" if name == "mask" else "iuf"):
+            kind = {"b": "true and false", "c": "complex numbers", "U": "text", "S": "text"}
+            found = kind.get(array.dtype.kind, "objects")
+            raise DataError(f"{name} is not a rectangular array of numbers: it holds {found}")
+        return np.ascontiguousarray(np.ma.filled(array.astype(np.float64), np.nan))
     except (TypeError, ValueError) as error:
         raise DataError(f"{name} is not a rectangular array of numbers: {error}") from None
 
@@ -256,6 +269,24 @@ def _in_angstrom(grid: FloatArray, unit: str | None) -> FloatArray:
             f"if they are in {likely}, say wavelength unit {likely!r}"
         )
     return grid
+
+
+def _gaps(grid: FloatArray) -> NDArray[np.int64]:
+    """Indices of the pixels that are followed by a step at least five times both steps beside it."""
+    step = np.diff(grid)
+    if step.size < 10 or not (step > 0).all():
+        return np.zeros(0, dtype=np.int64)
+    return np.flatnonzero(step[1:-1] > _GAP * np.maximum(step[:-2], step[2:])) + 1
+
+
+def _span(
+    grid: FloatArray, gaps: NDArray[np.int64], *arrays: NDArray[Any]
+) -> tuple[FloatArray, list[NDArray[Any]]]:
+    """The grid with two pixels more in each gap, and (n, p) arrays with zero (no information) there."""
+    first, second = 2 * grid[gaps] - grid[gaps - 1], 2 * grid[gaps + 1] - grid[gaps + 2]
+    at = np.repeat(gaps + 1, 2)
+    wider = np.insert(grid, at, np.stack([first, second], axis=1).ravel())
+    return wider, [np.insert(array, at, 0, axis=1) for array in arrays]
 
 
 def _zero_runs(flux: FloatArray, length: int = 3) -> BoolArray:

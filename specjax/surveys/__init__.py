@@ -147,6 +147,8 @@ def read_xp(path: str | Path) -> Spectra | None:
 
 def _completed(spectra: Spectra, path: Path) -> Spectra:
     """With the columns file and snr, where they are missing and can be known."""
+    if not len(spectra):
+        raise DataError(f"{path} holds no spectra")
     if spectra.prepared is not None:
         return spectra
     if "file" not in spectra.meta and path.is_file():

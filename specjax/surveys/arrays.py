@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from specjax.spectra import Spectra
 
 NPZ, HDF5 = (".npz",), (".h5", ".hdf5", ".hdf")
 
+_LARGE, _PACKED = 2 * 1024**3, 100  # bytes, and times a file's size: real flux hardly packs
 _FIELDS = ("wavelength", "flux", "ivar", "mask", "id")
 _TEXT = {"wavelength_medium": "medium", "wavelength_unit": "unit", "survey": "survey"}
 
@@ -108,9 +110,17 @@ def row_count(path: Path) -> int:
 def _read_npz(path: Path, rows: tuple[int, int] | None) -> dict[str, Any]:
     try:
         # The stream is ours to close: np.load leaves its own open when it fails.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        with path.open("rb") as stream:
+            with zipfile.ZipFile(stream) as archive:
+                unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked > max(_LARGE, _PACKED * path.stat().st_size):
+                raise DataError(f"{path} would unpack to {unpacked / 1e9:.0f} GB, which is not spectra")
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+    except MemoryError:
+        raise DataError(f"{path} holds arrays that memory does not") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} is not a readable .npz file: {error}") from None
     return {name: _part(name, array, _rows_of(arrays), rows) for name, array in arrays.items()}
 

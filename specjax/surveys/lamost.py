@@ -113,8 +113,12 @@ def _wavelength(path: Path, header: Mapping[str, Any], given: FloatArray) -> Flo
         if not has_wavelength:
             raise DataError(f"{path} is not {_WHAT}: neither COEFF0 and COEFF1 nor wavelengths")
         return given
-    step = float(header["COEFF1"])
-    wavelength = np.power(10.0, float(header["COEFF0"]) + step * np.arange(given.size, dtype=np.float64))
+    first, step = _number(header["COEFF0"]), _number(header["COEFF1"])
+    if not (3 < first < 5 and step > 0):
+        raise DataError(
+            f"{path}: COEFF0 {header['COEFF0']} and COEFF1 {header['COEFF1']} are not log10 wavelengths"
+        )
+    wavelength = np.power(10.0, first + step * np.arange(given.size, dtype=np.float64))
     if has_wavelength:
         off = np.abs(given / wavelength - 1.0).max() / (step * np.log(10.0))
         if off > _MAX_OFF:

@@ -33,8 +33,8 @@ def read(folder: Path) -> Spectra:
     """Every MILES spectrum that the parameter table lists by number.
 
     Returns:
-      Spectra in air with ids "m0001V" and meta name, file, teff (K), logg (dex), fe_h (dex); NaN where a label is
-      unknown. The files have no uncertainties.
+      Spectra in air with ids "m0001V" and meta name, file, teff (K), logg (dex), fe_h (dex); NaN where a
+      label is unknown. The files have no uncertainties.
 
     Raises:
       DataError: no table, no spectra, or a file that is not as MILES files are.

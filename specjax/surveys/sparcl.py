@@ -87,7 +87,7 @@ def _spectrum(record: Mapping[str, Any]) -> Spectra:
     missing = [name for name in _NEEDED if record.get(name) is None]
     if missing:
         raise DataError(f"it has no {', '.join(missing)}")
-    zwarn = record.get("redshift_warning")
+    zwarn = _number(record.get("redshift_warning"))
     return Spectra.build(
         _array(record["wavelength"], "wavelength"),
         _array(record["flux"], "flux"),
@@ -97,7 +97,7 @@ def _spectrum(record: Mapping[str, Any]) -> Spectra:
         meta={
             **{key: [_number(record.get(name))] for key, name in _NUMBERS.items()},
             **{key: ["" if record.get(key) is None else str(record[key])] for key in _TEXTS},
-            "zwarn": [-1 if zwarn is None else int(zwarn)],
+            "zwarn": [int(zwarn) if np.isfinite(zwarn) else -1],
         },
         survey="sparcl",
     )
