@@ -21,7 +21,8 @@ from tests.services.archive_server import Archive, star, uuid
 
 ROOT = Path(__file__).parents[2]
 GRID = np.arange(3600.0, 9824.1, 1.6)  # DESI's range, in pixels of twice its size
-LABELLED, OTHERS = 130, 180
+LABELLED, OTHERS = 120, 170
+CONFIGURATIONS = ("zero-shot-mlp2", "lora4")
 
 
 def commands():
@@ -100,7 +101,7 @@ def world(tmp_path, monkeypatch):
     server.close()
 
 
-@pytest.mark.slow  # about a minute: two adaptations of the shipped model with 16 seeds
+@pytest.mark.slow  # minutes: two adaptations of the shipped model
 def test_the_tutorial_leads_to_an_adapted_model(world, capsys):
     for words in OURS:
         assert cli.main(words) == 0, f"{words}: {capsys.readouterr().err}"
@@ -110,17 +111,18 @@ def test_the_tutorial_leads_to_an_adapted_model(world, capsys):
     assert apogee.id.tolist() == [uuid(number) for number in range(LABELLED)]
     assert len(read("data/others/spectra.h5")) == LABELLED + OTHERS
     assert len(read("data/desi.h5")) == LABELLED + OTHERS  # each star once
-    table = json.loads(Path("runs/desi/table.json").read_text())
-    rows = table if isinstance(table, list) else table["rows"]
-    assert {row["configuration"] for row in rows} == {"zero-shot-mlp2", "lora4"}
+    rows = json.loads(Path("runs/desi/table.json").read_text())
+    assert {row["configuration"] for row in rows} == set(CONFIGURATIONS)
     for name in ("predictions.ecsv", "predictions_desi.png", "sigma.png"):
         assert Path("runs/desi", name).stat().st_size > 0
     labels = Table.read("data/fe_h.fits")
     truth = Table.read("data/labels.ecsv")
     assert labels["id"].tolist() == truth["id"].tolist()
-    # The adapted model has seen which stars have deep lines; chance would give 0 within 0.1.
-    known = np.isfinite(np.ma.filled(truth["fe_h"], np.nan))
-    assert np.corrcoef(np.asarray(labels["fe_h"])[known], np.asarray(truth["fe_h"])[known])[0, 1] > 0.5
+    assert np.isfinite(labels["fe_h"]).all()
+    # These are no stars that the model knows: adapting takes out at least the bias.
+    zero, adapted = (next(row for row in rows if row["configuration"] == name) for name in CONFIGURATIONS)
+    assert zero["subset"] == adapted["subset"] == "all"
+    assert adapted["r2"] > zero["r2"] + 0.5
     xp = read("data/xp/spectra.h5")
     np.testing.assert_array_equal(xp.wavelength, GAIA_XP_WAVELENGTH)
     assert sorted(xp.id.tolist()) == sorted(apogee.id.tolist())
