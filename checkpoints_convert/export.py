@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from checkpoints_convert.__main__ import run
 from checkpoints_convert.keys import projection_parts
-from checkpoints_convert.model_folder import ModelFolder, load_factors
+from checkpoints_convert.model_folder import ModelFolder, load_factors, pick_member
 from checkpoints_convert.peft_folder import export_adapter
 from checkpoints_convert.torch_writer import write_torch_file
 from specjax.config import ModelConfig, SpecFormerConfig
@@ -32,6 +32,7 @@ def export_checkpoint(
     adapter: str | Path | None = None,
     seed: int = 0,
     part: str | None = None,
+    member: int | None = None,
 ) -> str:
     """Write the published file of a model; torch loads its state_dict with strict=True.
 
@@ -41,6 +42,7 @@ def export_checkpoint(
         adapter: an adapter folder to merge.
         seed: which of the adapter's seeds.
         part: "lamost", "gaia_xp", "specclip", "mlp1" or "mlp2"; by default the model's network without heads.
+        member: which member of an ensemble of label heads; a file holds one.
 
     Returns:
         The part that was written.
@@ -50,9 +52,12 @@ def export_checkpoint(
     """
     model = ModelFolder.load(folder)
     part = model.part(part)
+    whole, model = model, model.with_member(part, member)
     paths = {row.path for row in model.rows(part)}
     if adapter is not None:
         factors = load_factors(adapter, model, seed)
+        if model is not whole:
+            factors = pick_member(factors, part, member or 0)
         layers = {path.rpartition("/")[0] for path in paths}
         if not any(path.rpartition("/")[0] in layers for path in factors):
             parts = sorted({path.split("/")[1] for path in factors})
@@ -147,6 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="an adapter of that model")
     parser.add_argument("--seed", type=int, default=0, help="which seed of the adapter")
     parser.add_argument("--part", help="lamost, gaia_xp, specclip, mlp1 or mlp2")
+    parser.add_argument("--member", type=int, help="which member of an ensemble of label heads")
     parser.add_argument("--peft", action="store_true", help="write the adapter alone, as a PEFT folder")
     return run(lambda: _run(parser.parse_args(arguments)))
 
@@ -155,13 +161,14 @@ def _run(options: argparse.Namespace) -> None:
     if options.peft:
         if options.adapter is None:
             raise ModelError("--peft writes an adapter: say which with --adapter DIR")
+        if options.member is not None:
+            raise ModelError("--peft has no members: merge the adapter of an ensemble, one file a member")
         part = export_adapter(
             options.folder, options.adapter, options.out, seed=options.seed, part=options.part
         )
     else:
-        part = export_checkpoint(
-            options.folder, options.out, adapter=options.adapter, seed=options.seed, part=options.part
-        )
+        chosen = {name: getattr(options, name) for name in ("adapter", "seed", "part", "member")}
+        part = export_checkpoint(options.folder, options.out, **chosen)
     print(f"wrote {options.out}: {part}")
 
 

@@ -83,17 +83,51 @@ class ModelFolder:
         own = self.config.specformer
         return own.attention_scale / (own.num_heads / own.dim)
 
+    def output_scale(self, path: str) -> Any:
+        """What a layer of the published modules puts out, in units of ours, by the path of a parameter of it.
+
+        A number for queries (see `query_scale`), for the last layer of a label head the labels' standard
+        deviations (labels,), which a published head does not apply afterwards, and 1 elsewhere.
+        """
+        if is_query(path):
+            return self.query_scale()
+        part = path.split("/")[1]
+        is_last = path.startswith(f"params/{part}/dense_{len(self.config.head.hidden_dims)}/")
+        return self.leaves.get(f"stats/{part}/label_std", 1.0) if is_last else 1.0
+
     def folded(self) -> "ModelFolder":
-        """Return the model with the published factor on q.k and the same output."""
-        scale = self.query_scale()
-        if scale == 1.0:
-            return self
+        """Return the model with the published factor on q.k and labels in physical units, of the same output."""
         leaves = dict(self.leaves)
-        for path in leaves:
-            if is_query(path):
-                leaves[path] = (leaves[path] * scale).astype(leaves[path].dtype)
+        for path, leaf in self.leaves.items():
+            scale = self.output_scale(path) if path.startswith("params/") else 1.0
+            if np.all(scale == 1.0):
+                continue
+            leaves[path] = (leaf * scale).astype(leaf.dtype)
+        last = len(self.config.head.hidden_dims)
+        for part in ("mlp1", "mlp2"):
+            leaves.pop(f"stats/{part}/label_std", None)
+            mean, bias = leaves.pop(f"stats/{part}/label_mean", None), f"params/{part}/dense_{last}/bias"
+            if mean is not None and bias in leaves:
+                leaves[bias] = (leaves[bias] + mean).astype(leaves[bias].dtype)
         config = replace(self.config, specformer=replace(self.config.specformer, logit_scale=None))
         return replace(self, leaves=leaves, config=config)
+
+    def with_member(self, part: str, member: int | None) -> "ModelFolder":
+        """Return the model with one member of an ensemble of heads as its head; itself where there is none.
+
+        Raises:
+            ModelError: several members and none chosen, or one that does not exist.
+        """
+        members = self.config.head.members
+        if not part.startswith("mlp") or (members == 1 and member in (None, 0)):
+            return self
+        if member is None or not 0 <= member < members:
+            raise ModelError(
+                f"head {part!r} has {members} members and a published file one: say which with --member"
+                f" (0 to {members - 1})"
+            )
+        config = replace(self.config, head=replace(self.config.head, members=1))
+        return replace(self, leaves=pick_member(self.leaves, part, member), config=config)
 
     def merged(self, factors: Mapping[str, NDArray[Any]]) -> "ModelFolder":
         """Return the model with an adapter merged: kernel + (alpha/rank) A B, other leaves replaced.
@@ -125,6 +159,14 @@ def is_query(path: str) -> bool:
     """Whether a path is a parameter that the queries of the LAMOST encoder are linear in."""
     inside = path.startswith("params/lamost/backbone/blocks_") and "/attention/q_proj/" in path
     return inside and not path.endswith("/lora_a")
+
+
+def pick_member(leaves: Leaves, part: str, member: int) -> Leaves:
+    """Take one member of the ensemble `part`, from a model's leaves or an adapter's."""
+    return {
+        path: leaf[member] if path.startswith((f"params/{part}/", f"batch_stats/{part}/")) else leaf
+        for path, leaf in leaves.items()
+    }
 
 
 def load_factors(folder: str | Path, model: ModelFolder, seed: int) -> Leaves:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from checkpoints_convert.keys import Row
-from checkpoints_convert.model_folder import Leaves, ModelFolder, is_query, load_factors
+from checkpoints_convert.model_folder import Leaves, ModelFolder, load_factors
 from checkpoints_convert.peft_format import read_peft, scale_of, write_peft
 from specjax.checkpoints import save_adapter, unflatten
 from specjax.config import LoRAConfig
@@ -47,7 +47,8 @@ def export_adapter(
         ranks[module], alphas[module] = group.rank, group.alpha
         for name, letter in (("lora_a", "A"), ("lora_b", "B")):
             path = f"params/{layer}/{name}"
-            factor = factors[path] * np.float32(model.query_scale()) if is_query(path) else factors[path]
+            scale = model.output_scale(path) if name == "lora_b" else 1.0
+            factor = factors[path] if np.all(scale == 1.0) else (factors[path] * scale).astype(np.float32)
             tensors[f"{module}.lora_{letter}.weight"] = np.ascontiguousarray(factor.T)
     write_peft(Path(out), tensors, ranks, alphas)
     return part
@@ -116,6 +117,9 @@ def _adapted_part(model: ModelFolder, factors: Mapping[str, Any], part: str | No
         for name in model.parts()
         if any(f"params/{layer}/lora_a" in factors for layer in _layers(_rows_or_none(model, name)).values())
     }
+    for name in [part] if part else model.parts():
+        if any(path.startswith(f"params/{name}/") for path in factors) and name not in adapted:
+            model.rows(name)  # an ensemble says so
     if part is not None and part not in adapted:
         model.part(part)  # says what there is
         raise ModelError(f"the adapter has no factors for {part}")
@@ -180,9 +184,9 @@ def _fitted(
         raise ModelError(f"the adapter of {layer} has shapes {down.shape} and {up.shape}, which do not fit")
     if rank > group.rank:
         raise ModelError(f"the adapter of {layer} has rank {rank}, this model takes up to {group.rank}")
-    scale /= model.query_scale() if is_query(f"params/{layer}/lora_b") else 1.0
     with np.errstate(over="ignore", invalid="ignore"):
-        up = up if scale == 1.0 else (up * np.float64(scale)).astype(np.float32)
+        change = scale / model.output_scale(f"params/{layer}/lora_b")
+        up = up if np.all(change == 1.0) else (up * np.float64(change)).astype(np.float32)
     if not (np.isfinite(down).all() and np.isfinite(up).all()):
         raise ModelError(f"the adapter of {layer} has factors that are not finite")
     room = group.rank - rank

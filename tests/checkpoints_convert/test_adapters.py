@@ -9,12 +9,14 @@ import pytest
 import specjax
 from specjax import lora
 from specjax.checkpoints import flatten
+from specjax.errors import ModelError
 from specjax.models import SpecFormer, tokenise
 
 torch = pytest.importorskip("torch")
 
 from checkpoints_convert import convert  # noqa: E402
 from checkpoints_convert.export import export_checkpoint, main  # noqa: E402
+from tests.checkpoints_convert import files  # noqa: E402
 from tests.checkpoints_convert.adapters import CASES, make, one  # noqa: E402
 from tests.checkpoints_convert.comparing import assert_close, run_torch, spectra  # noqa: E402
 
@@ -101,3 +103,35 @@ def test_what_does_not_fit_is_said(tmp_path, capsys):
         assert reason in said
         assert said.count("\n") == 1
     assert not (tmp_path / "out.ckpt").exists()
+
+
+def test_heads_of_an_ensemble_are_files_of_their_own(tmp_path):
+    """One file a member, in physical units; their mean is what the model predicts."""
+    _, model, _ = make(tmp_path, "lamost head")
+    members, label = 3, {"label_mean": np.array([-0.5]), "label_std": np.array([0.7])}
+    head = dataclasses.replace(model.config.head, members=members)
+    rng = np.random.default_rng(0)
+
+    def spread(leaf):
+        return np.stack([leaf * (1 + 0.2 * rng.random(leaf.shape)) for _ in range(members)], dtype=np.float32)
+
+    variables = {
+        name: {**tree, "mlp1": jax.tree.map(spread, tree["mlp1"])}
+        for name, tree in model.variables.items()
+        if name in ("params", "batch_stats")
+    }
+    config = dataclasses.replace(model.config, head=head)
+    ensemble = dataclasses.replace(model, config=config, variables=variables, stats={"mlp1": label})
+    ensemble.save(tmp_path / "ensemble")
+    out = tmp_path / "member.pt"
+    for wrong in (None, 3, -1):
+        with pytest.raises(ModelError, match="--member"):
+            export_checkpoint(tmp_path / "ensemble", out, part="mlp1", member=wrong)
+    x = spectra(4, 24)
+    predictions = []
+    for member in range(members):
+        export_checkpoint(tmp_path / "ensemble", out, part="mlp1", member=member)
+        module = files.make("head")
+        module.load_state_dict(torch.load(out, weights_only=True)["model_state_dict"], strict=True)
+        predictions.append(run_torch(module, x)[0].numpy())
+    assert_close(ensemble.predict_from_features(x, "mlp1")["fe_h"], np.mean(predictions, axis=0)[:, 0])
