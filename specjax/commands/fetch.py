@@ -60,7 +60,8 @@ class Desi:
 
     def run(self) -> None:
         """Fetch and print the file of spectra."""
-        from specjax.services.desi import DesiQuery, fetch_desi
+        from specjax.services.desi import fetch_desi
+        from specjax.services.desi_query import DesiQuery
 
         names = {field.name for field in fields(DesiQuery)}
         query = DesiQuery(**{name: value for name, value in vars(self).items() if name in names})

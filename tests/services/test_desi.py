@@ -13,7 +13,8 @@ from astropy.table import Table
 
 from specjax import read
 from specjax.errors import ConfigError, DataError, DownloadError
-from specjax.services.desi import DesiQuery, fetch_desi
+from specjax.services.desi import fetch_desi
+from specjax.services.desi_query import DesiQuery
 from tests.services import troubles
 from tests.services.archive_server import star, uuid
 
