@@ -5,13 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from specjax import lora
 from specjax.config import ModelConfig
 from specjax.foundation import Foundation
 from specjax.models import LabelHead, SpecCLIP
-from specjax.spectra import Spectra
 
 
 def count_parameters(config: ModelConfig) -> dict[str, int]:
@@ -44,22 +42,6 @@ def describe_model(model: Foundation) -> dict[str, Any]:
         "parameters": parts,
         "total": sum(parts.values()),
         "digest": model.digest,
-    }
-
-
-def describe_spectra(spectra: Spectra) -> dict[str, Any]:
-    """Say what was read: number, wavelength range, how much of it is masked, what is known of each star."""
-    wavelength = np.asarray(spectra.wavelength)
-    return {
-        "survey": spectra.survey,
-        "spectra": len(spectra),
-        "pixels": int(wavelength.shape[-1]),
-        "wavelength_min_angstrom": float(wavelength.min()),
-        "wavelength_max_angstrom": float(wavelength.max()),
-        "medium": spectra.medium,
-        "has_ivar": spectra.has_ivar,
-        "masked_fraction": round(float(spectra.mask.mean()), 4),
-        "columns": sorted(spectra.meta),
     }
 
 

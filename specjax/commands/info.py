@@ -3,7 +3,7 @@
 import json as json_module
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -20,6 +20,12 @@ class Info:
     """parameter counts of a preset: paper or mini"""
     model: str | None = None
     """what a model folder holds; mini is the model that ships"""
+    survey: str | None = None
+    """the survey of the files, where it cannot be recognised"""
+    wavelength_medium: Literal["vacuum", "air"] | None = None
+    """what the wavelengths of an array file are measured in, where the file does not say"""
+    wavelength_unit: Literal["angstrom", "nm", "um", "log10"] | None = None
+    """their unit, likewise"""
     json: bool = False
     """print JSON"""
 
@@ -33,12 +39,17 @@ class Info:
     def _describe(self) -> dict[str, Any]:
         if (self.file is not None) + (self.preset is not None) + (self.model is not None) > 1:
             raise ConfigError("info describes one thing: a preset, a model or a file")
+        if self.file is not None:
+            from specjax.surveys.summary import describe_file
+
+            return describe_file(
+                self.file,
+                self.survey,
+                wavelength_medium=self.wavelength_medium,
+                wavelength_unit=self.wavelength_unit,
+            )
         from specjax import describe
 
-        if self.file is not None:
-            from specjax.surveys import read
-
-            return describe.describe_spectra(read(self.file))
         if self.model is not None:
             from specjax.foundation import load
 
