@@ -1,32 +1,26 @@
-"""The run: chunks over the cores, each kept as a part on disk, so that a killed run goes on where it was."""
+"""The run: what is there already, what is to be done, and what became of the files."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from specjax.atomic import atomic_file
-from specjax.errors import ConfigError, DataError, SpecjaxError
+from specjax.errors import ConfigError, DataError
 from specjax.prepare.assemble import assemble, write_report
 from specjax.prepare.plan import Options, Plan, difference, make_plan
-from specjax.prepare.work import prepare_chunk
+from specjax.prepare.pool import core_count, run_chunks
 from specjax.spectra import Spectra
 from specjax.surveys import arrays, prepared, read, read_xp
 
 Say = Callable[[str], None]
 
 _SECONDS_BETWEEN_LINES = 5.0
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +91,7 @@ def prepare_spectra(
     folder = out.with_name(f".{out.name}.parts")
     _begin(folder, plan)
     parts = [folder / f"{number:06d}.npz" for number in range(len(plan.chunks))]
-    _run(plan, parts, workers or _cores(), say)
+    _run(plan, parts, workers or core_count(), say)
     say(f"writing {out}")
     return _finish(parts, out, plan, partners, say)
 
@@ -131,23 +125,8 @@ def _run(plan: Plan, parts: Sequence[Path], workers: int, say: Say) -> None:
     if len(todo) < len(parts):
         say(f"going on: {len(parts) - len(todo)} of {len(parts)} chunks are there already")
     progress = _Progress(plan, todo, say)
-    workers = min(workers, len(todo))
-    if workers <= 1:
-        for number in todo:
-            progress(number, prepare_chunk(plan.chunks[number], plan.options, parts[number]))
-        return
-    # Fresh processes: a fork of one that has threads, as JAX starts them, may hang.
-    context = multiprocessing.get_context("spawn")
-    with _one_thread_each(), ProcessPoolExecutor(workers, mp_context=context) as pool:
-        jobs = {pool.submit(prepare_chunk, plan.chunks[n], plan.options, parts[n]): n for n in todo}
-        try:
-            for job in as_completed(jobs):
-                progress(jobs[job], job.result())
-        except BrokenProcessPool:
-            advice = "call again with fewer workers, and it goes on"
-            raise SpecjaxError(f"a worker process died, perhaps for want of memory: {advice}") from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    for number, counts in run_chunks(plan, parts, todo, workers):
+        progress(number, counts)
 
 
 class _Progress:
@@ -215,21 +194,3 @@ def _tell(summary: Summary, say: Say) -> None:
         say(
             f"{summary.refused} refused and {summary.duplicates} left out as duplicates: see {summary.report}"
         )
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Workers that are as many as the cores must not each start as many threads for linear algebra."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update({name: value or "1" for name, value in before.items()})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -18,6 +18,7 @@ from specjax.preprocess import to_gaia_xp, to_lamost
 from specjax.spectra import Spectra
 from specjax.surveys import arrays, read
 from specjax.surveys.batch import collecting
+from specjax.surveys.signal import median_snr
 
 _KEPT = ("flux", "ivar", "mask")
 
@@ -118,6 +119,9 @@ def _read(source: Source, options: Options) -> Spectra:
     medium, unit = options.wavelength_medium, options.wavelength_unit
     if source.rows is not None:
         spectra = arrays.read(source.path, medium, unit, rows=source.rows)
+        if spectra.has_ivar and "snr" not in spectra.meta:  # as `read` does for whole files
+            snr = median_snr(spectra.flux, spectra.ivar, spectra.valid)
+            spectra = spectra.with_meta(snr=snr)
     else:
         spectra = read(source.path, options.survey, wavelength_medium=medium, wavelength_unit=unit)
     if spectra.prepared is not None:

@@ -9,7 +9,7 @@ from astropy.table import Table
 
 from specjax.cli import main
 from specjax.errors import ConfigError, DataError
-from specjax.prepare import Options, plan, prepare_spectra, run
+from specjax.prepare import Options, plan, pool, prepare_spectra
 from specjax.preprocess import to_gaia_xp, to_lamost
 from specjax.spectra import GAIA_XP_WAVELENGTH, Spectra
 from specjax.surveys import read, read_xp
@@ -113,14 +113,14 @@ def test_bad_files_are_in_the_report_and_stop_nothing(tmp_path):
 
 def test_a_reader_that_breaks_is_a_refusal_too(tmp_path, monkeypatch):
     folder = write_stars(tmp_path / "raw", 3)
-    whole = run.prepare_chunk.__globals__["read"]
+    whole = pool.prepare_chunk.__globals__["read"]
 
     def broken(path, *given, **more):
         if path.name == "001.npz":
             raise ZeroDivisionError("something unforeseen")
         return whole(path, *given, **more)
 
-    monkeypatch.setitem(run.prepare_chunk.__globals__, "read", broken)
+    monkeypatch.setitem(pool.prepare_chunk.__globals__, "read", broken)
     summary, _ = prepare(folder, tmp_path / "all.h5")
     assert (summary.spectra, summary.refused) == (2, 1)
     assert Table.read(summary.report)["reason"].tolist() == ["ZeroDivisionError: something unforeseen"]
@@ -143,17 +143,17 @@ def test_nothing_usable_is_one_line_and_no_file(tmp_path):
 def cut_short(tmp_path, monkeypatch):
     """A run over eight files, interrupted in the second of three chunks, and the parts made since then."""
     folder, done = write_stars(tmp_path / "raw", 8), []
-    whole = run.prepare_chunk
+    whole = pool.prepare_chunk
 
     def interrupted(sources, options, path):
         if path.name == "000001.npz":
             raise KeyboardInterrupt
         return whole(sources, options, path)
 
-    monkeypatch.setattr(run, "prepare_chunk", interrupted)
+    monkeypatch.setattr(pool, "prepare_chunk", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(folder, tmp_path / "all.h5")
-    monkeypatch.setattr(run, "prepare_chunk", lambda *given: done.append(given[2].name) or whole(*given))
+    monkeypatch.setattr(pool, "prepare_chunk", lambda *given: done.append(given[2].name) or whole(*given))
     return folder, done
 
 

@@ -1,0 +1,102 @@
+"""Chunks over the cores: processes that save each part, and end with the one that started them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from threading import Thread
+
+from specjax.errors import SpecjaxError
+from specjax.prepare.plan import Plan
+from specjax.prepare.work import prepare_chunk
+
+Job = Future[tuple[int, int]]  # numbers of spectra and of refusals
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def run_chunks(
+    plan: Plan, parts: Sequence[Path], todo: Sequence[int], workers: int
+) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Prepare chunks and write their parts, in this process if one worker is enough.
+
+    Args:
+      plan: the chunks.
+      parts: where each is written.
+      todo: numbers of those to prepare.
+      workers: processes at most.
+
+    Yields:
+      (number, (spectra, refusals)) of each chunk when it is finished, in any order.
+
+    Raises:
+      SpecjaxError: a worker process died.
+    """
+    workers = min(workers, len(todo))
+    if workers <= 1:
+        for number in todo:
+            yield number, prepare_chunk(plan.chunks[number], plan.options, parts[number])
+        return
+    # Fresh processes: a fork of one that has threads, as JAX starts them, may hang.
+    context = multiprocessing.get_context("spawn")
+    with _one_thread_each(), ProcessPoolExecutor(workers, context, initializer=_be_a_worker) as pool:
+        try:
+            for number, job in _as_completed(pool, workers, plan, parts, todo):
+                yield number, job.result()
+        except BrokenProcessPool:
+            advice = "call again with fewer workers, and it goes on"
+            raise SpecjaxError(f"a worker process died, perhaps for want of memory: {advice}") from None
+
+
+def core_count() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _as_completed(
+    pool: ProcessPoolExecutor, workers: int, plan: Plan, parts: Sequence[Path], todo: Sequence[int]
+) -> Iterator[tuple[int, Job]]:
+    """The chunks as they are finished; none waits in a queue, so that an interrupt waits for few."""
+    waiting = iter(todo)
+    jobs: dict[Job, int] = {}
+    while True:
+        for number in islice(waiting, workers - len(jobs)):
+            jobs[pool.submit(prepare_chunk, plan.chunks[number], plan.options, parts[number])] = number
+        if not jobs:
+            return
+        for job in wait(jobs, return_when=FIRST_COMPLETED).done:
+            yield jobs.pop(job), job
+
+
+def _be_a_worker() -> None:
+    """Finish a chunk when the user interrupts; end when the process that started this one is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)  # a worker that waits for work would wait for ever
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Workers that are as many as the cores must not each start as many threads for linear algebra."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update({name: value or "1" for name, value in before.items()})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
