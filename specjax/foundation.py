@@ -164,6 +164,30 @@ class Foundation:
         features = model.features(flux, head, ivar=ivar, mask=mask)
         return model.predict_from_features(features, head)
 
+    def predict_seeds(
+        self,
+        flux: ArrayLike,
+        head: str = "mlp2",
+        *,
+        adapters: Mapping[str, Any],
+        configs: Mapping[str, LoRAConfig] | None = None,
+        ivar: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+    ) -> dict[str, FloatArray]:
+        """Predict with the adapters of S seeds, each leaf (S, ...): label name -> (S, n); else as `predict`.
+
+        Where the adapters leave the towers alone, all seeds read the same features, computed once.
+        """
+        count = len(jax.tree.leaves(adapters)[0])
+        same = set(adapters) <= set(lora.HEADS)
+        features = self.features(flux, head, ivar=ivar, mask=mask) if same else None
+        each = []
+        for seed in range(count):
+            model = self.adapted(jax.tree.map(lambda leaf, seed=seed: leaf[seed], adapters), configs)
+            own = model.features(flux, head, ivar=ivar, mask=mask) if features is None else features
+            each.append(model.predict_from_features(own, head))
+        return {name: np.stack([one[name] for one in each]) for name in self.config.labels}
+
     def features(
         self,
         flux: ArrayLike,

@@ -139,6 +139,23 @@ def test_adapters_are_merged(model):
     np.testing.assert_array_equal(model.predict(flux)["fe_h"], base)  # the model itself is as it was
 
 
+@pytest.mark.parametrize("groups", [("lora4",), ("lora1", "lora3", "lora4")])
+def test_the_seeds_of_an_adapter_predict_as_each_alone(model, groups, monkeypatch):
+    """And where the towers are left alone, the spectra are embedded once for all."""
+    flux, configs = spectra(3), {group: TINY.loras[group] for group in groups}
+    fresh = [lora.init_adapters(jax.random.key(seed), model.params, configs) for seed in range(3)]
+    seeds = jax.tree.map(lambda *leaves: jnp.stack(leaves) + 0.05, *fresh)
+    alone = [
+        model.predict(flux, adapters=jax.tree.map(lambda leaf, k=k: leaf[k], seeds))["fe_h"] for k in range(3)
+    ]
+    calls, run = [], inference.run_program
+    monkeypatch.setattr(foundation, "run_program", lambda *given: calls.append(1) or run(*given))
+    together = model.predict_seeds(flux, adapters=seeds)
+    assert together["teff"].shape == (3, 3)
+    np.testing.assert_array_equal(together["fe_h"], alone)
+    assert len(calls) == (1 if groups == ("lora4",) else 3)
+
+
 def test_an_adapter_may_replace_leaves_but_not_add_any(model):
     bias = {"mlp2": {"dense_2": {"bias": np.full(2, 7.0, np.float32)}}}
     shifted = model.predict(spectra(2), adapters=bias)["teff"] - model.predict(spectra(2))["teff"]
