@@ -90,7 +90,9 @@ def label_spectra(spectra: Spectra, labels: Table, *, radius: float = RADIUS, on
         )
     found = match_catalogue(spectra, labels, radius) if on is None else _match_ids(spectra, labels, on)
     if not len(found.left):
-        where = f"within {radius:g} arcsec" if on is None else f"by {on}"
+        where = f"within {radius:g} arcsec"
+        if on is not None:
+            where = f"by {on} ({spectra.id[0]} and so on, to {labels[on][0]} and so on)"
         raise DataError(
             f"none of {len(spectra)} spectra is matched {where} to one of {len(labels)} labelled stars"
         )

@@ -7,6 +7,7 @@ with a column for each target.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from specjax.errors import DataError
 from specjax.spectra import BoolArray, FloatArray, Spectra
 from specjax.surveys import redrock
-from specjax.surveys.batch import read_folder
+from specjax.surveys.batch import leave_out, read_folder
+from specjax.surveys.catalogue import best_of_each
 from specjax.surveys.fits_file import open_fits
 from specjax.surveys.peek import FitsSummary, fits_files, look
 from specjax.surveys.signal import median_snr
@@ -52,7 +54,8 @@ def read(path: Path, *, stars: bool = False) -> Spectra:
 
     The arms are coadded by inverse variance on one grid. A pixel of an arm takes part where its mask is 0 and
     its inverse variance positive; a pixel that no arm has is masked. Where a file redrock-*.fits or
-    zbest-*.fits lies beside coadd-*.fits, its classification is joined on TARGETID.
+    zbest-*.fits lies beside coadd-*.fits, its classification is joined on TARGETID. A target that several
+    files have, of several programs, is taken from that of the highest S/N.
 
     Args:
       path: coadd-*.fits, or a folder: its files coadd-*, or if it has none, all but zbest-* and redrock-*.
@@ -66,7 +69,7 @@ def read(path: Path, *, stars: bool = False) -> Spectra:
     Raises:
       DataError: no files, none that could be read, or no star among them.
     """
-    spectra = read_folder(path, _coadds(Path(path)), read_file, _WHAT)
+    spectra = _each_once(read_folder(path, _coadds(Path(path)), read_file, _WHAT))
     return redrock.select_stars(spectra) if stars else spectra
 
 
@@ -107,6 +110,17 @@ def read_file(path: Path) -> Spectra:
         meta={**meta, "file": np.full(len(ids), path.name)},
         survey="desi",
     )
+
+
+def _each_once(spectra: Spectra) -> Spectra:
+    """Of spectra of one target the one of the highest S/N; files say how many of theirs are left out."""
+    best = best_of_each(spectra.id, spectra.meta["snr"])
+    if len(best) == len(spectra):
+        return spectra
+    others = np.delete(np.arange(len(spectra)), best)
+    for file, count in Counter(spectra.meta["file"][others].tolist()).items():
+        leave_out(f"{file}: {count} targets, which other files have with a higher S/N")
+    return spectra[best]
 
 
 def look_at_coadds(path: Path) -> list[FitsSummary]:

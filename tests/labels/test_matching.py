@@ -68,6 +68,8 @@ def test_ids_can_stand_for_the_sky(catalogue):
 def test_what_cannot_be_matched_is_one_line(catalogue):
     with pytest.raises(DataError, match="none of 1 spectra is matched within 1 arcsec to one of 3"):
         label_spectra(observed(["a"], [70.0]), catalogue)
+    with pytest.raises(DataError, match=r"matched by id \(a and so on, to 2M1 and so on\) to one of 3"):
+        label_spectra(observed(["a"], [10.0]), catalogue, on="id")
     with pytest.raises(DataError, match="1 ids occur more than once among the spectra, the first a"):
         label_spectra(observed(["a", "a"], [10.0, 20.0]), catalogue)
     with pytest.raises(DataError, match="the spectra have no ra and no dec"):

@@ -166,6 +166,22 @@ def test_a_target_that_occurs_twice_is_refused(tmp_path):
         read(write_native(tmp_path / "spectra-1.fits", ids=IDS[[0, 1, 0]]))
 
 
+def test_a_target_in_several_files_is_taken_from_the_best(tmp_path, caplog):
+    def brighten(hdus):
+        hdus["B_FLUX"].data[0] *= 10
+        hdus["R_FLUX"].data[0] *= 10
+
+    write_native(tmp_path / "coadd-1.fits")
+    write_native(tmp_path / "coadd-2.fits", IDS[:2], spoil=brighten)
+    spectra = read(tmp_path)
+    assert spectra.select([str(IDS[0])]).meta["file"].tolist() == ["coadd-2.fits"]
+    assert sorted(spectra.id.tolist()) == [str(target) for target in IDS]
+    assert caplog.messages == [
+        "left out: coadd-1.fits: 1 targets, which other files have with a higher S/N",
+        "left out: coadd-2.fits: 1 targets, which other files have with a higher S/N",
+    ]
+
+
 def test_damage_is_one_line_and_does_not_stop_a_folder(tmp_path, caplog):
     write_native(tmp_path / "coadd-1.fits")
     victim = write_native(tmp_path / "coadd-2.fits")
