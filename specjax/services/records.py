@@ -20,6 +20,7 @@ from specjax.services.targets import Targets
 from specjax.spectra import Spectra
 from specjax.surveys import sky, sparcl
 from specjax.surveys import tables as label_tables
+from specjax.surveys.signal import median_snr
 
 _SAME = ("specid", "targetid")  # what both answers say of a record, and must agree on
 
@@ -41,7 +42,7 @@ def check(record: Record, found: Record, min_snr: float | None) -> str | None:
     except DataError as error:
         return str(error).partition("): ")[2] or str(error)
     except (TypeError, ValueError, OverflowError) as error:
-        return f"a field has the wrong type: {str(error).splitlines()[0]}"
+        return f"a field has the wrong type: {' '.join(str(error).split())}"
     if not spectrum.valid.any():
         return "it has no usable pixel"
     if not spectrum.has_ivar:
@@ -53,9 +54,8 @@ def check(record: Record, found: Record, min_snr: float | None) -> str | None:
 
 
 def signal_to_noise(spectrum: Spectra) -> float:
-    """Median over the valid pixels of one spectrum that has some."""
-    good = spectrum.valid[0]
-    return float(np.median(spectrum.flux[0, good] * np.sqrt(spectrum.ivar[0, good])))
+    """Median over the valid pixels of one spectrum."""
+    return float(median_snr(spectrum.flux, spectrum.ivar, spectrum.valid)[0])
 
 
 def near(records: Sequence[Record], places: NDArray[np.float64], radius: float) -> list[Record]:
