@@ -118,7 +118,7 @@ class Spectra:
             grid = np.take_along_axis(grid, order, axis=-1)
             rows = np.broadcast_to(order, flux_2d.shape)
             flux_2d, ivar_2d, bad = (np.take_along_axis(a, rows, axis=1) for a in (flux_2d, ivar_2d, bad))
-        if grid.ndim == 1 and (gaps := _gaps(grid)).size:
+        if grid.ndim == 1 and (gaps := _gaps(grid, (~bad & (ivar_2d > 0)).any(axis=0))).size:
             grid, (flux_2d, ivar_2d, bad) = _span(grid, gaps, flux_2d, ivar_2d, bad)
         flux_2d = np.where(np.abs(flux_2d) < _HUGE, flux_2d, np.nan)
         usable = np.isfinite(flux_2d) & np.isfinite(ivar_2d) & (ivar_2d > 0) & ~_zero_runs(flux_2d)
@@ -271,12 +271,13 @@ def _in_angstrom(grid: FloatArray, unit: str | None) -> FloatArray:
     return grid
 
 
-def _gaps(grid: FloatArray) -> NDArray[np.int64]:
-    """Indices of the pixels that are followed by a step at least five times both steps beside it."""
+def _gaps(grid: FloatArray, used: BoolArray) -> NDArray[np.int64]:
+    """Indices of pixels followed by a step over five times both beside it, unless both ends are unused."""
     step = np.diff(grid)
     if step.size < 10 or not (step > 0).all():
         return np.zeros(0, dtype=np.int64)
-    return np.flatnonzero(step[1:-1] > _GAP * np.maximum(step[:-2], step[2:])) + 1
+    wide = step[1:-1] > _GAP * np.maximum(step[:-2], step[2:])
+    return np.flatnonzero(wide & (used[1:-2] | used[2:-1])) + 1
 
 
 def _span(

@@ -163,3 +163,16 @@ def test_concatenate_pads_with_masked_pixels_and_keeps_shared_columns():
         Spectra.concatenate([left, build(medium="air")])
     with pytest.raises(DataError, match="no spectra"):
         Spectra.concatenate([])
+
+
+def test_a_gap_in_the_grid_is_spanned_by_masked_pixels_once():
+    grid = np.delete(np.arange(4000.0, 4100.0), slice(40, 60))
+    spectra = Spectra.build(grid, np.ones((2, 80)), np.full((2, 80), 4.0))
+    inserted = np.flatnonzero(spectra.mask[0])
+    assert spectra.wavelength[inserted].tolist() == [4040.0, 4059.0]
+    np.testing.assert_array_equal(np.delete(spectra.wavelength, inserted), grid)
+    assert (spectra.ivar[:, inserted] == 0).all()
+    again = Spectra.build(spectra.wavelength, spectra.flux, spectra.ivar, spectra.mask)
+    np.testing.assert_array_equal(again.wavelength, spectra.wavelength)
+    uneven = np.cumsum(np.geomspace(0.5, 9.0, 40)) + 4000  # steps that grow are no gap
+    np.testing.assert_array_equal(Spectra.build(uneven, np.ones(40)).wavelength, uneven)
