@@ -2,13 +2,15 @@
 #   make demo      the paper's table on real stars with the shipped model, into runs/demo
 #   make test      the test suite without the slow and gpu marks; test-all: with slow; test-gpu: on an accelerator
 #   make lint      ruff and mypy;  make format: rewrite in place
-#   make bench     throughput, beside PyTorch
+#   make bench     throughput, beside PyTorch, on a GPU where there is one
 
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= -c constraints.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
+comma := ,
+BENCH := bench$(if $(shell command -v nvidia-smi),$(comma)cuda)
 INPUTS := pyproject.toml constraints.txt
 
 .PHONY: demo test test-all test-gpu lint format bench clean
@@ -35,7 +37,7 @@ format: $(VENV)/.installed-lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-bench
+bench: $(VENV)/.installed-$(BENCH)
 	$(BIN)/python -m benchmarks
 
 $(BIN)/python:

@@ -233,6 +233,8 @@ class Bench:
 
 def main(options: Options) -> None:
     """Measure, print, write."""
+    # PyTorch works on the same device: leave it the memory that is not in use.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     bench = Bench(options)
     yardstick: Yardstick = measure_device(bench.dtype)
     rows = [row for section in options.only or "abcdef" for row in getattr(bench, section)()]
