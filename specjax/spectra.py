@@ -118,7 +118,8 @@ class Spectra:
             grid = np.take_along_axis(grid, order, axis=-1)
             rows = np.broadcast_to(order, flux_2d.shape)
             flux_2d, ivar_2d, bad = (np.take_along_axis(a, rows, axis=1) for a in (flux_2d, ivar_2d, bad))
-        if grid.ndim == 1 and (gaps := _gaps(grid, (~bad & (ivar_2d > 0)).any(axis=0))).size:
+        used = np.asarray((~bad & (ivar_2d > 0)).any(axis=0))
+        if grid.ndim == 1 and (gaps := _gaps(grid, used)).size:
             grid, (flux_2d, ivar_2d, bad) = _span(grid, gaps, flux_2d, ivar_2d, bad)
         flux_2d = np.where(np.abs(flux_2d) < _HUGE, flux_2d, np.nan)
         usable = np.isfinite(flux_2d) & np.isfinite(ivar_2d) & (ivar_2d > 0) & ~_zero_runs(flux_2d)
