@@ -96,7 +96,7 @@ class ModelFolder:
         return self.leaves.get(f"stats/{part}/label_std", 1.0) if is_last else 1.0
 
     def folded(self) -> "ModelFolder":
-        """Return the model with the published factor on q.k and labels in physical units, of the same output."""
+        """Return the model with the published factor on q.k and labels in physical units."""
         leaves = dict(self.leaves)
         for path, leaf in self.leaves.items():
             scale = self.output_scale(path) if path.startswith("params/") else 1.0
