@@ -20,6 +20,9 @@ from specjax.services.patience import Say
 
 QUERY, PAGES = "query.json", "pages"
 
+# What a kill while a file was written leaves beside it, see `atomic_file`.
+_LEFTOVERS = (".query-*", ".found-*", ".spectra-*", ".gaia_xp-*", f"{PAGES}/.page-*")
+
 Record = dict[str, Any]
 
 
@@ -63,7 +66,7 @@ class Folder:
         path = Path(path)
         query = json.loads(json.dumps(query))
         before = _load(path / QUERY)
-        if before is None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if before is None and path.exists() and (not path.is_dir() or _visible(path)):
             raise ConfigError(f"{path} holds something other than a fetch; it is left as it is")
         if before is not None and before != query:
             changed = [key for key in {**before, **query} if before.get(key) != query.get(key)]
@@ -73,8 +76,9 @@ class Folder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DownloadError(f"cannot write {path}: {error.strerror or error}") from None
-        for leftover in (path / PAGES).glob(".page-*"):
-            leftover.unlink(missing_ok=True)  # of a kill while a page was written
+        for pattern in _LEFTOVERS:
+            for leftover in path.glob(pattern):
+                leftover.unlink(missing_ok=True)
         return cls(path=path, query=query, say=say)
 
     def store(self, path: Path, content: Any) -> None:
@@ -134,6 +138,11 @@ class Folder:
             return None
         del content["asked"]
         return Page(**content)
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What a folder holds, but for hidden files: a kill during the first write leaves one."""
+    return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
 
 
 def _chunks(ids: Sequence[str], size: int) -> list[list[str]]:

@@ -315,10 +315,18 @@ def test_damaged_pages_are_fetched_again_and_leftovers_removed(archive, fetch):
     (pages / "page-00001.json.gz").write_bytes(whole[:-50])
     (pages / "page-00002.json.gz").write_bytes(gzip.compress(b'{"asked": []}'))
     (pages / ".page-00002.json-xyz.gz").write_bytes(b"half")
+    (pages.parent / ".spectra-xyz.h5").write_bytes(b"half")
     archive.asked.clear()
     assert_whole(fetch(), archive)
     assert archive.count("/api/spectras/") == 2
     assert len(list(pages.iterdir())) == 3
+    assert not list(pages.parent.glob(".*"))
+
+
+def test_a_kill_during_the_very_first_write_leaves_the_folder_ours(archive, fetch, tmp_path):
+    (tmp_path / "desi").mkdir()
+    (tmp_path / "desi/.query-xyz.json").write_text("{")
+    assert_whole(fetch(), archive)
 
 
 @pytest.mark.parametrize(
