@@ -101,24 +101,33 @@ def make_plan(sources: Sequence[Path], options: Options, *, xp: Sequence[Path] =
     """Find the files and cut them into chunks.
 
     Folders are entered to any depth, but for the folders of stellar libraries; of a folder with FITS files
-    only those are taken, without redrock's, which are read beside their coadds. `out` is left out.
+    only those are taken, without redrock's, which are read beside their coadds. `out` and its report are left
+    out.
 
     Raises:
       DataError: a source that is not there, a folder without files, or no source at all.
     """
     found: dict[Path, Source] = {}
     stamps: dict[str, list[int]] = {}
+    own = {path.absolute() for path in (out, report_path(out))}
     for given in sources:
         path = given.expanduser().absolute()
-        for file in _expand(path):
+        for file in _expand(path, options.survey):
+            if file in own:
+                continue
             stamps[str(file)] = _stamp(file)
-            if file not in found and file != out.absolute() and not _is_companion(file, path):
+            if file not in found and not _is_companion(file, path):
                 found[file] = Source(path=file, size=stamps[str(file)][0])
     if not found:
         raise DataError("there are no files to prepare")
     xp_stamps = {str(path.absolute()): _stamp(path) for path in (given.expanduser() for given in xp)}
     pieces = [piece for source in found.values() for piece in _pieces(source)]
     return Plan(options=options, chunks=list(_chunks(pieces)), stamps=stamps, xp_stamps=xp_stamps)
+
+
+def report_path(out: Path) -> Path:
+    """Where the table lies of what is not in the prepared file, or is flagged."""
+    return out.with_suffix(".report.ecsv")
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -140,11 +149,11 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     return ""
 
 
-def _expand(path: Path) -> list[Path]:
+def _expand(path: Path, survey: str | None) -> list[Path]:
     """The file, the library's folder, or the files below a folder."""
     if not path.exists():
         raise DataError(f"there is nothing at {path}")
-    if path.is_file() or any(SURVEYS[name].recognise(path) for name in LIBRARIES):
+    if path.is_file() or survey in LIBRARIES or any(SURVEYS[name].recognise(path) for name in LIBRARIES):
         return [path]
     files = sorted(
         file

@@ -13,7 +13,7 @@ from pathlib import Path
 from specjax.atomic import atomic_file
 from specjax.errors import ConfigError, DataError
 from specjax.prepare.assemble import assemble, write_report
-from specjax.prepare.plan import Options, Plan, difference, make_plan
+from specjax.prepare.plan import Options, Plan, difference, make_plan, report_path
 from specjax.prepare.pool import core_count, run_chunks
 from specjax.spectra import Spectra
 from specjax.surveys import arrays, prepared, read, read_xp
@@ -156,7 +156,7 @@ class _Progress:
 
 def _finish(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Spectra], say: Say) -> Summary:
     """Write the file and the report, remove the parts, and say what became of the files."""
-    report = out.with_suffix(".report.ecsv")
+    report = report_path(out)
     try:
         outcome = assemble(parts, out, plan, xp)
     except (ValueError, KeyError, EOFError) as error:

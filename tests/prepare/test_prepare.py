@@ -207,6 +207,12 @@ def test_a_finished_file_is_left_as_it_is(tmp_path):
         prepare(folder, tmp_path / "other.h5")
 
 
+def test_a_file_beside_the_raw_ones_is_not_taken_for_one_of_them(tmp_path):
+    folder = write_stars(tmp_path / "raw", 2)
+    prepare(folder, folder / "all.h5")
+    assert prepare(folder, folder / "all.h5")[0] is None
+
+
 def test_processes_give_what_one_does(tmp_path):
     folder = write_stars(tmp_path / "raw", 7)
     prepare(folder, tmp_path / "one.h5")
