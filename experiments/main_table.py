@@ -22,7 +22,8 @@ from specjax.results import Row, print_table
 from specjax.study import run_study
 from specjax.surveys.libraries import cache_folder, fetch_stellar_libraries
 from specjax.targets import Splits, Target
-from specjax.train.adapt import CONFIGURATIONS, Adaptation, AdaptConfig
+from specjax.train.adapt import Adaptation, AdaptConfig
+from specjax.train.configurations import CONFIGURATIONS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

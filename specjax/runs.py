@@ -18,9 +18,11 @@ from specjax.results import Row
 from specjax.spectra import Spectra
 from specjax.study import run_study
 from specjax.surveys import read, read_xp
+from specjax.surveys.batch import read_each
 from specjax.surveys.tables import join_labels, read_labels, write_table
 from specjax.targets import Splits, Target, make_target
-from specjax.train.adapt import AdaptConfig, parse_configuration, predict_with
+from specjax.train.adapt import AdaptConfig, predict_with
+from specjax.train.configurations import parse_configuration
 
 Say = Callable[[str], None]
 
@@ -118,11 +120,13 @@ def predict_survey(
     """
     foundation = load(model)
     stored = load_adapter(adapter, base=foundation.digest)
-    parts = []
-    for path in spectra:
+
+    def predict_file(path: Path) -> dict[str, NDArray[Any]]:
         observed = read(path, survey, wavelength_medium=wavelength_medium, wavelength_unit=wavelength_unit)
         say(f"{path}: {len(observed)} spectra")
-        parts.append(predict(foundation, observed, stored.arrays, stored.config))
+        return predict(foundation, observed, stored.arrays, stored.config)
+
+    parts, _ = read_each(spectra, predict_file, "one of spectra")  # one bad file never stops the others
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     flagged = Counter(columns["flag"].tolist())
     del flagged[""]

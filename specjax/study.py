@@ -18,7 +18,8 @@ from specjax.checkpoints import save_adapter
 from specjax.errors import ModelError
 from specjax.foundation import Foundation
 from specjax.targets import Splits, Target, draw_splits
-from specjax.train.adapt import CONFIGURATIONS, Adaptation, AdaptConfig, Adapter, zero_shot_of
+from specjax.train.adapt import Adaptation, AdaptConfig, Adapter
+from specjax.train.configurations import CONFIGURATIONS, zero_shot_of
 
 Say = Callable[[str], None]
 FloatArray = NDArray[np.float64]

@@ -134,17 +134,25 @@ def make_target(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Splits:
-    """Rows of the labelled spectra for S seeds: train (S, a), validate (S, b), test (S, c)."""
+    """Rows of the labelled spectra for S seeds: train (S, a), validate (S, b), test (S, c).
+
+    seeds (S,) says which they are, 0 to S - 1 where it is not given: it is what random numbers follow from.
+    """
 
     train: IntArray
     validate: IntArray
     test: IntArray
+    seeds: IntArray | None = None
+
+    def __post_init__(self) -> None:
+        if self.seeds is None:
+            object.__setattr__(self, "seeds", np.arange(len(self.train)))
 
     def __len__(self) -> int:
         return len(self.train)
 
     def __getitem__(self, seeds: slice) -> "Splits":
-        return replace(self, train=self.train[seeds], validate=self.validate[seeds], test=self.test[seeds])
+        return replace(self, **{name: rows[seeds] for name, rows in self.__dict__.items()})
 
 
 def draw_splits(n: int, *, seeds: int, train: int, validate: int) -> Splits:

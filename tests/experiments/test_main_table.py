@@ -6,7 +6,7 @@ import pytest
 from experiments import main_table
 from specjax.foundation import load
 from specjax.results import read_table
-from specjax.train.adapt import CONFIGURATIONS
+from specjax.train.configurations import CONFIGURATIONS
 from tests.train import synthetic
 
 

@@ -9,15 +9,10 @@ import pytest
 from specjax import lora
 from specjax.errors import ConfigError, DataError, ModelError
 from specjax.targets import draw_splits
-from specjax.train.adapt import (
-    CONFIGURATIONS,
-    Adapter,
-    parse_configuration,
-    predict_with,
-    scaled,
-    zero_shot_of,
-)
+from specjax.train.adapt import Adapter, predict_with
+from specjax.train.configurations import CONFIGURATIONS, parse_configuration, zero_shot_of
 from specjax.train.optimizer import GroupSchedule
+from specjax.train.programs import scaled
 from tests.train import synthetic
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -164,11 +159,7 @@ class TestResults:
 @pytest.mark.parametrize("seed", [0, 2])
 def test_a_seed_alone_equals_the_same_seed_among_several(results, seed):
     name = "lora1+lora3+lora4"
-    alone, among = make(splits=SPLITS[seed : seed + 1]), make()
-    if seed == 0:
-        assert (alone.keys == among.keys[:1]).all()
-    alone.keys = among.keys[seed : seed + 1]  # a seed is named by its place
-    result = alone.run(name)
+    result = make(splits=SPLITS[seed : seed + 1]).run(name)
     np.testing.assert_allclose(result.predictions[0], results[name].predictions[seed], **CLOSE)
     for key, values in result.chosen["mlp2"].items():
         assert values[0] == results[name].chosen["mlp2"][key][seed]
@@ -235,10 +226,10 @@ class TestNotAtAll:
             )
 
     def test_fresh_factors_in_the_towers_change_nothing(self):
-        adapter = make()
-        start = lora.combine(adapter._start("lora1"), adapter._start("lora3"))
+        towers = make().towers
+        start = lora.combine(towers.start("lora1"), towers.start("lora3"))
         for kind in ("mean", "projected"):
-            base, fresh = (adapter._embed(kind, f, adapter.flux, adapter.valid) for f in ({}, start))
+            base, fresh = (towers.features(kind, factors) for factors in ({}, start))
             np.testing.assert_allclose(fresh, jnp.broadcast_to(base, fresh.shape), **CLOSE)
 
     def test_two_heads_share_the_scale_of_the_towers(self, results):
@@ -288,11 +279,27 @@ class TestCrossValidation:
         np.testing.assert_array_equal(changed[:, 0], whole[:, 0])
 
     def test_folds_part_the_training_stars(self):
-        rows, weights = make()._folds
-        np.testing.assert_array_equal(rows, SPLITS.train)
+        adapter = make()
+        features = jnp.broadcast_to(
+            adapter._features("mlp1", {}, 0.0), (3, 40, synthetic.CONFIG.specformer.dim)
+        )
+        data = adapter._training_data("mlp1", features)
+        weights = np.asarray(data["weight"]).reshape(3, 6, 20)
         np.testing.assert_array_equal(weights[:, 0], 1)
-        np.testing.assert_array_equal((1 - np.asarray(weights[:, 1:])).sum(axis=1), 1)  # left out once
-        np.testing.assert_array_equal((1 - np.asarray(weights[:, 1:])).sum(axis=2), 4)
+        np.testing.assert_array_equal((1 - weights[:, 1:]).sum(axis=1), 1)  # left out once
+        np.testing.assert_array_equal((1 - weights[:, 1:]).sum(axis=2), 4)
+        x = np.asarray(data["x"]).reshape(3, 6, 20, -1)
+        for seed, rows in enumerate(SPLITS.train):
+            np.testing.assert_array_equal(x[seed], np.broadcast_to(features[seed][rows], x[seed].shape))
+
+    def test_balance_gives_rare_labels_their_weight(self):
+        truth = synthetic.target().truth.copy()
+        truth[SPLITS.train[0][0]] = -5.0  # far from all others
+        adapter = make(synthetic.target(truth=truth), balance=0.5)
+        weight = adapter._weights("mlp2")
+        np.testing.assert_allclose(weight.mean(axis=1), 1, rtol=1e-12)  # so the learning rate means the same
+        assert weight[0].argmax() == 0
+        np.testing.assert_array_equal(make()._weights("mlp2"), 1)
 
 
 class TestShrinking:

@@ -336,6 +336,4 @@ def test_rows_of_pairs_keep_together():
     assert isinstance(pairs, Pairs)
     assert pairs.id.tolist() == ["star3", "star1"]
     np.testing.assert_array_equal(pairs.renditions, corpus().renditions[[3, 1]])
-    np.testing.assert_array_equal(
-        pairs.rendition_width, corpus().rendition_width
-    )
+    np.testing.assert_array_equal(pairs.rendition_width, corpus().rendition_width)
