@@ -14,6 +14,7 @@ import numpy as np
 from specjax.atomic import atomic_file
 from specjax.errors import DataError
 from specjax.spectra import Spectra
+from specjax.surveys.batch import assume_vacuum
 
 NPZ, HDF5 = (".npz",), (".h5", ".hdf5", ".hdf")
 
@@ -58,7 +59,7 @@ def read(
     if missing:
         found = ", ".join(sorted(arrays)) or "nothing"
         raise DataError(f"{path} has no {' and no '.join(missing)}: it holds {found}")
-    said = {key: str(_text(arrays.pop(name)).item()) for name, key in _TEXT.items() if name in arrays}
+    said = {key: _word(path, name, arrays.pop(name)) for name, key in _TEXT.items() if name in arrays}
     for key, wanted in (("medium", wavelength_medium), ("unit", wavelength_unit)):
         if wanted is not None and said.setdefault(key, wanted) != wanted:
             raise DataError(f"{path} says its wavelength {key} is {said[key]}, not {wanted}")
@@ -73,7 +74,7 @@ def read(
             arrays.get("mask"),
             ids,
             meta={key: _text(value) for key, value in extra.items() if np.shape(value) == (count,)},
-            medium=said.get("medium", "vacuum"),
+            medium=said.get("medium") or assume_vacuum(path),
             survey=said.get("survey", path.stem),
             unit=said.get("unit"),
         )
@@ -160,6 +161,14 @@ def _part(name: str, array: Any, count: int | None, rows: tuple[int, int] | None
     """The rows of an array that has one for each spectrum; a shared wavelength and the like as they are."""
     shared = array.ndim == 0 or array.shape[0] != count or (name == "wavelength" and array.ndim == 1)
     return array if rows is None or shared else array[slice(*rows)]
+
+
+def _word(path: Path, name: str, value: Any) -> str:
+    """The one text that `value` holds."""
+    texts = _text(value).ravel()
+    if texts.size != 1:
+        raise DataError(f"{path}: {name} should be one text, not {texts.size}")
+    return str(texts[0])
 
 
 def _names(ids: Any) -> Any:

@@ -20,6 +20,7 @@ _SAME_PIXEL = 0.02  # pixels by which grids may be out of step; headers round co
 
 T = TypeVar("T")
 
+_assumed: set[Path] = set()
 _left_out: ContextVar[list[str] | None] = ContextVar("left_out", default=None)
 
 
@@ -39,6 +40,17 @@ def leave_out(reason: str) -> None:
     log.warning("left out: %s", reason)
     if (reasons := _left_out.get()) is not None:
         reasons.append(reason)
+
+
+def assume_vacuum(path: Path) -> str:
+    """Vacuum, with a warning, once a file and process, that nothing says so."""
+    if path not in _assumed:
+        _assumed.add(path)
+        log.warning(
+            "%s does not say if its wavelengths are in vacuum or air: vacuum is assumed (84 km/s if wrong)",
+            path,
+        )
+    return "vacuum"
 
 
 def read_folder(

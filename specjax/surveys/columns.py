@@ -12,6 +12,7 @@ from astropy.table import Table
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
+from specjax.surveys.batch import assume_vacuum
 
 _TEXT = {".csv": "ascii.csv", ".ecsv": "ascii.ecsv"}
 _PARQUET = ".parquet"
@@ -54,7 +55,7 @@ def read(path: Path, wavelength_medium: str | None = None, wavelength_unit: str 
     """
     path = Path(path)
     table = _table(path)
-    medium = wavelength_medium or "vacuum"
+    medium = wavelength_medium or assume_vacuum(path)
     try:
         if {"wavelength", "flux"} <= set(table.colnames):
             return _one(path, table, medium, wavelength_unit)

@@ -177,6 +177,7 @@ CASES = [
         refused="is nm, not um",
         read={"wavelength_unit": "um"},
     ),
+    Case("two units", npz(wavelength_unit=["nm", "um"]), refused="should be one text, not 2"),
     Case("an unknown medium", npz(wavelength_medium="water"), refused="not 'water'"),
     Case(
         "media that contradict",

@@ -64,6 +64,20 @@ def test_one_bad_file_never_stops_a_folder(tmp_path, caplog):
     assert flags == [case.flag for case in cases if not case.refused]
 
 
+@pytest.mark.parametrize("name", ["spectrum.npz", "s.csv"])
+def test_a_medium_that_nobody_says_is_said_once(name, tmp_path, caplog):
+    """Air taken for vacuum cannot be seen in the numbers: 84 km/s might be the star's velocity."""
+    case = next(case for case in CASES if case.name == {"spectrum.npz": "bytes as ids", "s.csv": "csv"}[name])
+    path = case.make(tmp_path)
+    assert [read(path).medium, read(path).medium] == ["vacuum", "vacuum"]
+    assert [f"{path} does not say if its wavelengths are in vacuum or air" in m for m in caplog.messages] == [
+        True
+    ]
+    caplog.clear()
+    assert read(case.make(tmp_path), wavelength_medium="air").medium == "air"
+    assert not caplog.messages
+
+
 def test_one_bad_record_never_stops_a_file(tmp_path, caplog):
     record = {"sparcl_id": "good", "wavelength": GRID.tolist(), "flux": FLUX.tolist()}
     text = record | {"sparcl_id": "text", "flux": "bright"}
