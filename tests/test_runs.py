@@ -189,6 +189,19 @@ def test_flagged_rows_have_no_number(files, adapted):
     assert np.isnan(nothing["fe_h"]).all()
 
 
+def test_one_bad_file_is_left_out_and_said(files, adapted, tmp_path, caplog):
+    (adapter,) = (adapted[0] / "adapters").glob("*/lora4")
+    (tmp_path / "bad.npz").write_text("no spectra")
+    options = {"model": files["model"], "adapter": adapter, "say": lambda text: None}
+    columns = runs.predict_survey(
+        **options, spectra=[tmp_path / "bad.npz", files["spectra"]], out=tmp_path / "labels.ecsv"
+    )
+    assert len(columns["id"]) == 24
+    assert [text.startswith(f"left out: {tmp_path}/bad.npz is not") for text in caplog.messages] == [True]
+    with pytest.raises(DataError, match=r"bad\.npz is not a readable"):
+        runs.predict_survey(**options, spectra=[tmp_path / "bad.npz"], out=tmp_path / "none.ecsv")
+
+
 def test_an_adapter_of_another_model_is_refused(files, adapted, tmp_path):
     (adapter,) = (adapted[0] / "adapters").glob("*/lora4")
     other = dataclasses.replace(load(files["model"]), stats={})
