@@ -155,7 +155,8 @@ class _Partners:
             part = read_part(path)
             shape = (len(kept), GAIA_XP_WAVELENGTH.size)
             empty = {name: np.full(shape, value) for name, value in _EMPTY.items()}
-            block = _rows(part.sides["gaia_xp"], kept) if "gaia_xp" in part.sides else dict(empty)
+            own = part.sides.get("gaia_xp")
+            block = {name: array.copy() for name, array in empty.items()} if own is None else _rows(own, kept)
             for k, row in enumerate(kept.tolist()):
                 if found := self.given.get(str(part.id[row])):
                     for name in block:

@@ -260,8 +260,9 @@ def test_surveys_that_know_different_things_share_a_table(tmp_path):
     assert prepared.meta["name"].tolist() == ["", "", "x/y"]
 
 
-def xp_file(path, ids):
+def xp_file(path, ids, holes=()):
     flux = np.stack([star(len(name), GAIA_XP_WAVELENGTH) for name in ids])
+    flux[list(holes), 200:] = np.nan
     np.savez(path, source_id=ids, flux=flux, flux_error=0.01 * flux)
     return path
 
@@ -271,13 +272,14 @@ def test_xp_files_give_the_other_side_by_id(tmp_path):
     folder.mkdir()
     for number in range(4):
         write_star(folder, number, id=[str(1000 + number)])
-    xp = xp_file(tmp_path / "xp.npz", ["1002", "1000", "7"])
+    xp = xp_file(tmp_path / "xp.npz", ["1002", "1000", "7", "1003"], holes=[3])
     summary, _ = prepare(folder, tmp_path / "all.h5", xp=[xp])
     side, given = read_xp(tmp_path / "all.h5"), to_gaia_xp(read(xp))
     assert summary.partners == 2
     assert side.id.tolist() == ["1000", "1001", "1002", "1003"]
-    assert side.meta["flag"].tolist() == ["", "no_partner", "", "no_partner"]
+    assert side.meta["flag"].tolist() == ["", "no_partner", "", "masked_fraction"]
     assert side.mask[[1, 3]].all()
+    assert (side.flux[[1, 3]] == 0).all()
     same_pixels(side[[0, 2]], given[[1, 0]])
     with pytest.raises(DataError, match="no id of the 1 Gaia XP spectra"):
         prepare(folder, tmp_path / "later.h5", xp=[xp_file(tmp_path / "wrong.npz", ["7"])])
