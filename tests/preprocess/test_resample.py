@@ -24,8 +24,8 @@ def wiggles(n=3, grid=GRID, seed=0):
 
 @st.composite
 def grids(draw):
-    """An uneven increasing grid inside 4000 to 5600 A."""
-    steps = draw(st.lists(st.floats(0.3, 20.0), min_size=3, max_size=60))
+    """An uneven increasing grid inside 4000 to 5600 A, without steps that count as a gap."""
+    steps = draw(st.lists(st.floats(4.1, 20.0), min_size=3, max_size=60))
     return 4000.0 + np.cumsum(steps)
 
 
