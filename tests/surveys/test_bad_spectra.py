@@ -126,7 +126,9 @@ def test_the_model_gives_flagged_rows_no_number(tmp_path):
     config = {"configuration": "lora4", "label": "fe_h", "seeds": 1, "sigma": 0.1}
     with quick_compilation():
         columns = runs.predict(model, spectra, jax.tree.map(lambda leaf: leaf[None], untrained), config)
-    assert columns["flag"].tolist() == [cases[name].flag for name in names]
+    # A star with lines at random is unlike those that the model was trained on, which is said too.
+    found = np.where(columns["flag"] == "unlike_training", "", columns["flag"])
+    assert found.tolist() == [cases[name].flag for name in names]
     assert np.isfinite(columns["fe_h"]).tolist() == [True, True, True, False, False, False, False]
     # Tokens of the masked pixels are left out: a tenth of a dex is the scatter between stars of the model.
     np.testing.assert_allclose(columns["fe_h"][1:3], columns["fe_h"][0], atol=0.1)
