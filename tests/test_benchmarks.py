@@ -1,0 +1,76 @@
+"""The table of the benchmarks: what it divides, what stays blank, and the order of calls."""
+
+import json
+import math
+
+import pytest
+
+from benchmarks import report, timing
+from benchmarks.timing import Row, Yardstick
+
+YARDSTICK = Yardstick(flops=1e9, bandwidth=1e8)
+ABOUT = {
+    "device": "abacus",
+    "cores": 2,
+    "dtype": "float32",
+    "date": "today",
+    "versions": {"jax": "1"},
+    "peak_memory": 2**30,
+}
+
+
+def row(**changes):
+    times = {"specjax": [1.0, 2.0, 9.0], "torch": [6.0], "torch.compile": [4.0]}
+    return Row(**{"section": "a", "what": "sums", "count": 8, "unit": "sums", "times": times, **changes})
+
+
+def test_ratio_is_of_medians_to_the_faster_of_the_others():
+    assert row().ratio() == 4.0 / 2.0
+    assert row(times={"specjax": [2.0], "torch": [3.0]}).ratio() == 1.5
+
+
+def test_the_floor_is_the_larger_of_what_computing_and_moving_take():
+    assert row(flops=5e8, bytes=2e7).floor(YARDSTICK) == 0.5
+    assert row(flops=1e8, bytes=2e7).floor(YARDSTICK) == 0.2
+    assert row(bytes=2e7).floor(YARDSTICK) == 0.2
+
+
+def test_what_was_not_measured_stays_blank():
+    alone = row(times={"specjax": [2.0]})
+    assert math.isnan(alone.ratio())
+    assert math.isnan(alone.floor(YARDSTICK))
+    assert report.cells(alone, YARDSTICK)[4:10] == [""] * 6
+    table = report.markdown([alone], ABOUT, YARDSTICK)
+    assert "nan" not in table.lower()
+    assert "| sums | 2 | 4 sums |" in table
+
+
+def test_json_keeps_every_time_and_no_nan(tmp_path):
+    path = tmp_path / "deep" / "bench.json"
+    report.write_json(path, [row(flops=5e8)], ABOUT, YARDSTICK)
+    whole = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert whole["device"] == "abacus"
+    assert whole["rows"][0]["times"]["specjax"] == [1.0, 2.0, 9.0]
+    assert whole["rows"][0]["floor"] == 0.5
+    assert whole["rows"][0]["bytes"] is None
+
+
+def test_calls_go_in_turns_after_one_that_does_not_count():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in ("specjax", "torch")}
+    times, first = timing.in_turns(calls, repeats=3, limit=1e9)
+    assert order == ["specjax", "torch"] * 4
+    assert [len(each) for each in times.values()] == [3, 3]
+    assert first >= 0
+
+
+def test_a_slow_call_runs_twice_and_no_more():
+    order = []
+    timing.in_turns({"specjax": lambda: order.append(1)}, repeats=9, limit=0)
+    assert len(order) == 3
+
+
+def test_the_plot_has_both_curves(tmp_path):
+    path = tmp_path / "bench.png"
+    report.plot_curves(path, {"spectra": [(1, 1.0), (8, 8.0)], "seeds": [(1, 1.0), (8, 2.0)]}, "abacus")
+    assert path.stat().st_size > 1000
