@@ -79,3 +79,16 @@ def test_an_empty_folder_and_the_current_one_can_be_filled(tmp_path, monkeypatch
         with atomic_folder("runs") as temporary:
             (temporary / "table.json").write_text("[]")
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["table.json"]
+
+
+def test_a_folder_of_known_files_alone_is_replaced(tmp_path):
+    path = tmp_path / "peft"
+    path.mkdir()
+    (path / "weights").write_text("old")
+    with atomic_folder(path, known=("weights",)) as temporary:
+        (temporary / "weights").write_text("new")
+    assert (path / "weights").read_text() == "new"
+    (path / "notes.txt").write_text("mine")
+    with pytest.raises(SpecjaxError, match="left as it is"), atomic_folder(path, known=("weights",)):
+        pass
+    assert (path / "notes.txt").read_text() == "mine"

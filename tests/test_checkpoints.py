@@ -1,3 +1,5 @@
+import errno
+import io
 import json
 import os
 import signal
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from specjax import atomic, checkpoints
+from specjax.checkpoints import tensor_file
 from specjax.errors import ModelError, SpecjaxError
 
 CONFIG = {"name": "mini", "specformer": {"embed_dim": 8, "statistics": ["mean", "std"]}, "decoder": None}
@@ -275,3 +278,30 @@ def test_training_state_that_does_not_fit_is_one_line(tmp_path):
         with pytest.raises(ModelError, match="does not fit") as caught:
             checkpoints.restore_training_state(tmp_path / "s", like)
         assert "\n" not in str(caught.value)
+
+
+class FullDisk(io.RawIOBase):
+    """Takes the first write and no other."""
+
+    def __init__(self):
+        self.writes = 0
+
+    def write(self, data):
+        self.writes += 1
+        if self.writes > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return len(data)
+
+
+def test_a_disk_that_fills_up_is_said_though_threads_write(saved, monkeypatch):
+    opened = tensor_file._HashedFile.__init__
+
+    def on_a_full_disk(file, path):
+        opened(file, path)
+        file._file.close()
+        file._file = FullDisk()
+
+    monkeypatch.setattr(tensor_file._HashedFile, "__init__", on_a_full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save_model(saved, config={}, arrays=some_arrays(1))
+    assert checkpoints.load_model(saved).config == CONFIG

@@ -1,4 +1,4 @@
-"""Shapes, parameter counts and behaviour of the modules; their arithmetic is in test_parity."""
+"""Shapes, parameter counts and behaviour of the modules; their arithmetic is in tests/checkpoints_convert."""
 
 import dataclasses
 import functools
