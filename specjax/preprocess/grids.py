@@ -59,7 +59,8 @@ def to_lamost(
       is (n,); meta["flag"] is (n,) and "" or why the row must not be trusted as it is: "no_velocity" (its
       velocity is asked for and not known), "no_coverage" (not one valid pixel from 4000 to 5600 A),
       "continuum_failed" (too little to fit, not positive, or not near the flux), "featureless" (nothing
-      varies), "too_fast" (meta["redshift"] is beyond 250 km/s and is not asked to be taken out),
+      varies), "too_fast" (meta["redshift"], or where it is not known the lines, are beyond
+      250 km/s and that is not asked to be taken out),
       "masked_fraction" (more than `max_masked`). Cosmic rays and the like are masked, see
       `plausible.without_spikes`.
 
@@ -95,7 +96,7 @@ def to_lamost(
     flag = np.where(covered, result.meta["flag"], "no_coverage")
     flag = np.where(flag == "", doubts(result), flag)
     if velocity_column is None:
-        flag = np.where((flag == "") & too_fast(spectra), "too_fast", flag)
+        flag = np.where((flag == "") & too_fast(spectra, result), "too_fast", flag)
     flag = np.where(moving, "no_velocity", flag)
     result = replace(
         result, flux=np.where(result.mask, 1.0, result.flux), prepared={"tower": "lamost", **done}
