@@ -15,7 +15,8 @@ from specjax.foundation import Foundation
 from specjax.models import LabelHead, SpecCLIP, tokenise
 from specjax.targets import Grid, Target, draw_splits
 from specjax.train import losses
-from specjax.train.adapt import CONFIGURATIONS, AdaptConfig, Adapter
+from specjax.train.adapt import AdaptConfig, Adapter
+from specjax.train.configurations import CONFIGURATIONS
 from specjax.train.ensemble import fit
 from specjax.train.optimizer import GroupSchedule, make_optimizer
 
