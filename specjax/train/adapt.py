@@ -269,12 +269,8 @@ def predict_with(
     mask: NDArray[Any] | None,
 ) -> FloatArray:
     """Predict a label (S, n) of spectra on the LAMOST grid with the factors (S, ...) of a configuration."""
-    heads = parse_configuration(configuration)[1]
-    seeds = len(jax.tree.leaves(adapters)[0])
-    column = model.config.labels.index(label)
-    predictions = []
-    for seed in range(seeds):
-        adapted = model.adapted(jax.tree.map(lambda leaf, seed=seed: leaf[seed], adapters))
-        each = [adapted.predict(flux, head, ivar=ivar, mask=mask) for head in heads]
-        predictions.append(np.mean([one[model.config.labels[column]] for one in each], axis=0))
-    return np.asarray(predictions, np.float64)
+    each = [
+        model.predict_seeds(flux, head, adapters=adapters, ivar=ivar, mask=mask)[label]
+        for head in parse_configuration(configuration)[1]
+    ]
+    return np.mean(np.asarray(each, np.float64), axis=0)
