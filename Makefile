@@ -20,10 +20,10 @@ demo: $(VENV)/.installed-baselines
 	$(BIN)/python -m experiments.main_table --out runs/demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu"
 
 test-all: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not gpu"
 
 test-gpu: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m gpu
