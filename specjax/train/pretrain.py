@@ -56,7 +56,7 @@ class PretrainConfig:
     head_rendition_probability: float = 0.3  # and in that of the heads
     augment: AugmentConfig = AugmentConfig(noise=(0.003, 0.05))
     head_augment: AugmentConfig = AugmentConfig()
-    backbone: StageConfig = StageConfig(steps=3000, batch=64, learning_rate=1.5e-3, chunk=250)
+    backbone: StageConfig = StageConfig(steps=10000, batch=64, learning_rate=1.5e-3, chunk=250)
     autoencoder: StageConfig = StageConfig(steps=2000, batch=128, learning_rate=1e-3)
     alignment: StageConfig = StageConfig(steps=1500, batch=128, learning_rate=2e-3)
     heads: StageConfig = StageConfig(steps=2000, batch=512, learning_rate=2e-3, chunk=500)
