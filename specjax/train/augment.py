@@ -44,35 +44,20 @@ class AugmentConfig:
                 raise ConfigError(f"{name} must be (0, 0) or a range of positive numbers, not {(low, high)}")
 
 
-def augment(
-    key: jax.Array,
-    flux: jax.Array,
-    config: AugmentConfig,
-    *,
-    noise: jax.Array | None = None,
-    noise_width: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
+def augment(key: jax.Array, flux: jax.Array, config: AugmentConfig) -> tuple[jax.Array, jax.Array]:
     """Vary spectra (n, p), normalised to a continuum of 1.
-
-    noise (n, 1) is each spectrum's relative noise a pixel; drawn from config.noise where None. It is white,
-    or smoothed by Gaussians of noise_width (n, 1) pixels, as where preprocessing has smoothed a spectrum.
 
     Returns (flux (n, p), valid (n, p) bool): valid is False in the stretches that are to count as missing.
     """
     chex.assert_rank(flux, 2)
     n, pixels = flux.shape
     keys = jax.random.split(key, 6)
-    smoothing = log_uniform(keys[0], (n, 1), config.smoothing)
+    smoothing = _log_uniform(keys[0], (n, 1), config.smoothing)
     shift = jax.random.uniform(keys[1], (n, 1), minval=-config.shift, maxval=config.shift)
     flux = smooth_and_shift(flux, smoothing, shift)
     coefficients = config.continuum * jax.random.normal(keys[2], (n, config.continuum_degree + 1))
     flux = flux * (1 + coefficients @ _chebyshev(pixels, config.continuum_degree))
-    if noise is None:
-        noise = log_uniform(keys[3], (n, 1), config.noise)
-    pattern = jax.random.normal(keys[4], flux.shape)
-    if noise_width is not None:
-        pattern = smooth_and_shift(pattern, noise_width, jnp.zeros_like(noise_width))
-    flux = flux + noise * pattern
+    flux = flux + _log_uniform(keys[3], (n, 1), config.noise) * jax.random.normal(keys[4], flux.shape)
     return flux, ~_gaps(keys[5], n, pixels, config)
 
 
@@ -104,8 +89,7 @@ def mix(
     return partner, jax.random.uniform(share, (*index.shape, 1), maxval=mixing)
 
 
-def log_uniform(key: jax.Array, shape: tuple[int, ...], bounds: tuple[float, float]) -> jax.Array:
-    """Draw numbers between two bounds, their logarithms uniformly; zeros for the range (0, 0)."""
+def _log_uniform(key: jax.Array, shape: tuple[int, ...], bounds: tuple[float, float]) -> jax.Array:
     if not bounds[1]:
         return jnp.zeros(shape)
     low, high = jnp.log(jnp.asarray(bounds))

@@ -29,10 +29,8 @@ from specjax.models.layers import standardise, tokenise
 from specjax.models.specclip import SpecCLIP
 from specjax.models.xp_autoencoder import xp_vector
 from specjax.train import losses
-from specjax.train.augment import AugmentConfig, augment, log_uniform, mix
+from specjax.train.augment import AugmentConfig, augment, mix
 from specjax.train.stage import StageConfig, run_stage
-
-DENSITY_WIDTH = 0.5  # of the Gaussian by which stars are counted, in standardised labels
 
 Tree = Any
 Say = Callable[[str], None]
@@ -50,15 +48,13 @@ class PretrainConfig:
     label_weight: float = 1.0
     xp_noise: float = 0.01
     head_pool: int = 20480
-    balance: float = 0.25  # a star is drawn with its label density to the power of minus this
-    rendition_noise: tuple[float, float] = (0.01, 0.08)  # relative, a pixel, before preprocessing smooths it
     rendition_probability: float = 0.5  # of a star at a lower resolution, in the stages of the towers
     head_rendition_probability: float = 0.3  # and in that of the heads
     augment: AugmentConfig = AugmentConfig(noise=(0.003, 0.05))
     head_augment: AugmentConfig = AugmentConfig()
-    backbone: StageConfig = StageConfig(steps=10000, batch=64, learning_rate=1.5e-3, chunk=250)
+    backbone: StageConfig = StageConfig(steps=2400, batch=64, learning_rate=2e-3)
     autoencoder: StageConfig = StageConfig(steps=2000, batch=128, learning_rate=1e-3)
-    alignment: StageConfig = StageConfig(steps=1500, batch=128, learning_rate=2e-3)
+    alignment: StageConfig = StageConfig(steps=800, batch=128, learning_rate=2e-3)
     heads: StageConfig = StageConfig(steps=2000, batch=512, learning_rate=2e-3, chunk=500)
 
 
@@ -80,8 +76,7 @@ def make_data(corpus: Any, config: PretrainConfig) -> tuple[Tree, Tree]:
     """Turn `corpus.Pairs` into the arrays that all stages read.
 
     Returns (data, scaler): data has flux, xp_flux, xp_valid, labels (standardised), neighbours (n, k) in
-    label space, allowed (n,), False for held-out stars, log_weight (n,), with which they are drawn, and
-    renditions (n, k, p) with rendition_width (k,) where the corpus has them;
+    label space, allowed (n,), False for held-out stars, and renditions (n, k, p) where the corpus has them;
     scaler has label_mean and label_std.
     """
     scaler = {
@@ -94,9 +89,6 @@ def make_data(corpus: Any, config: PretrainConfig) -> tuple[Tree, Tree]:
     order = np.random.default_rng(config.seed).permutation(len(labels))
     allowed = np.ones(len(labels), bool)
     allowed[order[: round(config.held_out * len(labels))]] = False
-    # Rare kinds of stars, the metal-poor ones above all, count for more than their number.
-    density = np.exp(-0.5 * distance / DENSITY_WIDTH**2) @ allowed
-    log_weight = np.where(allowed, -config.balance * np.log(np.maximum(density, 1.0)), -np.inf)
     data = {
         "flux": corpus.flux,
         "xp_flux": corpus.xp_flux,
@@ -104,43 +96,34 @@ def make_data(corpus: Any, config: PretrainConfig) -> tuple[Tree, Tree]:
         "labels": labels,
         "neighbours": neighbours,
         "allowed": allowed,
-        "log_weight": log_weight.astype(np.float32),
     }
     if corpus.renditions is not None:
-        data |= {"renditions": corpus.renditions, "rendition_width": corpus.rendition_width}
+        data["renditions"] = corpus.renditions
     return jax.tree.map(jnp.asarray, data), scaler
 
 
 def draw(
-    key: jax.Array,
-    data: Tree,
-    batch: int,
-    variations: AugmentConfig,
-    rendition_probability: float = 0.0,
-    rendition_noise: tuple[float, float] = (0.01, 0.08),
+    key: jax.Array, data: Tree, batch: int, variations: AugmentConfig, rendition_probability: float = 0.0
 ) -> Tree:
     """Draw a batch of mixed and varied stars: flux, valid, xp_flux, xp_valid, labels.
 
-    With rendition_probability a star is taken at one of the lower resolutions of data["renditions"], and its
-    noise is what `rendition_noise` becomes when preprocessing smooths it.
+    With rendition_probability a star is taken at one of the lower resolutions of data["renditions"].
     """
-    choose, pair, vary, lower, which, blue, loud = jax.random.split(key, 7)
-    index = jax.random.categorical(choose, data["log_weight"], shape=(batch,))
+    choose, pair, vary, lower, which, blue = jax.random.split(key, 6)
+    logits = jnp.where(data["allowed"], 0.0, -jnp.inf)
+    index = jax.random.categorical(choose, logits, shape=(batch,))
     partner, share = mix(pair, index, data["neighbours"], data["allowed"], variations.mixing)
 
     def mixed(name: str) -> jax.Array:
         return data[name][index] * (1 - share) + data[name][partner] * share
 
-    flux, noise, width = mixed("flux"), log_uniform(loud, (batch, 1), variations.noise), None
+    flux = mixed("flux")
     if rendition_probability and "renditions" in data:
         renditions = data["renditions"]
         number = jax.random.randint(which, (batch,), 0, renditions.shape[1])
         rendered = renditions[index, number] * (1 - share) + renditions[partner, number] * share
-        taken = jax.random.bernoulli(lower, rendition_probability, (batch, 1))
-        flux = jnp.where(taken, rendered, flux)
-        noise = jnp.where(taken, log_uniform(loud, (batch, 1), rendition_noise), noise)
-        width = jnp.where(taken, data["rendition_width"][number][:, None], 0.0)
-    flux, valid = augment(vary, flux, variations, noise=noise, noise_width=width)
+        flux = jnp.where(jax.random.bernoulli(lower, rendition_probability, (batch, 1)), rendered, flux)
+    flux, valid = augment(vary, flux, variations)
     xp_valid = data["xp_valid"][index] & data["xp_valid"][partner]
     xp_flux, xp_valid = extend_blue(blue, mixed("xp_flux"), xp_valid)
     return {
@@ -210,14 +193,7 @@ class Pretraining:
 
         def loss(params: Tree, stats: Tree, data: Tree, key: jax.Array) -> Any:
             draw_key, mask_key = jax.random.split(key)
-            batch = draw(
-                draw_key,
-                data,
-                config.backbone.batch,
-                config.augment,
-                config.rendition_probability,
-                config.rendition_noise,
-            )
+            batch = draw(draw_key, data, config.backbone.batch, config.augment, config.rendition_probability)
             tokens = tokenise(batch["flux"], shape, batch["valid"])
             # Half of the batch is masked: the labels must come out of whole and of partly hidden spectra.
             half = jnp.arange(len(tokens))[:, None] < len(tokens) // 2
@@ -278,14 +254,7 @@ class Pretraining:
 
         def loss(params: Tree, stats: Tree, data: Tree, key: jax.Array) -> Any:
             draw_key, noise_key, drop_key = jax.random.split(key, 3)
-            batch = draw(
-                draw_key,
-                data,
-                config.alignment.batch,
-                config.augment,
-                config.rendition_probability,
-                config.rendition_noise,
-            )
+            batch = draw(draw_key, data, config.alignment.batch, config.augment, config.rendition_probability)
             xp = batch["xp_flux"] + config.xp_noise * jax.random.normal(noise_key, batch["xp_flux"].shape)
             (z_lamost, z_xp, decoded), updates = self.model.apply(
                 {"params": joined(params["model"], data["towers"]), "batch_stats": stats},
@@ -405,14 +374,7 @@ class Pretraining:
         size = 256
         config = self.config
         make = jax.jit(
-            lambda key, data: draw(
-                key,
-                data,
-                size,
-                config.head_augment,
-                config.head_rendition_probability,
-                config.rendition_noise,
-            )
+            lambda key, data: draw(key, data, size, config.head_augment, config.head_rendition_probability)
         )
         features: dict[str, list[jax.Array]] = {"mlp1": [], "mlp2": []}
         labels = []

@@ -47,11 +47,7 @@ def corpus(renditions=True):
     if not renditions:
         return pairs
     noise = 0.05 * np.random.default_rng(4).normal(size=(len(pairs), 3, synthetic.PIXELS))
-    return dataclasses.replace(
-        pairs,
-        renditions=(pairs.flux[:, None] + noise).astype(np.float32),
-        rendition_width=np.array([0.0, 2.0, 5.0], np.float32),
-    )
+    return dataclasses.replace(pairs, renditions=(pairs.flux[:, None] + noise).astype(np.float32))
 
 
 def without_held_out(pairs):
@@ -87,7 +83,7 @@ class TestData:
 
 
 class TestDraw:
-    draw = staticmethod(jax.jit(draw, static_argnums=(2, 3, 4, 5)))
+    draw = staticmethod(jax.jit(draw, static_argnums=(2, 3, 4)))
 
     def test_flux_and_labels_are_mixed_alike(self):
         """Every spectrum is (1 - s) a + s b of two near stars, and so are its partner and its labels."""
@@ -122,34 +118,9 @@ class TestDraw:
         pairs = corpus()
         data, _ = make_data(dataclasses.replace(pairs, renditions=pairs.renditions + 100), CONFIG)
         for probability, draws in ((0.35, 2000), (0.0, 50), (1.0, 50)):
-            batch = self.draw(jax.random.key(0), data, draws, NOTHING, probability)
-            flux = np.asarray(batch["flux"])
+            flux = np.asarray(self.draw(jax.random.key(0), data, draws, NOTHING, probability)["flux"])
             share = (flux.mean(axis=1) > 50).mean()
             assert abs(share - probability) <= 5 * np.sqrt(probability * (1 - probability) / draws)
-
-    def test_the_noise_of_renditions_is_as_wide_as_their_smoothing(self):
-        """A sharp spectrum's noise is white; a rendition's has the correlation of a Gaussian of its width."""
-        pairs = corpus()
-        flat = dataclasses.replace(
-            pairs, renditions=np.ones_like(pairs.renditions), rendition_width=np.full(3, 2.0, np.float32)
-        )
-        data, _ = make_data(flat, CONFIG)
-        batch = self.draw(jax.random.key(0), data, 400, NOTHING, 1.0, (0.05, 0.05))
-        noise = (np.asarray(batch["flux"]) - 1)[:, 10:-10]  # five sigma from the ends, which are repeated
-        # White noise through a Gaussian of sigma w keeps 1/sqrt(2 w sqrt(pi)) of its scatter and has an
-        # autocorrelation of exp(-(lag/2w)^2); 400 spectra of some 3 independent stretches each.
-        assert abs(noise.std() / (0.05 / np.sqrt(4 * np.sqrt(np.pi))) - 1) < 0.1
-        lag = (noise[:, 2:] * noise[:, :-2]).mean() / (noise**2).mean()
-        assert abs(lag - np.exp(-0.25)) < 0.1
-
-    def test_rare_stars_count_for_more(self):
-        pairs = corpus(renditions=False)
-        even, _ = make_data(pairs, dataclasses.replace(CONFIG, balance=0.0, held_out=0.0))
-        assert np.ptp(even["log_weight"]) == 0
-        data, _ = make_data(pairs, dataclasses.replace(CONFIG, balance=0.5, held_out=0.0))
-        labels, weight = np.asarray(data["labels"]), np.asarray(data["log_weight"])
-        apart = np.sort(((labels[:, None] - labels[None]) ** 2).sum(-1), axis=1)[:, 1:11].mean(1)
-        assert weight[apart.argmax()] > np.median(weight) > weight[apart.argmin()]
 
     def test_depends_on_the_key_alone(self):
         data, _ = make_data(corpus(), CONFIG)
@@ -336,4 +307,3 @@ def test_rows_of_pairs_keep_together():
     assert isinstance(pairs, Pairs)
     assert pairs.id.tolist() == ["star3", "star1"]
     np.testing.assert_array_equal(pairs.renditions, corpus().renditions[[3, 1]])
-    np.testing.assert_array_equal(pairs.rendition_width, corpus().rendition_width)
