@@ -25,6 +25,9 @@ from specjax.surveys.names import common_stars, normalise_star_name
 
 LABELS = ("teff", "logg", "fe_h")
 TEFF_RANGE = (3800.0, 7500.0)  # K: cooler and hotter stars show [Fe/H] in other ways, or not at all
+MARGIN = (
+    300.0  # K that a star must be hotter than the range to stand for those that are; cooler, a third of it
+)
 MILES_FWHM = 2.5  # Angstrom
 RENDITIONS = tuple(
     zip(np.geomspace(6, 32, 8).round(1).tolist(), (20.0, 60.0) * 4, strict=True)
@@ -113,6 +116,30 @@ def _renditions(source: Spectra, fill: PrincipalFill, say: Callable[[str], None]
         lamost = to_lamost(degraded, fwhm=fwhm)
         made.append(fill.apply(lamost.flux, lamost.ivar, lamost.mask).astype(np.float32))
     return np.stack(made, axis=1)
+
+
+def outside(
+    libraries: Path, fill: PrincipalFill, say: Callable[[str], None] = lambda text: None
+) -> dict[str, FloatArray]:
+    """Spectra of MILES stars beyond the model's range: {kind: (m, 1 + k, 1462)}, as observed and renditions.
+
+    The kinds are "hotter_than_training" and "cooler_than_training". As in the corpus, stars of STELIB are not
+    among them.
+    """
+    source = miles.read(libraries / "miles")
+    shared = common_stars(source.meta["name"], stelib.read(libraries / "stelib").meta["name"])
+    own = np.array([normalise_star_name(name) not in shared for name in source.meta["name"]])
+    teff = source.meta["teff"]
+    (cool, hot), found = TEFF_RANGE, {}
+    for kind, beyond in {"hotter": teff > hot + MARGIN, "cooler": teff < cool - MARGIN / 3}.items():
+        stars = source[own & beyond]
+        lamost = to_lamost(stars)
+        flux = fill.apply(lamost.flux, None, lamost.mask).astype(np.float32)
+        good = lamost.meta["flag"] == ""
+        say(f"{good.sum()} stars are {kind} than the model's range")
+        whole = np.concatenate([flux[:, None], _renditions(stars, fill, say)], axis=1)
+        found[f"{kind}_than_training"] = whole[good]
+    return found
 
 
 def in_range(labels: NDArray[np.float64]) -> BoolArray:

@@ -204,16 +204,18 @@ class Foundation:
         embed = self.mean_token if head == "mlp1" else self.embed
         return embed(flux, ivar=ivar, mask=mask)
 
-    def distance(
+    def outside(
         self, flux: ArrayLike, *, ivar: ArrayLike | None = None, mask: ArrayLike | None = None
-    ) -> NDArray[np.float64] | None:
-        """Return how unlike the training spectra (n, 1462) LAMOST spectra are, (n,); 1 is the edge.
+    ) -> tuple[NDArray[np.float64], NDArray[np.str_]] | None:
+        """Tell (n, 1462) LAMOST spectra unlike those that the heads were trained on.
 
-        None where the model does not know its domain. Errors as in `embed`.
+        Returns the distance (n,), 1 at the edge, and the flag (n,), "" inside or the kind it seems
+        to be: see `domain.Domain`. None where the model does not know its domain. Errors as in `embed`.
         """
         if self.domain is None:
             return None
-        return self.domain.distance(self.mean_token(flux, ivar=ivar, mask=mask))
+        features = self.mean_token(flux, ivar=ivar, mask=mask)
+        return self.domain.distance(features), self.domain.flags(features)
 
     def predict_from_features(self, features: ArrayLike, head: str) -> dict[str, FloatArray]:
         """Predict labels from the output (n, d) of `features`."""

@@ -47,9 +47,10 @@ def pretrain(
     if states.exists() and not resume:
         raise DataError(f"{states} holds an interrupted run: go on with --resume, or remove it")
     config = PretrainConfig(preset=preset, seed=seed, held_out=held_out)
-    pairs, fill = corpus.build(fetch_stellar_libraries(), say, renditions=True)
+    libraries = fetch_stellar_libraries()
+    pairs, fill = corpus.build(libraries, say, renditions=True)
     say(f"{len(pairs)} source stars, {int((pairs.labels[:, 2] < -1).sum())} below [Fe/H] = -1")
-    trainer = Pretraining(pairs, config, states, say)
+    trainer = Pretraining(pairs, config, states, say, corpus.outside(libraries, fill, say))
     variables, stats = trainer.run()
     model = Foundation(
         config=trainer.model_config, variables=variables, stats=stats, fill=fill, domain=trainer.domain

@@ -147,9 +147,9 @@ def predict(
     scatter of the adaptation's test stars in quadrature, NaN where that is not known, as of an imported
     adapter; flag and masked_fraction from the preprocessing; and distance, which is above 1 for a spectrum
     unlike all that the model was trained on (NaN where the model cannot tell). Such a spectrum is flagged
-    "unlike_training" where it has no other flag: a star hotter or cooler than all, a galaxy, a wrong
-    wavelength scale. A spectrum with a flag keeps its number only where the flag is "masked_fraction" or
-    "unlike_training"; otherwise it is NaN.
+    "unlike_training" where it has no other flag, and one that looks like the stars beyond the model's
+    range "hotter_than_training" or "cooler_than_training". These and "masked_fraction" keep their numbers; a
+    spectrum with another flag gets NaN.
     """
     blocks = [
         _predict_block(model, spectra[start : start + _ROWS_AT_ONCE], adapter, config)
@@ -166,16 +166,16 @@ def _predict_block(
     usable = np.isin(lamost.meta["flag"], ("", "masked_fraction"))
     label = config["label"]
     values = np.full((config["seeds"], len(lamost)), np.nan)
-    distance = np.full(len(lamost), np.nan)
+    distance, flag = np.full(len(lamost), np.nan), lamost.meta["flag"].astype("<U32")
     if usable.any():
         rows = lamost[np.flatnonzero(usable)]
         ivar = rows.ivar if rows.has_ivar else None
         values[:, usable] = predict_with(
             model, config["configuration"], adapter, label, rows.flux, ivar, rows.mask
         )
-        if (found := model.distance(rows.flux, ivar=ivar, mask=rows.mask)) is not None:
-            distance[usable] = found
-    unlike = (lamost.meta["flag"] == "") & (distance > 1)
+        if (found := model.outside(rows.flux, ivar=ivar, mask=rows.mask)) is not None:
+            distance[usable] = found[0]
+            flag[usable] = np.where(flag[usable] == "", found[1], flag[usable])
     spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(len(lamost), np.nan)
     scatter = np.nan if config["sigma"] is None else config["sigma"]
     return {
@@ -183,7 +183,7 @@ def _predict_block(
         label: values.mean(axis=0),
         f"{label}_std": spread,
         f"{label}_err": np.hypot(np.nan_to_num(spread) + 0 * values[0], scatter),
-        "flag": np.where(unlike, "unlike_training", lamost.meta["flag"]),
+        "flag": flag,
         "masked_fraction": lamost.meta["masked_fraction"],
         "distance": distance,
     }

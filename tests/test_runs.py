@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from specjax.config import (
     SpecFormerConfig,
     XPAutoencoderConfig,
 )
+from specjax.domain import Domain
 from specjax.errors import ConfigError, DataError, ModelError
 from specjax.foundation import Foundation, load
 from specjax.labels import SplitConfig, split_table
@@ -166,6 +168,44 @@ def test_predicting_gives_what_was_scored(files, adapted, tmp_path):
     table = Table.read(tmp_path / "labels.ecsv")
     assert str(table["fe_h"].unit) == str(table["fe_h_err"].unit) == "dex"
     np.testing.assert_array_equal(table["fe_h"], columns["fe_h"])
+
+
+def test_spectra_outside_the_models_domain_keep_their_number_and_are_flagged(files, adapted):
+    """Whatever the preprocessing has flagged keeps that flag."""
+    (adapter,) = (adapted[0] / "adapters").glob("*/lora4")
+    flux, _ = observed(5, seed=9)
+    mask = np.zeros(flux.shape, bool)
+    mask[2, (WAVELENGTH > 4200) & (WAVELENGTH < 4700)] = True
+    spectra = Spectra(
+        wavelength=WAVELENGTH, flux=np.where(mask, 0, flux), ivar=np.where(mask, 0.0, 1.0), mask=mask,
+        id=np.array(list("abcde")), has_ivar=False,
+    )  # fmt: skip
+    stored, model = load_adapter(adapter), load(files["model"])
+    grid = to_lamost(spectra)
+    features = model.mean_token(grid.flux, mask=grid.mask)
+    plain = runs.predict(model, spectra, stored.arrays, stored.config)
+    assert np.isnan(plain["distance"]).all()  # a model that knows no domain flags nothing
+    d, apart = features.shape[1], np.linalg.norm(features - features[0], axis=1)
+    domain = Domain(
+        mean=features[0].astype(float),
+        whitening=np.eye(d),
+        limit=float(np.median(apart[[1, 3, 4]])) * 1.001,
+        sides={"hotter_than_training": np.zeros(d)},
+    )
+    columns = runs.predict(replace(model, domain=domain), spectra, stored.arrays, stored.config)
+    outside = apart > domain.limit
+    assert outside[[1, 3, 4]].sum() == 1
+    expected = np.where(outside, "unlike_training", "")
+    expected[2] = "masked_fraction"
+    assert columns["flag"].tolist() == expected.tolist()
+    np.testing.assert_array_equal(columns["fe_h"], plain["fe_h"])
+    # float32 features, in batches of other sizes
+    np.testing.assert_allclose(columns["distance"], apart / domain.limit, rtol=1e-3, atol=1e-3)
+    side = (features[3] - features[0]).astype(float)
+    domain = replace(domain, sides={"hotter_than_training": 2 * side / (side**2).sum()})
+    flag = runs.predict(replace(model, domain=domain), spectra, stored.arrays, stored.config)["flag"]
+    assert flag[3] == "hotter_than_training"
+    assert flag[0] == ""
 
 
 def test_flagged_rows_have_no_number(files, adapted):

@@ -12,7 +12,7 @@ Every batch is drawn and varied anew (`augment`): what is learnt must hold for m
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +159,18 @@ class Pretraining:
     """The stages on one corpus; each returns new variables, so they can be run and looked at one by one."""
 
     def __init__(
-        self, corpus: Any, config: PretrainConfig, folder: Path | None = None, say: Say = print
+        self,
+        corpus: Any,
+        config: PretrainConfig,
+        folder: Path | None = None,
+        say: Say = print,
+        outside: Mapping[str, Any] | None = None,
     ) -> None:
-        """Set up data and modules; `folder` keeps training states for resuming."""
+        """Set up data and modules.
+
+        `folder` keeps training states for resuming; `outside` are spectra (m, k, p) of kinds of stars beyond
+        the corpus, where the model's domain ends.
+        """
         self.config, self.folder, self.say = config, folder, say
         self.model_config: ModelConfig = get_preset(config.preset)
         self.data, self.scaler = make_data(corpus, config)
@@ -169,6 +178,7 @@ class Pretraining:
         self.probe = LabelProbe(self.model_config.head.num_labels)
         self.head = LabelHead(self.model_config.head)
         self.key = jax.random.key(config.seed)
+        self.outside = dict(outside or {})
         self.domain: Domain | None = None  # known once the heads have their features
 
     def run(self) -> tuple[Tree, Tree]:
@@ -299,7 +309,7 @@ class Pretraining:
         key = jax.random.fold_in(self.key, 4)
         params, batch_stats = dict(variables["params"]), dict(variables["batch_stats"])
         pools, labels = self._feature_pool(variables, key)
-        self.domain = Domain.fit(pools["mlp1"])
+        self.domain = self.fit_domain(variables, pools["mlp1"], key)
         stats: Tree = {}
         for name, pool in pools.items():
             scaler = {"feature_mean": pool.mean(axis=0), "feature_std": pool.std(axis=0) + 1e-6}
@@ -315,6 +325,28 @@ class Pretraining:
                 key,
             )
         return {"params": params, "batch_stats": batch_stats}, jax.tree.map(np.asarray, stats)
+
+    def fit_domain(self, variables: Tree, inside: jax.Array, key: jax.Array) -> Domain:
+        """Fit the domain to features (n, d) of varied spectra inside, and of `outside`, varied too."""
+        found = {}
+        for name, spectra in self.outside.items():
+            # As many as observed as of all renditions together, each varied anew.
+            observed = np.repeat(spectra[:, :1], max(spectra.shape[1] - 1, 1), axis=1)
+            flux = jnp.asarray(
+                np.concatenate([observed, spectra[:, 1:]], axis=1).reshape(-1, spectra.shape[2])
+            )
+            parts = [
+                self._features(
+                    variables, *self._varied(jax.random.fold_in(key, start), flux[start : start + 256])
+                )
+                for start in range(0, len(flux), 256)
+            ]
+            found[name] = np.concatenate([np.asarray(part["mlp1"]) for part in parts])
+        return Domain.fit(inside, found)
+
+    @functools.cached_property
+    def _varied(self) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+        return jax.jit(lambda key, flux: augment(key, flux, self.config.head_augment))
 
     def _train_head(
         self,

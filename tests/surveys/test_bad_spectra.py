@@ -127,7 +127,8 @@ def test_the_model_gives_flagged_rows_no_number(tmp_path):
     with quick_compilation():
         columns = runs.predict(model, spectra, jax.tree.map(lambda leaf: leaf[None], untrained), config)
     # A star with lines at random is unlike those that the model was trained on, which is said too.
-    found = np.where(columns["flag"] == "unlike_training", "", columns["flag"])
+    said = columns["flag"].tolist()
+    found = np.array(["" if flag.endswith(("_training",)) else flag for flag in said])
     assert found.tolist() == [cases[name].flag for name in names]
     assert np.isfinite(columns["fe_h"]).tolist() == [True, True, True, False, False, False, False]
     # Tokens of the masked pixels are left out: a tenth of a dex is the scatter between stars of the model.

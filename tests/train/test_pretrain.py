@@ -307,3 +307,20 @@ def test_rows_of_pairs_keep_together():
     assert isinstance(pairs, Pairs)
     assert pairs.id.tolist() == ["star3", "star1"]
     np.testing.assert_array_equal(pairs.renditions, corpus().renditions[[3, 1]])
+
+
+def test_the_domain_ends_where_known_kinds_of_stars_begin():
+    """Spectra of stars outside, as observed and rendered, give the domain a side of their name."""
+    pairs = corpus()
+    lines = np.ones(synthetic.PIXELS, np.float32)
+    lines[::5] = 0.2  # unlike any star of the corpus
+    others = np.broadcast_to(lines, (30, 2, synthetic.PIXELS)) + 0.01 * np.random.default_rng(0).normal(
+        size=(30, 2, synthetic.PIXELS)
+    )
+    trainer = Pretraining(pairs, CONFIG, say=lambda text: None, outside={"others": others.astype(np.float32)})
+    variables = trainer.initial()
+    pools, _ = trainer._feature_pool(variables, trainer.key)
+    domain = trainer.fit_domain(variables, pools["mlp1"], trainer.key)
+    again = trainer._features(variables, jnp.asarray(others[:, 0], jnp.float32), None)["mlp1"]
+    assert (domain.flags(again) == "others").mean() > 0.9
+    assert (domain.flags(pools["mlp1"]) == "").mean() > 0.99  # 0.5% and 0.1% lie outside by construction
