@@ -35,7 +35,7 @@ def predict(monkeypatch, spectra, **config):
         return flux.mean(axis=1)[None]
 
     monkeypatch.setattr(runs, "predict_with", predict_with)
-    model = Mock(distance=Mock(return_value=None))  # it knows nothing of what it was trained on
+    model = Mock(outside=Mock(return_value=None))  # it knows nothing of what it was trained on
     columns = runs.predict(model, spectra, {}, {**CONFIG, **config})
     return [np.concatenate(parts) for parts in zip(*seen, strict=True)], columns
 
