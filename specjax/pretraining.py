@@ -2,18 +2,17 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from specjax import corpus
 from specjax.config import get_preset
 from specjax.errors import ConfigError, DataError
 from specjax.foundation import Foundation
+from specjax.progress import Say
 from specjax.results import plain
 from specjax.surveys.libraries import fetch_stellar_libraries
-from specjax.train.pretrain import PretrainConfig, Pretraining
-
-Say = Callable[[str], None]
+from specjax.train.pretrain import Pretraining
+from specjax.train.recipe import PretrainConfig
 
 
 def pretrain(

@@ -17,11 +17,11 @@ from specjax.atomic import atomic_folder
 from specjax.checkpoints import save_adapter
 from specjax.errors import ModelError
 from specjax.foundation import Foundation
+from specjax.progress import Say
 from specjax.targets import Splits, Target, draw_splits
 from specjax.train.adapt import Adaptation, AdaptConfig, Adapter
 from specjax.train.configurations import CONFIGURATIONS, zero_shot_of
 
-Say = Callable[[str], None]
 FloatArray = NDArray[np.float64]
 
 # (target, splits, what the foundation gave) -> {baseline: predictions (S, n)}

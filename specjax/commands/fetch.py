@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
 
-from specjax.commands.progress import say
+from specjax.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from specjax.commands.progress import say
 from specjax.errors import ConfigError
+from specjax.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from specjax.commands.progress import say
+from specjax.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)

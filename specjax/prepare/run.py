@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +15,9 @@ from specjax.errors import ConfigError, DataError
 from specjax.prepare.assemble import assemble, write_report
 from specjax.prepare.plan import Options, Plan, difference, make_plan, report_path
 from specjax.prepare.pool import core_count, run_chunks
+from specjax.progress import Say
 from specjax.spectra import Spectra
 from specjax.surveys import arrays, prepared, read, read_xp
-
-Say = Callable[[str], None]
 
 _SECONDS_BETWEEN_LINES = 5.0
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specjax.errors import DataError
-from specjax.services.patience import Say
+from specjax.progress import Say
 from specjax.services.sparcl import Record, Search, Sparcl
 
 FIND_LIMIT = 20_000

@@ -17,10 +17,11 @@ from typing import Any
 
 from specjax.atomic import atomic_file
 from specjax.errors import ConfigError, DataError, DownloadError
+from specjax.progress import Say, say
 from specjax.services.boxes import find_all, find_in, sky
 from specjax.services.desi_query import DesiQuery
 from specjax.services.pages import Folder, Page, Record
-from specjax.services.patience import Patience, Say, say_on_stderr
+from specjax.services.patience import Patience
 from specjax.services.records import check, match_targets, near, report, signal_to_noise, write_table
 from specjax.services.sparcl import Sparcl
 from specjax.services.stack import Stack
@@ -46,7 +47,7 @@ def fetch_desi(
     ids: Sequence[str] = (),
     url: str | None = None,
     patience: Patience | None = None,
-    say: Say = say_on_stderr,
+    say: Say = say,
 ) -> Path:
     """Fetch into the folder `out`, or go on with it; returns the file of spectra.
 

@@ -17,9 +17,10 @@ from astropy.table import Column, Table
 
 from specjax.atomic import atomic_file
 from specjax.errors import ConfigError, DataError, DownloadError
+from specjax.progress import Say, say
 from specjax.services.gaia_archive import Sample, Source, calibrated, sampled
 from specjax.services.pages import Folder, Page, Record
-from specjax.services.patience import Patience, Say, say_on_stderr
+from specjax.services.patience import Patience
 from specjax.services.stack import Stack
 from specjax.services.targets import Targets, from_ids, read_targets
 from specjax.spectra import GAIA_XP_WAVELENGTH, Spectra
@@ -46,7 +47,7 @@ def fetch_gaia_xp(
     page: int = 500,
     source: Source | None = None,
     patience: Patience | None = None,
-    say: Say = say_on_stderr,
+    say: Say = say,
 ) -> Path:
     """Fetch into the folder `out`, or go on with it; returns the file of spectra under the user's ids.
 

@@ -24,7 +24,8 @@ from urllib3.util import Retry, Timeout, make_headers
 
 from specjax._version import __version__
 from specjax.errors import ConfigError, DownloadError
-from specjax.services.patience import Patience, Say, TransientError, say_on_stderr
+from specjax.progress import Say, say
+from specjax.services.patience import Patience, TransientError
 
 T = TypeVar("T")
 
@@ -45,7 +46,7 @@ class JsonService:
 
     root: str
     patience: Patience = field(default_factory=Patience)
-    say: Say = say_on_stderr
+    say: Say = say
     _pool: list[urllib3.PoolManager] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:

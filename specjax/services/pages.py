@@ -16,7 +16,7 @@ from typing import Any
 
 from specjax.atomic import atomic_file
 from specjax.errors import ConfigError, DownloadError
-from specjax.services.patience import Say
+from specjax.progress import Say
 
 QUERY, PAGES = "query.json", "pages"
 

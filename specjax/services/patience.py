@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import random
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from specjax.errors import DownloadError
+from specjax.progress import Say, say
 
 T = TypeVar("T")
-Say = Callable[[str], None]
-
-
-def say_on_stderr(text: str) -> None:
-    """A line of progress."""
-    print(text, file=sys.stderr, flush=True)
 
 
 class TransientError(Exception):
@@ -65,7 +59,7 @@ class Patience:
         backoff = min(self.longest, self.first * 2.0 ** (attempt - 1)) * (0.5 + 0.5 * self.jitter())
         return backoff if asked is None else max(asked, 0.0) + self.first * self.jitter()
 
-    def keep_trying(self, action: Callable[[], T], what: str, say: Say = say_on_stderr) -> T:
+    def keep_trying(self, action: Callable[[], T], what: str, say: Say = say) -> T:
         """What `action` returns, called again while it raises `TransientError`.
 
         Raises:

@@ -14,8 +14,8 @@ from astropy.table import Column, Table
 from numpy.typing import NDArray
 
 from specjax.errors import DataError
+from specjax.progress import Say
 from specjax.services.pages import Record
-from specjax.services.patience import Say
 from specjax.services.targets import Targets
 from specjax.spectra import Spectra
 from specjax.surveys import sky, sparcl

