@@ -82,11 +82,9 @@ def build(
         DataError: files that are missing or not as they should be.
     """
     say("reading MILES and STELIB")
-    source = miles.read(libraries / "miles")
-    shared = common_stars(source.meta["name"], stelib.read(libraries / "stelib").meta["name"])
+    source = _source_stars(libraries)
     labels = np.stack([source.meta[name] for name in LABELS], axis=1)
-    own = np.array([normalise_star_name(name) not in shared for name in source.meta["name"]])
-    keep = own & in_range(labels)
+    keep = in_range(labels)
     if not keep.any():
         raise DataError(
             f"{libraries} holds no labelled MILES star between {TEFF_RANGE[0]} and {TEFF_RANGE[1]} K"
@@ -108,6 +106,13 @@ def build(
     return pairs[good], fill
 
 
+def _source_stars(libraries: Path) -> Spectra:
+    """Read the MILES stars that are not in STELIB: those are the target."""
+    source = miles.read(libraries / "miles")
+    shared = common_stars(source.meta["name"], stelib.read(libraries / "stelib").meta["name"])
+    return source[np.array([normalise_star_name(name) not in shared for name in source.meta["name"]])]
+
+
 def _renditions(source: Spectra, fill: PrincipalFill, say: Callable[[str], None]) -> FloatArray:
     made = []
     for number, (fwhm, snr) in enumerate(RENDITIONS):
@@ -126,13 +131,11 @@ def outside(
     The kinds are "hotter_than_training" and "cooler_than_training". As in the corpus, stars of STELIB are not
     among them.
     """
-    source = miles.read(libraries / "miles")
-    shared = common_stars(source.meta["name"], stelib.read(libraries / "stelib").meta["name"])
-    own = np.array([normalise_star_name(name) not in shared for name in source.meta["name"]])
+    source = _source_stars(libraries)
     teff = source.meta["teff"]
     (cool, hot), found = TEFF_RANGE, {}
     for kind, beyond in {"hotter": teff > hot + MARGIN, "cooler": teff < cool - MARGIN / 3}.items():
-        stars = source[own & beyond]
+        stars = source[beyond]
         lamost = to_lamost(stars)
         flux = fill.apply(lamost.flux, None, lamost.mask).astype(np.float32)
         good = lamost.meta["flag"] == ""
