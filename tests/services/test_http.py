@@ -81,7 +81,7 @@ def test_a_page_of_a_proxy_is_quoted_without_its_tags_and_control_characters(arc
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("root", ["", "archive", "ftp://archive/api", "http://", "/tmp/archive"])
+@pytest.mark.parametrize("root", ["", "archive", "ftp://archive/api", "http://", "/data/archive"])
 def test_addresses_that_are_none(root):
     with pytest.raises(ConfigError, match="http"):
         JsonService(root=root)
