@@ -21,7 +21,9 @@ from specjax.errors import ModelError
 from specjax.models.layers import standardise
 from specjax.results import plain
 from specjax.train.augment import AugmentConfig
-from specjax.train.pretrain import PretrainConfig, draw, label_loss, make_data
+from specjax.train.batches import draw, make_data
+from specjax.train.probe import label_loss
+from specjax.train.recipe import PretrainConfig
 from specjax.train.stage import StageConfig, run_stage
 
 STAGE = StageConfig(steps=3000, batch=128, learning_rate=1e-3, chunk=1000)

@@ -11,7 +11,9 @@ from specjax.corpus import Pairs
 from specjax.foundation import Foundation
 from specjax.train import pretrain
 from specjax.train.augment import AugmentConfig
-from specjax.train.pretrain import PretrainConfig, Pretraining, draw, extend_blue, make_data
+from specjax.train.batches import draw, extend_blue, make_data
+from specjax.train.pretrain import Pretraining
+from specjax.train.recipe import PretrainConfig
 from specjax.train.stage import StageConfig
 from tests.models.tiny import random_system
 from tests.train import synthetic
@@ -164,8 +166,8 @@ def stages():
     made = [system_without_heads()]
     for stage in (trainer.train_backbone, trainer.train_autoencoder, trainer.align):
         made.append(stage(made[-1]))
-    make_pool, pools = trainer._feature_pool, []
-    patch.setattr(trainer, "_feature_pool", lambda *given: pools.append(make_pool(*given)) or pools[0])
+    make_pool, pools = trainer.heads.feature_pool, []
+    patch.setattr(trainer.heads, "feature_pool", lambda *given: pools.append(make_pool(*given)) or pools[0])
     final, stats = trainer.train_heads(made[-1])
     patch.undo()
     return [*made, final], stats, said, pools[0]
@@ -319,8 +321,8 @@ def test_the_domain_ends_where_known_kinds_of_stars_begin():
     )
     trainer = Pretraining(pairs, CONFIG, say=lambda text: None, outside={"others": others.astype(np.float32)})
     variables = trainer.initial()
-    pools, _ = trainer._feature_pool(variables, trainer.key)
-    domain = trainer.fit_domain(variables, pools["mlp1"], trainer.key)
-    again = trainer._features(variables, jnp.asarray(others[:, 0], jnp.float32), None)["mlp1"]
+    pools, _ = trainer.heads.feature_pool(variables, trainer.key)
+    domain = trainer.heads.fit_domain(variables, pools["mlp1"], trainer.outside, trainer.key)
+    again = trainer.heads.features(variables, jnp.asarray(others[:, 0], jnp.float32), None)["mlp1"]
     assert (domain.flags(again) == "others").mean() > 0.9
     assert (domain.flags(pools["mlp1"]) == "").mean() > 0.99  # 0.5% and 0.1% lie outside by construction

@@ -1,0 +1,28 @@
+"""The recipe of a pretraining run: which stages, how long, on spectra varied in which way."""
+
+import dataclasses
+
+from specjax.train.augment import AugmentConfig
+from specjax.train.stage import StageConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Schedules and variations of a pretraining run; chosen on held-out MILES stars (see docs/mini.md)."""
+
+    preset: str = "mini"
+    seed: int = 0
+    held_out: float = 0.1  # share of the stars kept for validation
+    neighbours: int = 6
+    masked_weight: float = 0.1
+    label_weight: float = 1.0
+    xp_noise: float = 0.01
+    head_pool: int = 20480
+    rendition_probability: float = 0.5  # of a star at a lower resolution, in the stages of the towers
+    head_rendition_probability: float = 0.3  # and in that of the heads
+    augment: AugmentConfig = AugmentConfig(noise=(0.003, 0.05))
+    head_augment: AugmentConfig = AugmentConfig()
+    backbone: StageConfig = StageConfig(steps=2400, batch=64, learning_rate=2e-3)
+    autoencoder: StageConfig = StageConfig(steps=2000, batch=128, learning_rate=1e-3)
+    alignment: StageConfig = StageConfig(steps=800, batch=128, learning_rate=2e-3)
+    heads: StageConfig = StageConfig(steps=2000, batch=512, learning_rate=2e-3, chunk=500)
