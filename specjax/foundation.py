@@ -25,12 +25,6 @@ from specjax.models.inputs import as_array, check_values, pixel_count
 
 SURVEYS = ("lamost", "gaia_xp")
 
-_BESIDE: tuple[tuple[str, Any], ...] = (
-    ("stats", {}),
-    ("fill", None),
-    ("domain", None),
-)  # the variables, in a file
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Foundation:
@@ -326,7 +320,7 @@ def load(model: str | Path = "mini", *, dtype: str = "float32") -> Foundation:
     if "model" not in stored.config or "params" not in stored.arrays:
         raise ModelError(f"{folder} holds no model")
     arrays = dict(stored.arrays)
-    stats, fill, domain = (arrays.pop(name, default) for name, default in _BESIDE)
+    stats, fill, domain = arrays.pop("stats", {}), arrays.pop("fill", None), arrays.pop("domain", None)
     if fill is not None:
         from specjax.preprocess.fill import PrincipalFill
 
