@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import ArrayLike, NDArray
@@ -20,7 +19,17 @@ from specjax import lora
 from specjax.config import LoRAConfig, ModelConfig, from_dict, to_dict
 from specjax.domain import Domain
 from specjax.errors import ConfigError, DataError, ModelError
-from specjax.models.inference import DTYPES, FloatArray, Placement, place, run_head, run_program
+from specjax.models.inference import (
+    DTYPES,
+    FloatArray,
+    Placement,
+    Summary,
+    place,
+    run_head,
+    run_program,
+    run_projection,
+    run_summary,
+)
 from specjax.models.inputs import as_array, check_values, pixel_count
 
 SURVEYS = ("lamost", "gaia_xp")
@@ -56,8 +65,10 @@ class Foundation:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ConfigError(f"cannot compute in {self.dtype!r}; there are {' and '.join(DTYPES)}")
-        # Onto the device once, not with every call.
-        object.__setattr__(self, "variables", jax.tree.map(jnp.asarray, dict(self.variables)))
+        # Onto the device once, not with every call. jnp.asarray would compile a program for every shape, and
+        # device_put alone shares the memory of a NumPy array, which its owner may change.
+        mine = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else np.array(x), dict(self.variables))
+        object.__setattr__(self, "variables", jax.device_put(mine))
 
     @property
     def params(self) -> Mapping[str, Any]:
@@ -167,20 +178,33 @@ class Foundation:
         configs: Mapping[str, LoRAConfig] | None = None,
         ivar: ArrayLike | None = None,
         mask: ArrayLike | None = None,
+        summary: Summary | None = None,
     ) -> dict[str, FloatArray]:
         """Predict with the adapters of S seeds, each leaf (S, ...): label name -> (S, n); else as `predict`.
 
-        Where the adapters leave the towers alone, all seeds read the same features, computed once.
+        Where the adapters change nothing that `summarise` runs, as all but LoRA1 do, the seeds share its
+        `summary` of the spectra, which is made if it is not given.
         """
         count = len(jax.tree.leaves(adapters)[0])
-        same = set(adapters) <= set(lora.HEADS)
-        features = self.features(flux, head, ivar=ivar, mask=mask) if same else None
+        shared = None
+        if _spares_summary(adapters):
+            shared = summary or self.summarise(flux, ivar=ivar, mask=mask)
         each = []
         for seed in range(count):
             model = self.adapted(jax.tree.map(lambda leaf, seed=seed: leaf[seed], adapters), configs)
-            own = model.features(flux, head, ivar=ivar, mask=mask) if features is None else features
-            each.append(model.predict_from_features(own, head))
+            own = shared or model.summarise(flux, ivar=ivar, mask=mask)
+            each.append(model.predict_from_features(model.head_features(own, head), head))
         return {name: np.stack([one[name] for one in each]) for name in self.config.labels}
+
+    def summarise(
+        self, flux: ArrayLike, *, ivar: ArrayLike | None = None, mask: ArrayLike | None = None
+    ) -> Summary:
+        """Send LAMOST spectra (n, 1462) through the backbone once, for both heads and `outside`.
+
+        Errors as in `embed`.
+        """
+        prepared = self.prepare(flux, "lamost", ivar, mask)
+        return run_summary(self.config, self._placed, *prepared, self.dtype)
 
     def features(
         self,
@@ -191,25 +215,26 @@ class Foundation:
         mask: ArrayLike | None = None,
     ) -> FloatArray:
         """Return what a head reads, not yet standardised: mean token (mlp1) or projected vector (mlp2)."""
-        if head not in lora.HEADS:
-            raise ModelError(f"there is no head {head!r}; heads are {' and '.join(lora.HEADS)}")
-        if head == "mlp2" and not self._is_projected("lamost"):
-            raise ModelError("head 'mlp2' reads the projected vector, which a bare encoder does not have")
-        embed = self.mean_token if head == "mlp1" else self.embed
-        return embed(flux, ivar=ivar, mask=mask)
+        self._require_features(head)
+        return self.head_features(self.summarise(flux, ivar=ivar, mask=mask), head)
 
-    def outside(
-        self, flux: ArrayLike, *, ivar: ArrayLike | None = None, mask: ArrayLike | None = None
-    ) -> tuple[NDArray[np.float64], NDArray[np.str_]] | None:
-        """Tell (n, 1462) LAMOST spectra unlike those that the heads were trained on.
+    def head_features(self, summary: Summary, head: str) -> FloatArray:
+        """Return the same as `features` from the output of `summarise`."""
+        self._require_features(head)
+        if head == "mlp1":
+            return summary.mean
+        projection = {"params": self.params["lamost"]["projection"]}
+        return run_projection(self.config, projection, summary.mixed, self.dtype)
+
+    def outside(self, summary: Summary) -> tuple[NDArray[np.float64], NDArray[np.str_]] | None:
+        """Tell LAMOST spectra unlike those that the heads were trained on, from this model's `summarise`.
 
         Returns the distance (n,), 1 at the edge, and the flag (n,), "" inside or the kind it seems
-        to be: see `domain.Domain`. None where the model does not know its domain. Errors as in `embed`.
+        to be: see `domain.Domain`. None where the model does not know its domain.
         """
         if self.domain is None:
             return None
-        features = self.mean_token(flux, ivar=ivar, mask=mask)
-        return self.domain.distance(features), self.domain.flags(features)
+        return self.domain.distance(summary.mean), self.domain.flags(summary.mean)
 
     def predict_from_features(self, features: ArrayLike, head: str) -> dict[str, FloatArray]:
         """Predict labels from the output (n, d) of `features`."""
@@ -270,6 +295,12 @@ class Foundation:
         if survey not in self.params:
             raise ModelError(f"this model has no encoder for {survey!r}")
 
+    def _require_features(self, head: str) -> None:
+        if head not in lora.HEADS:
+            raise ModelError(f"there is no head {head!r}; heads are {' and '.join(lora.HEADS)}")
+        if head == "mlp2" and not self._is_projected("lamost"):
+            raise ModelError("head 'mlp2' reads the projected vector, which a bare encoder does not have")
+
     def _require_decoders(self) -> None:
         if "lamost_cross_decoder" not in self.params:
             raise ModelError("this model has no decoders")
@@ -301,6 +332,12 @@ class Foundation:
     @functools.cached_property
     def _placed(self) -> Placement:
         return place(self.variables)
+
+
+def _spares_summary(adapters: Mapping[str, Any]) -> bool:
+    """Whether all that adapters change in the towers comes after `Foundation.summarise`."""
+    towers = {name: tree for name, tree in adapters.items() if name not in lora.HEADS}
+    return set(jax.tree.leaves(lora.partition_labels(towers))) <= {"lora3"}
 
 
 def load(model: str | Path = "mini", *, dtype: str = "float32") -> Foundation:

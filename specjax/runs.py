@@ -170,10 +170,12 @@ def _predict_block(
     if usable.any():
         rows = lamost[np.flatnonzero(usable)]
         ivar = rows.ivar if rows.has_ivar else None
+        # The domain is that of the model as it was before any adaptation.
+        summary = model.summarise(rows.flux, ivar=ivar, mask=rows.mask)
         values[:, usable] = predict_with(
-            model, config["configuration"], adapter, label, rows.flux, ivar, rows.mask
+            model, config["configuration"], adapter, label, rows.flux, ivar, rows.mask, summary
         )
-        if (found := model.outside(rows.flux, ivar=ivar, mask=rows.mask)) is not None:
+        if (found := model.outside(summary)) is not None:
             distance[usable] = found[0]
             flag[usable] = np.where(flag[usable] == "", found[1], flag[usable])
     spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(len(lamost), np.nan)

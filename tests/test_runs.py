@@ -20,6 +20,7 @@ from specjax.domain import Domain
 from specjax.errors import ConfigError, DataError, ModelError
 from specjax.foundation import Foundation, load
 from specjax.labels import SplitConfig, split_table
+from specjax.models import inference
 from specjax.preprocess import to_lamost
 from specjax.results import read_table
 from specjax.spectra import Spectra
@@ -206,6 +207,18 @@ def test_spectra_outside_the_models_domain_keep_their_number_and_are_flagged(fil
     flag = runs.predict(replace(model, domain=domain), spectra, stored.arrays, stored.config)["flag"]
     assert flag[3] == "hotter_than_training"
     assert flag[0] == ""
+
+
+def test_labels_and_domain_come_from_one_pass_through_the_tower(files, adapted, monkeypatch):
+    (adapter,) = (adapted[0] / "adapters").glob("*/lora4")
+    stored, model = load_adapter(adapter), load(files["model"])
+    d = model.config.specformer.dim
+    model = replace(model, domain=Domain(mean=np.zeros(d), whitening=np.eye(d), limit=1.0))
+    ran, run = [], inference._program
+    monkeypatch.setattr(inference, "_program", lambda *given: ran.append(given[1]) or run(*given))
+    columns = runs.predict(model, read(files["spectra"]), stored.arrays, stored.config)
+    assert ran == ["summary_lamost"]
+    assert np.isfinite([columns["fe_h"], columns["distance"]]).all()
 
 
 def test_flagged_rows_have_no_number(files, adapted):

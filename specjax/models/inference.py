@@ -8,7 +8,7 @@ are arguments. Where a process has several devices, each takes its part of every
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -17,9 +17,10 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from specjax import devices
-from specjax.config import ModelConfig, SpecFormerConfig
+from specjax.config import LoRAConfig, ModelConfig, SpecFormerConfig
 from specjax.models.label_head import LabelHead
 from specjax.models.layers import detokenise, standardise, tokenise
+from specjax.models.projection import LamostProjection
 from specjax.models.specclip import SpecCLIP
 from specjax.models.specformer import SpecFormer
 from specjax.models.xp_autoencoder import XPAutoencoder, xp_flux, xp_vector
@@ -31,6 +32,17 @@ FEW_ROWS = (8, 64)  # a call for a few spectra, and for what is left over
 DTYPES = ("float32", "bfloat16")  # what the matrix products of the towers may be computed in
 
 NEUTRAL_STATS = {"feature_mean": 0.0, "feature_std": 1.0, "label_mean": 0.0, "label_std": 1.0}
+
+
+class Summary(NamedTuple):
+    """What one pass through the LAMOST backbone leaves of n spectra: all that heads and the domain go by.
+
+    mean (n, d) is the mean token; mixed (n, dim) is what the projection mixes of the tokens before anything
+    that LoRA3 adapts (`LamostProjection.mix`), with no columns where there is no projection.
+    """
+
+    mean: Any
+    mixed: Any
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,11 @@ def place(variables: Variables) -> Placement:
         return Placement(variables, None)
     mesh = Mesh(np.array(jax.local_devices()), (devices.AXIS,))
     return Placement(devices.copied(variables, mesh), mesh)
+
+
+def computing(dtype: str) -> str | None:
+    """Return what the modules call one of DTYPES: None is the parameters' own type."""
+    return None if dtype == "float32" else dtype
 
 
 def batch_sizes(config: ModelConfig, dtype: str, mesh: Mesh | None) -> tuple[int, ...]:
@@ -73,6 +90,22 @@ def run_program(
     return _in_batches(run, batch_sizes(config, dtype, placed.mesh), placed.mesh, flux, valid)
 
 
+def run_summary(
+    config: ModelConfig, placed: Placement, flux: FloatArray, valid: NDArray[np.bool_], dtype: str = "float32"
+) -> Summary:
+    """Run the LAMOST backbone once on flux (n, pixels), for all that reads it; else as `run_program`."""
+    run = functools.partial(_program, config, "summary_lamost", dtype, placed.variables)
+    return _in_batches(run, batch_sizes(config, dtype, placed.mesh), placed.mesh, flux, valid)
+
+
+def run_projection(
+    config: ModelConfig, variables: Variables, mixed: FloatArray, dtype: str = "float32"
+) -> FloatArray:
+    """Finish the LAMOST projection from `Summary.mixed` (n, dim), in batches: z (n, dim)."""
+    run = functools.partial(_projection, config, dtype, variables)
+    return _in_batches(run, FEW_ROWS, None, mixed)
+
+
 def run_head(
     config: ModelConfig, variables: Variables, stats: Mapping[str, Any], features: FloatArray
 ) -> FloatArray:
@@ -87,9 +120,15 @@ def run_head(
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _program(
     config: ModelConfig, program: str, dtype: str, variables: Variables, flux: jax.Array, valid: jax.Array
-) -> jax.Array:
-    networks = Networks(config, variables, None if dtype == "float32" else dtype)
+) -> Any:
+    networks = Networks(config, variables, computing(dtype))
     return PROGRAMS[program](networks, flux, valid)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _projection(config: ModelConfig, dtype: str, variables: Variables, mixed: jax.Array) -> jax.Array:
+    module = LamostProjection(config.projection, dtype=computing(dtype))
+    return _apply(module, variables, mixed, method="project")
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -102,21 +141,20 @@ def _head(
 
 
 def _in_batches(
-    run: Callable[..., jax.Array], sizes: tuple[int, ...], mesh: Mesh | None, *arrays: NDArray[Any]
-) -> NDArray[Any]:
-    """Apply a compiled program to rows, a batch of one of the sizes (ascending) at a time."""
+    run: Callable[..., Any], sizes: tuple[int, ...], mesh: Mesh | None, *arrays: NDArray[Any]
+) -> Any:
+    """Apply a compiled program to rows, a batch of one of the sizes (ascending) at a time; gives NumPy."""
     total, start = len(arrays[0]), 0
-    pending: list[jax.Array] = []
-    parts: list[NDArray[Any]] = []
+    pending: list[Any] = []
+    parts: list[Any] = []
     while start < total:
         size = next((size for size in sizes if total - start <= size), sizes[-1])
         batch = [devices.padded_rows(array[start : start + size], size) for array in arrays]
         pending.append(run(*(batch if mesh is None else devices.spread(batch, mesh))))
         start += size
         if len(pending) == 2:  # the device computes one batch while the one before comes back
-            parts.append(np.asarray(pending.pop(0)))
-    parts += [np.asarray(one) for one in pending]
-    return np.concatenate(parts)[:total]
+            parts.append(jax.device_get(pending.pop(0)))
+    return jax.tree.map(lambda *each: np.concatenate(each)[:total], *parts, *jax.device_get(pending))
 
 
 def _apply(module: nn.Module, variables: Variables, *args: Any, method: str | None = None) -> jax.Array:
@@ -130,6 +168,7 @@ class Networks:
     config: ModelConfig
     variables: Variables
     dtype: str | None = None
+    lora1: LoRAConfig | None = None  # where the variables hold its factors
 
     def lamost_tokens(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
         """All output tokens (n, 146, d) of the LAMOST encoder."""
@@ -138,6 +177,16 @@ class Networks:
     def lamost_mean(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
         """The mean token (n, d)."""
         return self.lamost_tokens(flux, valid).mean(axis=1)
+
+    def lamost_summary(self, flux: jax.Array, valid: jax.Array) -> Summary:
+        """All that heads and domain go by, from one pass through the encoder."""
+        tokens = self.lamost_tokens(flux, valid)
+        mean, tower = tokens.mean(axis=1), self.variables["params"]["lamost"]
+        if "projection" not in tower:
+            return Summary(mean, mean[:, :0])
+        module = LamostProjection(self.config.projection, dtype=self.dtype)
+        mixed = _apply(module, {"params": tower["projection"]}, tokens, method="mix")
+        return Summary(mean, mixed.astype(mean.dtype))
 
     def lamost_z(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
         """The projected vector (n, dim) of LAMOST flux."""
@@ -209,17 +258,18 @@ class Networks:
         self, survey: str, config: SpecFormerConfig, flux: jax.Array, valid: jax.Array, method: str | None
     ) -> jax.Array:
         params = {"params": self.variables["params"][survey]["backbone"]}
-        module = SpecFormer(config, dtype=self.dtype)
+        module = SpecFormer(config, lora=self.lora1 if survey == "lamost" else None, dtype=self.dtype)
         return _apply(module, params, tokenise(flux, config, valid), method=method)
 
     def _specclip(self, *args: Any, method: str) -> jax.Array:
         return _apply(SpecCLIP(self.config, dtype=self.dtype), self.variables, *args, method=method)
 
 
-PROGRAMS: Mapping[str, Callable[..., jax.Array]] = {
+PROGRAMS: Mapping[str, Callable[..., Any]] = {
     "tokens_lamost": Networks.lamost_tokens,
     "pooled_lamost": Networks.lamost_mean,
     "pooled_gaia_xp": Networks.xp_latent,
+    "summary_lamost": Networks.lamost_summary,
     "z_lamost": Networks.lamost_z,
     "z_gaia_xp": Networks.xp_z,
     "decoded_lamost": Networks.lamost_decoded,

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from specjax.errors import ConfigError, ModelError
 from specjax.foundation import Foundation
-from specjax.models.inference import NEUTRAL_STATS
+from specjax.models.inference import NEUTRAL_STATS, Summary
 from specjax.targets import Splits, Target
 from specjax.train import programs
 from specjax.train.choice import Candidates, Choice, choose, fold_of
@@ -267,10 +267,14 @@ def predict_with(
     flux: NDArray[Any],
     ivar: NDArray[Any] | None,
     mask: NDArray[Any] | None,
+    summary: Summary | None = None,
 ) -> FloatArray:
-    """Predict a label (S, n) of spectra on the LAMOST grid with the factors (S, ...) of a configuration."""
+    """Predict a label (S, n) of spectra on the LAMOST grid with the factors (S, ...) of a configuration.
+
+    `summary` is what `model.summarise` gave for the same spectra, where that is at hand already.
+    """
     each = [
-        model.predict_seeds(flux, head, adapters=adapters, ivar=ivar, mask=mask)[label]
+        model.predict_seeds(flux, head, adapters=adapters, ivar=ivar, mask=mask, summary=summary)[label]
         for head in parse_configuration(configuration)[1]
     ]
     return np.mean(np.asarray(each, np.float64), axis=0)

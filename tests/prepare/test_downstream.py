@@ -30,7 +30,7 @@ def predict(monkeypatch, spectra, **config):
     """What reaches the model, and the table."""
     seen = []
 
-    def predict_with(model, configuration, adapter, label, flux, ivar, mask):
+    def predict_with(model, configuration, adapter, label, flux, ivar, mask, summary):
         seen.append((flux, ivar, mask))
         return flux.mean(axis=1)[None]
 
