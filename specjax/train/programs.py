@@ -5,7 +5,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,10 @@ import optax
 
 from specjax import lora
 from specjax.config import LORA_GROUPS, ModelConfig
+from specjax.models.inference import Networks, Summary, computing
 from specjax.models.label_head import LabelHead
-from specjax.models.layers import tokenise
-from specjax.models.specclip import SpecCLIP
+from specjax.models.projection import LamostProjection
+from specjax.models.specformer import SpecFormer
 from specjax.train import losses
 from specjax.train.ensemble import Loss
 from specjax.train.optimizer import GroupSchedule, make_optimizer
@@ -54,38 +55,32 @@ def optimizer(group: str, schedule: GroupSchedule, steps: int) -> optax.Gradient
 
 
 @functools.cache
-def masked_modelling_loss(config: ModelConfig, batch: int) -> Loss:
+def masked_modelling_loss(config: ModelConfig, batch: int, dtype: str = "float32") -> Loss:
     """LoRA1's objective: masked modelling of a batch of shared tokens (m, t, d)."""
-    network = SpecCLIP(config, lora1=config.lora1)
+    network = SpecFormer(config.specformer, lora=config.lora1, dtype=computing(dtype))
 
     def loss(factors: Tree, frozen: Tree, tokens: jax.Array, own: Tree, key: jax.Array) -> jax.Array:
         del own
         choose, mask = jax.random.split(key)
         drawn = tokens[jax.random.randint(choose, (batch,), 0, len(tokens))]
         hidden = losses.chunk_mask(mask, batch, config.specformer)
-        predicted = network.apply(
-            {"params": lora.combine(frozen, factors)},
-            jnp.where(hidden[..., None], 0, drawn),
-            method=lambda model, x: model.lamost.backbone.predict_tokens(x),
-        )
+        params = lora.combine(frozen, factors)["lamost"]["backbone"]
+        masked = jnp.where(hidden[..., None], 0, drawn)
+        predicted = network.apply({"params": params}, masked, method="predict_tokens")
         return losses.masked_modelling(predicted, drawn, hidden)
 
     return loss
 
 
 @functools.cache
-def contrastive_loss(config: ModelConfig, batch: int) -> Loss:
-    """LoRA3's objective: "z_xp" (m, k) against projected "tokens" (m, t, d), shared or a seed's own."""
-    network = SpecCLIP(config, lora3=config.lora3)
+def contrastive_loss(config: ModelConfig, batch: int, dtype: str = "float32") -> Loss:
+    """LoRA3's objective: "z_xp" (m, k) against the projection of "mixed" (m, dim), shared or a seed's own."""
+    project = _projection(config, dtype, adapted=True)
 
     def loss(factors: Tree, frozen: Tree, shared: Tree, own: Tree, key: jax.Array) -> jax.Array:
         rows = jax.random.choice(key, len(shared["z_xp"]), (batch,), replace=False)
-        tokens = own["tokens"] if "tokens" in own else shared["tokens"]
-        z_lamost = network.apply(
-            {"params": lora.combine(frozen, factors)},
-            tokens[rows],
-            method=lambda model, x: model.lamost.projection(x),
-        )
+        mixed = own["mixed"] if "mixed" in own else shared["mixed"]
+        z_lamost = project(lora.combine(frozen, factors), mixed[rows])
         return losses.contrastive(shared["z_xp"][rows], z_lamost)
 
     return loss
@@ -106,22 +101,39 @@ def head_loss(config: ModelConfig, head: str, group: str, column: int) -> Loss:
 
 
 @functools.cache
-def tower_program(config: ModelConfig, kind: str, groups: tuple[str, ...]) -> Callable[..., jax.Array]:
-    """Compile the LAMOST tower over seeds: "tokens", their "mean", or the "projected" vector."""
-    loras = {group: config.loras[group] for group in groups}
-    network = SpecCLIP(config, **loras)
+def summary_program(config: ModelConfig, adapted: bool, dtype: str = "float32") -> Callable[..., Summary]:
+    """Compile the LAMOST backbone over seeds, with LoRA1 or as it is: what `Summary` holds, (S, n, ...)."""
+    lora1 = config.lora1 if adapted else None
 
-    def tower(model: SpecCLIP, tokens: jax.Array) -> jax.Array:
-        embedded = model.lamost.backbone(tokens)
-        if kind == "projected":
-            return model.lamost.projection(embedded)
-        return embedded.mean(axis=1) if kind == "mean" else embedded
-
-    def one(frozen: Tree, factors: Tree, flux: jax.Array, valid: jax.Array) -> jax.Array:
-        params = lora.combine(frozen, factors) if groups else frozen
-        return network.apply({"params": params}, tokenise(flux, config.specformer, valid), method=tower)
+    def one(frozen: Tree, factors: Tree, flux: jax.Array, valid: jax.Array) -> Summary:
+        params = lora.combine(frozen, factors) if adapted else frozen
+        return Networks(config, {"params": params}, computing(dtype), lora1).lamost_summary(flux, valid)
 
     return jax.jit(jax.vmap(one, in_axes=(None, 0, None, None)))
+
+
+@functools.cache
+def projection_program(
+    config: ModelConfig, adapted: bool, dtype: str = "float32"
+) -> Callable[..., jax.Array]:
+    """Compile the LAMOST projection over seeds, with LoRA3 or as it is: mixed (S, n, dim) to z."""
+    project = _projection(config, dtype, adapted)
+
+    def one(frozen: Tree, factors: Tree, mixed: jax.Array) -> jax.Array:
+        return project(lora.combine(frozen, factors) if adapted else frozen, mixed)
+
+    return jax.jit(jax.vmap(one, in_axes=(None, 0, 0)))
+
+
+def _projection(config: ModelConfig, dtype: str, adapted: bool) -> Callable[[Tree, jax.Array], jax.Array]:
+    """Make (parameters, mixed) -> z: what of the LAMOST projection LoRA3 reaches."""
+    module = LamostProjection(config.projection, config.lora3 if adapted else None, computing(dtype))
+
+    def project(params: Tree, mixed: jax.Array) -> jax.Array:
+        variables = {"params": params["lamost"]["projection"]}
+        return cast(jax.Array, module.apply(variables, mixed, method="project"))
+
+    return project
 
 
 @functools.cache

@@ -14,8 +14,10 @@ import numpy as np
 
 from specjax import lora
 from specjax.config import LORA_GROUPS
+from specjax.devices import rows_that_fit
 from specjax.errors import DataError
 from specjax.foundation import Foundation
+from specjax.models.inference import Summary, computing
 from specjax.models.layers import tokenise
 from specjax.models.specclip import SpecCLIP
 from specjax.models.xp_autoencoder import xp_vector
@@ -26,7 +28,7 @@ from specjax.train.optimizer import GroupSchedule
 
 Tree = Any
 
-ROWS_AT_ONCE = 32  # spectra that each seed embeds at a time
+NOTHING = {"none": np.zeros(1)}  # the factors of one seed, where there are none
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ class Towers:
         """Put the target's labelled spectra on the device; keys (S,) are the seeds'."""
         self.model, self.target, self.stages, self.keys, self.say = model, target, stages, keys, say
         self._labelled = _prepared(model, target.labelled)
+        self._summaries: list[tuple[list[jax.Array], float, Summary]] = []
         self._trained: dict[tuple[str, ...], Tree] = {}
 
     def factors(self, groups: tuple[str, ...]) -> Tree:
@@ -72,10 +75,14 @@ class Towers:
     def features(self, kind: str, factors: Tree, scale: float = 1.0) -> jax.Array:
         """Embed the labelled stars with factors shrunk by `scale`: (S, n, d), or (1, n, d) without factors.
 
-        `kind` is "mean" (of the tokens) or "projected".
+        `kind` is "mean" (of the tokens) or "projected". The backbone runs once for both kinds, and for all
+        trees of the same LoRA1 factors.
         """
-        used = programs.scaled(factors, jnp.full(len(self.keys), scale)) if factors and scale else {}
-        return self._embed(kind, used, *self._labelled)
+        backbone, projection = _parted(factors if scale else {})
+        summary = self._labelled_summary(backbone, scale)
+        if kind == "mean":
+            return jnp.asarray(summary.mean)
+        return self._project(self._shrunk(projection, scale), summary.mixed)
 
     def start(self, group: str) -> Tree:
         """Draw the factors that training starts from, each leaf (S, ...)."""
@@ -83,23 +90,24 @@ class Towers:
 
     def _masked_modelling(self, earlier: Tree) -> Tree:
         del earlier  # LoRA1 comes first
-        config = self.model.config
         flux, valid = self._unlabelled
-        loss = programs.masked_modelling_loss(config, self.stages["lora1"].batch)
-        frozen = {"lamost": self.model.params["lamost"]}
-        return self._fit("lora1", loss, frozen, tokenise(flux, config.specformer, valid), {})
+        tokens = tokenise(flux, self.model.config.specformer, valid)
+        loss = programs.masked_modelling_loss(self.model.config, self.stages["lora1"].batch, self.model.dtype)
+        frozen = {"lamost": {"backbone": self.model.params["lamost"]["backbone"]}}
+        return self._fit("lora1", loss, frozen, tokens, {})
 
     def _contrastive(self, earlier: Tree) -> Tree:
         z_xp = self._xp_projected
         flux, valid = self._unlabelled
         paired = np.flatnonzero(np.asarray(self.target.unlabelled.xp_valid).any(axis=1))
-        tokens = self._embed("tokens", earlier, flux[paired], valid[paired])
+        mixed = self._summarise(earlier, flux[paired], valid[paired]).mixed
         shared, own = {"z_xp": z_xp[paired]}, {}
         if earlier:
-            own["tokens"] = tokens  # (S, m, t, d)
+            own["mixed"] = mixed  # (S, m, dim)
         else:
-            shared["tokens"] = tokens[0]  # the base model's, (m, t, d)
-        loss = programs.contrastive_loss(self.model.config, min(self.stages["lora3"].batch, len(paired)))
+            shared["mixed"] = mixed[0]  # the base model's, (m, dim)
+        batch = min(self.stages["lora3"].batch, len(paired))
+        loss = programs.contrastive_loss(self.model.config, batch, self.model.dtype)
         # The backbone has run already: its place in the tree is empty.
         frozen = {"lamost": {"backbone": {}, "projection": self.model.params["lamost"]["projection"]}}
         return self._fit("lora3", loss, frozen, shared, own)
@@ -132,25 +140,46 @@ class Towers:
         grid = self.target.unlabelled
         if grid.xp_flux is None or grid.xp_valid is None or not grid.xp_valid.any():
             raise DataError(f"{self.target.name}: LoRA3 needs Gaia XP spectra of the unlabelled stars")
-        network = SpecCLIP(self.model.config)
+        network = SpecCLIP(self.model.config, dtype=computing(self.model.dtype))
         vector = xp_vector(jnp.asarray(grid.xp_flux, jnp.float32), jnp.asarray(grid.xp_valid))
         return network.apply({"params": self.model.params}, vector, method=lambda model, x: model.gaia_xp(x))
 
-    def _embed(self, kind: str, factors: Tree, flux: jax.Array, valid: jax.Array) -> jax.Array:
-        """Run the LAMOST tower with each seed's factors: (S, n, ...), or (1, n, ...) without factors."""
-        program = programs.tower_program(self.model.config, kind, tuple(_groups(factors)))
-        frozen = {"lamost": self.model.params["lamost"]}
-        padded = -len(flux) % ROWS_AT_ONCE
+    def _labelled_summary(self, backbone: Tree, scale: float) -> Summary:
+        """Summarise the labelled stars, once for each of LoRA1's factors and scales."""
+        leaves = jax.tree.leaves(backbone)
+        for known, known_scale, summary in self._summaries:
+            if _identical(known, leaves) and (known_scale == scale or not leaves):
+                return summary
+        summary = self._summarise(self._shrunk(backbone, scale), *self._labelled)
+        self._summaries.append((leaves, scale, summary))
+        return summary
+
+    def _shrunk(self, factors: Tree, scale: float) -> Tree:
+        return programs.scaled(factors, jnp.full(len(self.keys), scale)) if factors else {}
+
+    def _summarise(self, factors: Tree, flux: jax.Array, valid: jax.Array) -> Summary:
+        """Run the backbone with each seed's LoRA1: leaves (S, n, ...), or (1, n, ...) without factors."""
+        config, dtype = self.model.config, self.model.dtype
+        program = programs.summary_program(config, bool(factors), dtype)
+        frozen, seeds = {"lamost": self.model.params["lamost"]}, len(self.keys) if factors else 1
+        size = max(1, rows_that_fit(config, np.dtype(dtype).itemsize) // seeds)
+        padded = -len(flux) % size
         flux = jnp.pad(flux, ((0, padded), (0, 0)), constant_values=1)
         valid = jnp.pad(valid, ((0, padded), (0, 0)), constant_values=True)
-        if not factors:
-            factors = {"none": jnp.zeros(1)}
         parts = [
-            program(frozen, factors, flux[start : start + ROWS_AT_ONCE], valid[start : start + ROWS_AT_ONCE])
-            for start in range(0, len(flux), ROWS_AT_ONCE)
+            program(frozen, factors or NOTHING, flux[start : start + size], valid[start : start + size])
+            for start in range(0, len(flux), size)
         ]
-        whole = jnp.concatenate(parts, axis=1)
-        return whole[:, : whole.shape[1] - padded]
+        rows = len(flux) - padded
+        return jax.tree.map(lambda *each: jnp.concatenate(each, axis=1)[:, :rows], *parts)
+
+    def _project(self, factors: Tree, mixed: jax.Array) -> jax.Array:
+        """Finish the projection with each seed's LoRA3: (S, n, dim), or (1, n, dim) without any factors."""
+        program = programs.projection_program(self.model.config, bool(factors), self.model.dtype)
+        if factors:
+            mixed = jnp.broadcast_to(mixed, (len(self.keys), *mixed.shape[1:]))
+        frozen = {"lamost": {"projection": self.model.params["lamost"]["projection"]}}
+        return program(frozen, factors or {"none": np.zeros(len(mixed))}, mixed)
 
 
 def _prepared(model: Foundation, grid: Grid) -> tuple[jax.Array, jax.Array]:
@@ -158,5 +187,11 @@ def _prepared(model: Foundation, grid: Grid) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(flux), jnp.asarray(valid)
 
 
-def _groups(factors: Tree) -> list[str]:
-    return sorted(set(jax.tree.leaves(lora.partition_labels(factors)))) if factors else []
+def _parted(factors: Tree) -> tuple[Tree, Tree]:
+    """Part a tower's factors into those of the backbone (LoRA1) and of the projection (LoRA3)."""
+    rest, backbone = lora.split(factors, ["lora1"])
+    return backbone, rest
+
+
+def _identical(first: list[jax.Array], second: list[jax.Array]) -> bool:
+    return len(first) == len(second) and all(a is b for a, b in zip(first, second, strict=True))
