@@ -54,7 +54,7 @@ def placed(given, mesh):
 
 def check_fit(system, mesh):
     given = problem(system)
-    alone = ensemble.fit(loss, OPTIMIZER, **given, steps=6)
+    alone = ensemble.fit(loss, OPTIMIZER, **given, steps=6, devices=jax.local_devices()[:1])
     together = ensemble.fit(loss, OPTIMIZER, **placed(given, mesh), steps=6)
     for leaf in jax.tree.leaves(together):
         assert len(leaf.sharding.device_set) == mesh.size, leaf.sharding

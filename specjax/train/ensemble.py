@@ -2,16 +2,23 @@
 
 A stage trains the leaves of some groups on top of a frozen tree. The frozen tree and the data that all seeds
 share are not batched; factors, optimizer state, per-seed data and random numbers are. Nothing returns to the
-host before the stage ends.
+host before the stage ends. The optimizer state is made and updated inside the program, so nothing of it is an
+argument that could be donated; the initial factors are the caller's and stay so.
+
+Where there are several devices, each trains its share of the seeds.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh
+
+from specjax.devices import AXIS, copied, gathered, spread
 
 Tree = Any
 
@@ -40,6 +47,7 @@ def fit(
     keys: jax.Array,
     steps: int,
     snapshots: int = 1,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Fit:
     """Train S independent copies of `trainable` in one program.
 
@@ -57,13 +65,34 @@ def fit(
             vmap trains as it does alone.
         steps: optimizer steps.
         snapshots: how many states to return, evenly spaced, the last one at the end.
+        devices: over which the seeds are spread, by default all of all processes. Where they do not divide
+            the seeds, some train a copy of a seed that is dropped. Arguments whose keys are on several
+            devices already are taken as they are placed, and so is what they give.
+
+    Returns:
+        The fit, on the devices that trained it; under `jax.distributed` on one of each process, whole.
 
     Raises:
         ValueError: steps is not a multiple of snapshots.
     """
     if steps < 1 or steps % snapshots:
         raise ValueError(f"{steps} steps cannot be cut into {snapshots} equal parts")
-    return _program(loss, optimizer, steps, snapshots)(frozen, trainable, shared, per_seed, keys)
+    program = _program(loss, optimizer, steps, snapshots)
+    chosen = list(jax.devices() if devices is None else devices)
+    if len(chosen) == 1 or len(keys.sharding.device_set) > 1:
+        return program(frozen, trainable, shared, per_seed, keys)
+    mesh, seeds = Mesh(np.array(chosen), (AXIS,)), len(keys)
+    rows = np.arange(seeds + -seeds % mesh.size) % seeds
+    own = spread(jax.tree.map(lambda leaf: leaf[rows], (trainable, per_seed, keys)), mesh)
+    result = program(copied(frozen, mesh), own[0], copied(shared, mesh), *own[1:])
+    return _seeds_of(result, seeds, mesh)
+
+
+def _seeds_of(result: Fit, seeds: int, mesh: Mesh) -> Fit:
+    """Drop the copies that filled up the devices; where processes share a mesh, give each the whole."""
+    if not mesh.is_multi_process:
+        return result if len(result.loss) == seeds else jax.tree.map(lambda leaf: leaf[:seeds], result)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf[:seeds]), gathered(result))
 
 
 @functools.lru_cache(maxsize=64)
