@@ -5,7 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
+from specjax.devices import AXIS
 from specjax.metrics import r2, robust_sigma
 from specjax.train.augment import AugmentConfig, augment, mix
 from specjax.train.recipe import PretrainConfig
@@ -67,13 +69,25 @@ def draw(
     flux, valid = augment(vary, flux, variations)
     xp_valid = data["xp_valid"][index] & data["xp_valid"][partner]
     xp_flux, xp_valid = extend_blue(blue, mixed("xp_flux"), xp_valid)
-    return {
+    drawn = {
         "flux": flux,
         "valid": valid,
         "xp_flux": xp_flux,
         "xp_valid": xp_valid,
         "labels": mixed("labels"),
     }
+    return rows_apart(drawn)
+
+
+def rows_apart(batch: Tree) -> Tree:
+    """Spread the rows of a batch, leaves (n, ...), over the devices of the mesh that is set, if one is.
+
+    Random numbers do not depend on it, so the batch is the same on any number of devices.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if AXIS not in mesh.axis_names:
+        return batch
+    return jax.lax.with_sharding_constraint(batch, PartitionSpec(AXIS))
 
 
 def extend_blue(key: jax.Array, flux: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -17,7 +17,7 @@ from specjax.models.label_head import LabelHead
 from specjax.models.layers import tokenise
 from specjax.models.specclip import SpecCLIP
 from specjax.train.augment import augment
-from specjax.train.batches import draw, held_out_scores
+from specjax.train.batches import draw, held_out_scores, rows_apart
 from specjax.train.probe import label_loss
 from specjax.train.recipe import PretrainConfig
 
@@ -134,21 +134,22 @@ class HeadTraining:
     def _train(
         self, name: str, head: Tree, data: Tree, clean: jax.Array, key: jax.Array
     ) -> tuple[Tree, Tree]:
-        batch = self.config.heads.batch
+        size = self.config.heads.batch
 
         def loss(params: Tree, stats: Tree, data: Tree, key: jax.Array) -> Any:
             choose, drop = jax.random.split(key)
-            rows = jax.random.randint(choose, (batch,), 0, len(data["pool"]))
+            rows = jax.random.randint(choose, (size,), 0, len(data["pool"]))
+            batch = rows_apart(jax.tree.map(lambda leaf: leaf[rows], data))
             predicted, updates = self.head.apply(
                 {"params": params, "batch_stats": stats},
-                data["pool"][rows],
+                batch["pool"],
                 use_running_average=False,
                 deterministic=False,
                 per_member=True,
                 rngs={"dropout": drop},
                 mutable=["batch_stats"],
             )
-            targets = jnp.broadcast_to(data["labels"][rows], predicted.shape)
+            targets = jnp.broadcast_to(batch["labels"], predicted.shape)
             return label_loss(predicted, targets), (updates["batch_stats"], {})
 
         def validate(params: Tree, stats: Tree) -> dict[str, float]:

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from specjax.devices import mesh_for
 from specjax.errors import ModelError
-from specjax.train.stage import StageConfig, run_stage
+from specjax.train.stage import StageConfig, chunk_program, run_stage
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -103,6 +104,27 @@ def test_reports_and_validates_each_chunk():
     assert [line.split("  ")[0] for line in said] == ["toy 3/7", "toy 6/7", "toy 7/7"]
     for word in ("loss", "largest", "held-out"):
         assert all(word in line for line in said)
+
+
+def test_the_next_state_takes_the_place_of_the_one_before():
+    """All but the data and the numbers of the steps is given back in the memory that it came in."""
+    optimizer = CONFIG.optimizer()
+    params = {"w": jnp.zeros(5)}
+    state = {"params": params, "batch_stats": {"count": jnp.zeros(())}, "optimizer": optimizer.init(params)}
+    data = {"x": jnp.zeros((30, 5)), "y": jnp.zeros(30)}
+    program = chunk_program(loss, optimizer, KEY, mesh_for(CONFIG.batch))
+    memory = program.lower(state, data, np.arange(3)).compile().memory_analysis()
+    assert memory.alias_size_in_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+
+def test_what_a_stage_starts_from_stays_the_callers():
+    params, stats = {"w": jnp.ones(5)}, {"count": jnp.zeros(())}
+    data = {"x": jnp.ones((30, 5)), "y": jnp.ones(30)}
+    run_stage(
+        "toy", loss, CONFIG, params=params, batch_stats=stats, data=data, key=KEY, say=lambda text: None
+    )
+    np.testing.assert_array_equal(params["w"], 1)  # a buffer that was given away cannot be read
+    np.testing.assert_array_equal(stats["count"], 0)
 
 
 def test_the_schedule_warms_up_and_decays_to_zero():
