@@ -19,6 +19,7 @@ HEADINGS = {
     "d": "All six configurations",
     "e": "A step of full fine-tuning",
     "f": "From a cold process",
+    "g": "Peak memory, in processes of their own",
 }
 COLUMNS = (
     "",
@@ -88,24 +89,38 @@ def write_json(path: Path, rows: Sequence[Row], about: Mapping[str, Any], yardst
         derived = {"median": row.median(), "floor": row.floor(yardstick), "ratio": row.ratio()}
         entries.append(_without_nan({**dataclasses.asdict(row), **derived}))
     whole = {**about, "yardstick": dataclasses.asdict(yardstick), "rows": entries}
-    path.write_text(json.dumps(whole, indent=2) + "\n")
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(json.dumps(whole, indent=2) + "\n")
+    unfinished.replace(path)
 
 
-def plot_curves(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]], device: str) -> None:
-    """Plot seconds against spectra and seeds, each beside what is in proportion to the first point."""
+def plot_curves(
+    path: Path, curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], device: str
+) -> None:
+    """Plot seconds against spectra and seeds, each line beside what is in proportion to its first point.
+
+    `curves` has for each axis its lines by name, as (number, seconds). An axis without a line is left out.
+    """
+    drawn = {unit: lines for unit, lines in curves.items() if lines}
+    if not drawn:
+        return
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(curves), figsize=(5 * len(curves), 4), layout="constrained")
-    for axis, (unit, points) in zip(axes.flat if len(curves) > 1 else [axes], curves.items(), strict=True):
-        counts, seconds = zip(*points, strict=True)
-        axis.loglog(counts, seconds, "o-", label="measured")
-        line = [seconds[0] * count / counts[0] for count in counts]
-        axis.loglog(counts, line, ":", color="0.5", label="in proportion to the first")
+    figure, axes = pyplot.subplots(
+        1, len(drawn), figsize=(5 * len(drawn), 4), layout="constrained", squeeze=False
+    )
+    for axis, (unit, lines) in zip(axes.flat, drawn.items(), strict=True):
+        for name, points in lines.items():
+            counts, seconds = zip(*points, strict=True)
+            (line,) = axis.loglog(counts, seconds, "o-", label=name)
+            proportional = [seconds[0] * count / counts[0] for count in counts]
+            axis.loglog(counts, proportional, ":", color=line.get_color(), alpha=0.7)
+        axis.plot([], [], ":", color="0.5", label="in proportion to the first")
         axis.set(xlabel=unit, ylabel="seconds", title=f"cost against {unit}")
-        axis.legend()
+        axis.legend(fontsize="small")
     figure.suptitle(device)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

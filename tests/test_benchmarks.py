@@ -4,8 +4,12 @@ import json
 import math
 
 import pytest
+from matplotlib import image
 
+from benchmarks import __main__ as program
 from benchmarks import report, timing
+from benchmarks.beside import Beside
+from benchmarks.options import Options
 from benchmarks.timing import Row, Yardstick
 
 YARDSTICK = Yardstick(flops=1e9, bandwidth=1e8)
@@ -72,5 +76,68 @@ def test_a_slow_call_runs_twice_and_no_more():
 
 def test_the_plot_has_both_curves(tmp_path):
     path = tmp_path / "bench.png"
-    report.plot_curves(path, {"spectra": [(1, 1.0), (8, 8.0)], "seeds": [(1, 1.0), (8, 2.0)]}, "abacus")
-    assert path.stat().st_size > 1000
+    curves = {
+        "spectra": {"embedding": [(1, 1.0), (8, 8.0)]},
+        "seeds": {"run": [(1, 1.0), (8, 2.0)], "b": [(1, 2.0)]},
+    }
+    report.plot_curves(path, curves, "abacus")
+    both = image.imread(path).shape
+    report.plot_curves(path, {**curves, "seeds": {}}, "abacus")
+    assert image.imread(path).shape[1] == both[1] / 2
+
+
+def test_no_plot_without_a_curve(tmp_path):
+    report.plot_curves(tmp_path / "bench.png", {"spectra": {}, "seeds": {}}, "abacus")
+    assert not list(tmp_path.iterdir())
+
+
+class Side:
+    """Stands for PyTorch, whose compiler may be missing."""
+
+    def __init__(self, fails):
+        self.fails = fails
+
+    def embed(self, flux, *, compile_it=False):
+        def call():
+            if compile_it and self.fails:
+                raise RuntimeError("no working C++ compiler | found\nin a long list of places")
+
+        return call
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_the_table_says_where_torch_compile_does_not_work(fails):
+    options = Options(torch=False)
+    beside = Beside(options, None, "float32")
+    assert beside.calls("embed", 1) == ({}, "")
+    beside.torch = Side(fails)
+    calls, note = beside.calls("embed", 1, compile_too=True)
+    assert list(calls) == (["torch"] if fails else ["torch", "torch.compile"])
+    said = "torch.compile does not work here: RuntimeError: no working C++ compiler / found"
+    assert note == (said if fails else "")
+    # It is tried once, and only where it is asked for.
+    assert list(beside.calls("embed", 1)[0]) == ["torch"]
+
+
+def test_an_interrupted_run_keeps_what_it_has_measured(tmp_path, monkeypatch):
+    class Bench:
+        dtype, curves = "float32", {"spectra": {"embedding": [(1, 1.0)]}, "seeds": {}}
+
+        def __init__(self, options):
+            pass
+
+        def a(self):
+            yield row()
+            yield row(what="more sums")
+
+        def b(self):
+            yield row(section="b")
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "Bench", Bench)
+    monkeypatch.setattr(program, "measure_device", lambda dtype: YARDSTICK)
+    out = tmp_path / "bench.json"
+    with pytest.raises(KeyboardInterrupt):
+        program.main(Options(out=out))
+    assert [line["section"] for line in json.loads(out.read_text())["rows"]] == ["a", "a", "b"]
+    assert out.with_suffix(".png").exists()

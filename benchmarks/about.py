@@ -1,0 +1,49 @@
+"""What a run was made on: device, versions, date, peak memory."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import resource
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+def describe(dtype: str) -> dict[str, Any]:
+    """Return the device, versions, date and peak memory."""
+    device = jax.devices()[0]
+    versions = {"python": platform.python_version()}
+    for name in ("jax", "flax", "torch", "peft"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "device": _processor() if device.platform == "cpu" else device.device_kind,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "dtype": dtype,
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "versions": versions,
+        "peak_memory": peak_memory(),
+    }
+
+
+def peak_memory() -> int:
+    """Return the most bytes that JAX's device held, or that the process did where the device does not say."""
+    device_peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return device_peak or process_peak()
+
+
+def process_peak() -> int:
+    """Return the most bytes that the process held."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
