@@ -9,6 +9,7 @@ adaptation it is enough to place the seeds:
         trainable=spread(trainable, mesh), per_seed=spread(per_seed, mesh), keys=spread(keys, mesh))
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ AXIS = "batch"
 ROWS = 64  # spectra at a time on a device that does not say how much memory it has, such as a CPU
 MOST_ROWS = 1024  # beyond it a matrix product gains nothing
 SHARE = 0.25  # of a device's memory that the activations of one batch may take
+UNKNOWN_MEMORY = 4 * 2**30  # bytes, where neither the device nor the system says
 
 
 def mesh_for(count: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -90,6 +92,36 @@ def rows_that_fit(config: ModelConfig, bytes_each: int = 4, device: jax.Device |
         return ROWS
     fitting = SHARE * stats["bytes_limit"] / activation_bytes(config, bytes_each)
     return int(min(max(2 ** int(np.log2(max(fitting, 1))), 8), MOST_ROWS))
+
+
+def rows_to_train(
+    config: ModelConfig, batch: int, seeds: int, bytes_each: int = 4, device: jax.Device | None = None
+) -> int:
+    """Return how many rows of each seed to train the LAMOST tower on at once, out of a batch of `batch`.
+
+    As many as fit, in equal parts of the batch, and at least one.
+    """
+    fitting = SHARE * memory_bytes(device) / (seeds * training_bytes(config, bytes_each))
+    return largest_divisor(batch, max(int(fitting), 1))
+
+
+def memory_bytes(device: jax.Device | None = None) -> int:
+    """Return the memory of a device: what it says itself, or else that of the machine."""
+    stats = (device or jax.local_devices()[0]).memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not on every system
+        return UNKNOWN_MEMORY
+
+
+def training_bytes(config: ModelConfig, bytes_each: int = 4) -> int:
+    """Return the bytes that one spectrum takes while the LAMOST tower trains, at most.
+
+    All blocks keep their activations for the way back, where one block's gradients stand beside them.
+    """
+    return (config.specformer.num_layers + 2) * activation_bytes(config, bytes_each)
 
 
 def activation_bytes(config: ModelConfig, bytes_each: int = 4) -> int:

@@ -19,6 +19,7 @@ from specjax.models.projection import LamostProjection
 from specjax.models.specformer import SpecFormer
 from specjax.train import losses
 from specjax.train.ensemble import Loss
+from specjax.train.micro_batches import summed
 from specjax.train.optimizer import GroupSchedule, make_optimizer
 
 Tree = Any
@@ -55,19 +56,30 @@ def optimizer(group: str, schedule: GroupSchedule, steps: int) -> optax.Gradient
 
 
 @functools.cache
-def masked_modelling_loss(config: ModelConfig, batch: int, dtype: str = "float32") -> Loss:
-    """LoRA1's objective: masked modelling of a batch of shared tokens (m, t, d)."""
+def masked_modelling_loss(
+    config: ModelConfig, batch: int, dtype: str = "float32", rows: int | None = None
+) -> Loss:
+    """LoRA1's objective: masked modelling of a batch of shared tokens (m, t, d), `rows` at a time."""
+    rows = rows or batch
     network = SpecFormer(config.specformer, lora=config.lora1, dtype=computing(dtype))
+
+    def of_part(factors: Tree, frozen: Tree, part: Tree) -> jax.Array:
+        drawn, hidden, share = part
+        params = lora.combine(frozen, factors)["lamost"]["backbone"]
+        masked = jnp.where(hidden[..., None], 0, drawn)
+        predicted = network.apply({"params": params}, masked, method="predict_tokens")
+        return share * losses.masked_modelling(predicted, drawn, hidden)
 
     def loss(factors: Tree, frozen: Tree, tokens: jax.Array, own: Tree, key: jax.Array) -> jax.Array:
         del own
         choose, mask = jax.random.split(key)
         drawn = tokens[jax.random.randint(choose, (batch,), 0, len(tokens))]
         hidden = losses.chunk_mask(mask, batch, config.specformer)
-        params = lora.combine(frozen, factors)["lamost"]["backbone"]
-        masked = jnp.where(hidden[..., None], 0, drawn)
-        predicted = network.apply({"params": params}, masked, method="predict_tokens")
-        return losses.masked_modelling(predicted, drawn, hidden)
+        if rows == batch:
+            return of_part(factors, frozen, (drawn, hidden, 1.0))
+        drawn, hidden = (x.reshape(-1, rows, *x.shape[1:]) for x in (drawn, hidden))
+        count = hidden.sum(axis=(1, 2))  # the loss is a mean over what is hidden
+        return summed(of_part, factors, frozen, (drawn, hidden, count / jnp.maximum(count.sum(), 1)))
 
     return loss
 

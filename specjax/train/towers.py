@@ -14,7 +14,7 @@ import numpy as np
 
 from specjax import lora
 from specjax.config import LORA_GROUPS
-from specjax.devices import rows_that_fit
+from specjax.devices import rows_that_fit, rows_to_train
 from specjax.errors import DataError
 from specjax.foundation import Foundation
 from specjax.models.inference import Summary, computing
@@ -92,7 +92,9 @@ class Towers:
         del earlier  # LoRA1 comes first
         flux, valid = self._unlabelled
         tokens = tokenise(flux, self.model.config.specformer, valid)
-        loss = programs.masked_modelling_loss(self.model.config, self.stages["lora1"].batch, self.model.dtype)
+        config, dtype, batch = self.model.config, self.model.dtype, self.stages["lora1"].batch
+        rows = rows_to_train(config, batch, len(self.keys), np.dtype(dtype).itemsize)
+        loss = programs.masked_modelling_loss(config, batch, dtype, rows)
         frozen = {"lamost": {"backbone": self.model.params["lamost"]["backbone"]}}
         return self._fit("lora1", loss, frozen, tokens, {})
 

@@ -1,0 +1,45 @@
+"""The gradient of a batch that does not fit into memory: part after part, added up.
+
+A loss that is a sum over parts has the sum of their gradients, so that nothing is computed twice and only one
+part's activations are held at a time. Inside a `vmap` over seeds each part has rows of all seeds.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Tree = Any
+
+# (what is trained, what is constant, one part of the batch) -> scalar
+PartLoss = Callable[[Tree, Tree, Tree], jax.Array]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def summed(loss: PartLoss, trained: Tree, constant: Tree, parts: Tree) -> jax.Array:
+    """Return the sum of `loss` over the leading axis of the leaves of `parts`.
+
+    Its gradient exists in `trained` only: for `constant` and `parts` it is zero.
+    """
+
+    def add(total: jax.Array, part: Tree) -> tuple[jax.Array, None]:
+        return total + loss(trained, constant, part), None
+
+    return jax.lax.scan(add, jnp.zeros(()), parts)[0]
+
+
+def _forward(loss: PartLoss, trained: Tree, constant: Tree, parts: Tree) -> tuple[jax.Array, Tree]:
+    def add(total: Tree, part: Tree) -> tuple[Tree, None]:
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(trained, constant, part)), None
+
+    nothing = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
+    return jax.lax.scan(add, nothing, parts)[0]
+
+
+def _backward(loss: PartLoss, gradient: Tree, cotangent: jax.Array) -> tuple[Tree, None, None]:
+    return jax.tree.map(lambda leaf: cotangent * leaf, gradient), None, None
+
+
+summed.defvjp(_forward, _backward)
