@@ -10,6 +10,7 @@ def pytest_configure(config):
     """Keep to the CPU, where the tolerances hold, unless the tests for an accelerator are asked for."""
     if config.option.markexpr.strip() != "gpu":
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ["SPECJAX_FEATURES_MIB"] = "0"  # what a test computes, it computes
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from specjax import lora
 from specjax.config import LORA_GROUPS
 from specjax.devices import rows_that_fit, rows_to_train
 from specjax.errors import DataError
+from specjax.feature_cache import remembered
 from specjax.foundation import Foundation
 from specjax.models.inference import Summary, computing
 from specjax.models.layers import tokenise
@@ -160,7 +161,14 @@ class Towers:
         return programs.scaled(factors, jnp.full(len(self.keys), scale)) if factors else {}
 
     def _summarise(self, factors: Tree, flux: jax.Array, valid: jax.Array) -> Summary:
-        """Run the backbone with each seed's LoRA1: leaves (S, n, ...), or (1, n, ...) without factors."""
+        """Run the backbone with each seed's LoRA1, or take what an earlier run made without it.
+
+        Leaves are (S, n, ...), or (1, n, ...) without factors.
+        """
+        run = functools.partial(self._run_backbone, factors, flux, valid)
+        return run() if factors else remembered(run, self.model, flux, valid)
+
+    def _run_backbone(self, factors: Tree, flux: jax.Array, valid: jax.Array) -> Summary:
         config, dtype = self.model.config, self.model.dtype
         program = programs.summary_program(config, bool(factors), dtype)
         frozen, seeds = {"lamost": self.model.params["lamost"]}, len(self.keys) if factors else 1
