@@ -256,10 +256,12 @@ class Foundation:
         Raises:
             ModelError: a leaf that the model does not have, or of another shape.
         """
-        leaves = flatten_dict(adapters, sep="/")
+        leaves, merged = (flatten_dict(tree, sep="/") for tree in (adapters, self.params))
         factors = {path: leaf for path, leaf in leaves.items() if path.rpartition("/")[2] in lora.FACTORS}
-        params = lora.merge(self.params, unflatten_dict(factors, sep="/"), configs or self.config.loras)
-        merged = flatten_dict(params, sep="/")
+        touched = {f"{path.rpartition('/')[0]}/kernel" for path in factors} & merged.keys()
+        kernels = unflatten_dict({path: merged[path] for path in touched}, sep="/")
+        loras = tuple((configs or self.config.loras).items())
+        merged |= flatten_dict(_merged(kernels, unflatten_dict(factors, sep="/"), loras), sep="/")
         for path in leaves.keys() - factors.keys():
             if path not in merged or merged[path].shape != leaves[path].shape:
                 raise ModelError(f"the adapter does not fit the model: parameter {path!r}")
@@ -332,6 +334,12 @@ class Foundation:
     @functools.cached_property
     def _placed(self) -> Placement:
         return place(self.variables)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _merged(kernels: Any, factors: Any, loras: tuple[tuple[str, LoRAConfig], ...]) -> Any:
+    """Merge in one program: operation by operation, every shape of a layer would be compiled."""
+    return lora.merge(kernels, factors, dict(loras))
 
 
 def _spares_summary(adapters: Mapping[str, Any]) -> bool:
