@@ -31,6 +31,7 @@ def main(options: Options) -> None:
     for section in options.only or "abcdefg":
         for row in getattr(bench, section)():
             rows.append(row)
+            say(report.one_line(row))
             report.write_json(options.out, rows, describe(bench.dtype), yardstick)
         report.plot_curves(options.out.with_suffix(".png"), bench.curves, describe(bench.dtype)["device"])
     about = describe(bench.dtype)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,8 @@ SPECTRA = 1000
 LABELLED = 120
 
 
-def compile_rows(preset: str, dtype: str) -> list[Row]:
+def compile_rows(preset: str, dtype: str) -> Iterator[Row]:
     """Time the first embedding and LoRA1 step of a process, without a compilation cache and with it."""
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("without cache", "with cache"):
             out = _run([sys.executable, "-m", "benchmarks.cold", preset, dtype], folder)[1]
@@ -33,29 +32,26 @@ def compile_rows(preset: str, dtype: str) -> list[Row]:
                 note = f"peak memory of the process {measured['peak'] / 2**30:.1f} GiB"
                 name = f"compile {what}, {preset}, {kind}"
                 times = {"specjax": [first - second]}
-                rows.append(Row(section="f", what=name, count=1, unit="program", times=times, note=note))
-    return rows
+                yield Row(section="f", what=name, count=1, unit="program", times=times, note=note)
 
 
-def predict_rows(repeats: int) -> list[Row]:
+def predict_rows(repeats: int) -> Iterator[Row]:
     """Time `specjax predict` on a thousand spectra with the mini model, from the start of the process."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         _write_inputs(root)
         inputs = ["--spectra", root / "few.npz", "--labels", root / "labels.csv"]
         adapt = ["adapt", *inputs, "--out", root / "run"]
-        adapt_time = _specjax(adapt, folder)
+        what = f"specjax adapt, {LABELLED} spectra, mini, lora4 of 16 seeds, empty cache"
+        times = {"specjax": [_specjax(adapt, folder)]}
+        yield Row(section="f", what=what, count=16, unit="seeds", times=times)
         adapter = next((root / "run" / "adapters").glob("*/*"))
         words = ["predict", root / "many.npz", "--adapter", adapter, "-o", root / "labels.ecsv"]
-        times = [_specjax(words, folder) for _ in range(1 + repeats)]
-    what = f"specjax predict, {SPECTRA} spectra, mini, lora4 of 16 seeds"
-    common: dict[str, Any] = {"section": "f", "count": SPECTRA, "unit": "spectra"}
-    adapted = f"specjax adapt, {LABELLED} spectra, mini, lora4 of 16 seeds, empty cache"
-    return [
-        Row(section="f", what=adapted, count=16, unit="seeds", times={"specjax": [adapt_time]}),
-        Row(**common, what=f"{what}, first", times={"specjax": times[:1]}),
-        Row(**common, what=f"{what}, warm cache", times={"specjax": times[1:]}, note="target: under 10 s"),
-    ]
+        what = f"specjax predict, {SPECTRA} spectra, mini, lora4 of 16 seeds"
+        common: dict[str, Any] = {"section": "f", "count": SPECTRA, "unit": "spectra"}
+        yield Row(**common, what=f"{what}, first", times={"specjax": [_specjax(words, folder)]})
+        warm = {"specjax": [_specjax(words, folder) for _ in range(repeats)]}
+        yield Row(**common, what=f"{what}, warm cache", times=warm, note="target: under 10 s")
 
 
 def _specjax(words: Sequence[object], cache: str) -> float:

@@ -1,7 +1,7 @@
 """How much memory single pieces of work take at most, each in a process of its own.
 
 `python -m benchmarks.memory specjax|torch WORK ROWS SEEDS PRESET DTYPE` does one piece and prints its seconds
-and peak, of the device where that keeps count and else of the process, imports included.
+and peak, of the device where that keeps count and else of the process, imports included (JAX's in both).
 """
 
 import json

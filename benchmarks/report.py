@@ -54,6 +54,12 @@ def cells(row: Row, yardstick: Yardstick) -> list[str]:
     ]
 
 
+def one_line(row: Row) -> str:
+    """Return what a line measured, for who waits for the next."""
+    shown = [f"{who} {row.median(who):.3g} s" for who in row.times]
+    return f"{row.section}  {row.what}: {', '.join(shown + [row.note] * bool(row.note))}"
+
+
 def print_table(rows: Sequence[Row], about: Mapping[str, Any], yardstick: Yardstick) -> None:
     """Print everything to the terminal."""
     table = Table(title="Throughput: medians of calls in turns; ratio is PyTorch's best over specjax")

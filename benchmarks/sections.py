@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from benchmarks import cold, in_specjax, memory, paper_floors
-from benchmarks.beside import Beside, say
+from benchmarks.beside import Beside
 from benchmarks.options import Options
 from benchmarks.timing import Call, Row, in_turns
 from specjax.config import get_preset
@@ -121,6 +121,7 @@ class Bench:
                 "c", what, run.call(seeds), beside, seeds, "seeds", flops * seeds, repeats=repeats
             )
             self._mark("seeds", "LoRA4 run", row)
+            self._mark("seeds", "LoRA4 run, with compiling", row, row.first)
             yield row
 
     def d(self) -> Iterator[Row]:
@@ -160,8 +161,8 @@ class Bench:
     def _hidden(self, batch: int) -> np.ndarray:
         return np.array(chunk_mask(jax.random.key(0), batch, self.config.specformer))
 
-    def _mark(self, against: str, of_what: str, row: Row) -> None:
-        self.curves[against].setdefault(of_what, []).append((row.count, row.median()))
+    def _mark(self, against: str, of_what: str, row: Row, seconds: float | None = None) -> None:
+        self.curves[against].setdefault(of_what, []).append((row.count, seconds or row.median()))
 
     def _row(
         self,
@@ -181,13 +182,10 @@ class Bench:
         repeats = repeats or (2 if self.options.quick else self.options.repeats)
         limit = 10 if self.options.quick else 40
         times, first = in_turns({"specjax": call, **others}, repeats=repeats, limit=limit)
-        row = Row(
+        return Row(
             section=section, what=what, count=count, unit=unit, times=times, flops=flops, first=first,
             note=note or remark,
         )  # fmt: skip
-        shown = ", ".join(f"{who} {row.median(who):.3g} s" for who in times)
-        say(f"{section}  {what}: {shown}")
-        return row
 
 
 def _seeds(count: int) -> str:

@@ -86,6 +86,11 @@ def test_the_plot_has_both_curves(tmp_path):
     assert image.imread(path).shape[1] == both[1] / 2
 
 
+def test_a_line_says_its_times_and_its_note():
+    assert report.one_line(row()) == "a  sums: specjax 2 s, torch 6 s, torch.compile 4 s"
+    assert report.one_line(row(times={"specjax": [2.0]}, note="why")) == "a  sums: specjax 2 s, why"
+
+
 def test_no_plot_without_a_curve(tmp_path):
     report.plot_curves(tmp_path / "bench.png", {"spectra": {}, "seeds": {}}, "abacus")
     assert not list(tmp_path.iterdir())
