@@ -92,12 +92,11 @@ def _write_inputs(root: Path) -> None:
 
 def main(preset: str, dtype: str) -> None:
     """Print the first and second seconds of an embedding and a LoRA1 step, and the peak memory, as JSON."""
-    import resource
-
     from specjax._startup import use_compilation_cache
 
     use_compilation_cache()
     from benchmarks import in_specjax
+    from benchmarks.about import process_peak
     from benchmarks.timing import seconds
     from specjax.config import get_preset
 
@@ -106,8 +105,7 @@ def main(preset: str, dtype: str) -> None:
     step = in_specjax.MaskedModelling(model, in_specjax.random_tokens(model, 2)).call(1)
     calls = {"embedding": lambda: model.embed(flux), "LoRA1 step": step}
     measured = {name: (seconds(call), seconds(call)) for name, call in calls.items()}
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"seconds": measured, "peak": peak}))
+    print(json.dumps({"seconds": measured, "peak": process_peak()}))
 
 
 if __name__ == "__main__":

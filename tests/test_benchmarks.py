@@ -2,16 +2,20 @@
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from matplotlib import image
 
 from benchmarks import __main__ as program
-from benchmarks import report, timing
+from benchmarks import about, report, timing
 from benchmarks.beside import Beside
 from benchmarks.options import Options
 from benchmarks.timing import Row, Yardstick
 
+ROOT = Path(__file__).parent.parent
 YARDSTICK = Yardstick(flops=1e9, bandwidth=1e8)
 ABOUT = {
     "device": "abacus",
@@ -89,6 +93,17 @@ def test_the_plot_has_both_curves(tmp_path):
 def test_a_line_says_its_times_and_its_note():
     assert report.one_line(row()) == "a  sums: specjax 2 s, torch 6 s, torch.compile 4 s"
     assert report.one_line(row(times={"specjax": [2.0]}, note="why")) == "a  sums: specjax 2 s, why"
+
+
+def test_the_peak_is_that_of_the_process_and_not_of_its_parent():
+    held = bytearray(2**28)
+    held[::4096] = b"x" * len(held[::4096])
+    program = "from benchmarks.about import process_peak; print(process_peak())"
+    shown = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert about.process_peak() - int(shown.stdout) > 2**27
+    assert held
 
 
 def test_no_plot_without_a_curve(tmp_path):
