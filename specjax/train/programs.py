@@ -15,6 +15,7 @@ from specjax import lora
 from specjax.config import LORA_GROUPS, ModelConfig
 from specjax.models.inference import Networks, Summary, computing
 from specjax.models.label_head import LabelHead
+from specjax.models.layers import tokenise
 from specjax.models.projection import LamostProjection
 from specjax.models.specformer import SpecFormer
 from specjax.train import losses
@@ -36,6 +37,12 @@ def scaled(factors: Tree, scale: jax.Array) -> Tree:
         return jnp.where((by == 0) & ~jnp.isfinite(scaled_leaf), 0, scaled_leaf)
 
     return jax.tree_util.tree_map_with_path(shrink, factors)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def tokens(config: ModelConfig, flux: jax.Array, valid: jax.Array) -> jax.Array:
+    """Cut prepared LAMOST flux (n, pixels) into tokens (n, t, token_dim), as `layers.tokenise`."""
+    return tokenise(flux, config.specformer, valid)
 
 
 @functools.cache

@@ -11,23 +11,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from specjax import lora
 from specjax.config import LORA_GROUPS
-from specjax.devices import rows_that_fit, rows_to_train
+from specjax.devices import padded_rows, rows_that_fit, rows_to_train
 from specjax.errors import DataError
 from specjax.feature_cache import remembered
 from specjax.foundation import Foundation
-from specjax.models.inference import Summary, computing
-from specjax.models.layers import tokenise
-from specjax.models.specclip import SpecCLIP
-from specjax.models.xp_autoencoder import xp_vector
+from specjax.models.inference import FloatArray, Summary
 from specjax.targets import Grid, Target
 from specjax.train import programs
 from specjax.train.ensemble import fit
 from specjax.train.optimizer import GroupSchedule
 
 Tree = Any
+BoolArray = NDArray[np.bool_]
 
 NOTHING = {"none": np.zeros(1)}  # the factors of one seed, where there are none
 
@@ -52,7 +51,7 @@ class Towers:
         keys: jax.Array,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Put the target's labelled spectra on the device; keys (S,) are the seeds'."""
+        """Prepare the target's labelled spectra; keys (S,) are the seeds'."""
         self.model, self.target, self.stages, self.keys, self.say = model, target, stages, keys, say
         self._labelled = _prepared(model, target.labelled)
         self._summaries: list[tuple[list[jax.Array], float, Summary]] = []
@@ -92,7 +91,7 @@ class Towers:
     def _masked_modelling(self, earlier: Tree) -> Tree:
         del earlier  # LoRA1 comes first
         flux, valid = self._unlabelled
-        tokens = tokenise(flux, self.model.config.specformer, valid)
+        tokens = programs.tokens(self.model.config, flux, valid)
         config, dtype, batch = self.model.config, self.model.dtype, self.stages["lora1"].batch
         rows = rows_to_train(config, batch, len(self.keys), np.dtype(dtype).itemsize)
         loss = programs.masked_modelling_loss(config, batch, dtype, rows)
@@ -131,7 +130,7 @@ class Towers:
         return jax.tree.map(lambda leaf: leaf[:, -1], result.snapshots)
 
     @functools.cached_property
-    def _unlabelled(self) -> tuple[jax.Array, jax.Array]:
+    def _unlabelled(self) -> tuple[FloatArray, BoolArray]:
         if len(self.target.unlabelled) < 2:
             raise DataError(
                 f"{self.target.name}: LoRA1 and LoRA3 need unlabelled spectra, and there are none"
@@ -139,13 +138,11 @@ class Towers:
         return _prepared(self.model, self.target.unlabelled)
 
     @functools.cached_property
-    def _xp_projected(self) -> jax.Array:
+    def _xp_projected(self) -> FloatArray:
         grid = self.target.unlabelled
         if grid.xp_flux is None or grid.xp_valid is None or not grid.xp_valid.any():
             raise DataError(f"{self.target.name}: LoRA3 needs Gaia XP spectra of the unlabelled stars")
-        network = SpecCLIP(self.model.config, dtype=computing(self.model.dtype))
-        vector = xp_vector(jnp.asarray(grid.xp_flux, jnp.float32), jnp.asarray(grid.xp_valid))
-        return network.apply({"params": self.model.params}, vector, method=lambda model, x: model.gaia_xp(x))
+        return self.model.embed(grid.xp_flux, "gaia_xp", mask=~grid.xp_valid)
 
     def _labelled_summary(self, backbone: Tree, scale: float) -> Summary:
         """Summarise the labelled stars, once for each of LoRA1's factors and scales."""
@@ -160,7 +157,7 @@ class Towers:
     def _shrunk(self, factors: Tree, scale: float) -> Tree:
         return programs.scaled(factors, jnp.full(len(self.keys), scale)) if factors else {}
 
-    def _summarise(self, factors: Tree, flux: jax.Array, valid: jax.Array) -> Summary:
+    def _summarise(self, factors: Tree, flux: FloatArray, valid: BoolArray) -> Summary:
         """Run the backbone with each seed's LoRA1, or take what an earlier run made without it.
 
         Leaves are (S, n, ...), or (1, n, ...) without factors.
@@ -168,14 +165,13 @@ class Towers:
         run = functools.partial(self._run_backbone, factors, flux, valid)
         return run() if factors else remembered(run, self.model, flux, valid)
 
-    def _run_backbone(self, factors: Tree, flux: jax.Array, valid: jax.Array) -> Summary:
+    def _run_backbone(self, factors: Tree, flux: FloatArray, valid: BoolArray) -> Summary:
         config, dtype = self.model.config, self.model.dtype
         program = programs.summary_program(config, bool(factors), dtype)
         frozen, seeds = {"lamost": self.model.params["lamost"]}, len(self.keys) if factors else 1
         size = max(1, rows_that_fit(config, np.dtype(dtype).itemsize) // seeds)
         padded = -len(flux) % size
-        flux = jnp.pad(flux, ((0, padded), (0, 0)), constant_values=1)
-        valid = jnp.pad(valid, ((0, padded), (0, 0)), constant_values=True)
+        flux, valid = (padded_rows(array, len(array) + padded) for array in (flux, valid))
         parts = [
             program(frozen, factors or NOTHING, flux[start : start + size], valid[start : start + size])
             for start in range(0, len(flux), size)
@@ -192,9 +188,8 @@ class Towers:
         return program(frozen, factors or {"none": np.zeros(len(mixed))}, mixed)
 
 
-def _prepared(model: Foundation, grid: Grid) -> tuple[jax.Array, jax.Array]:
-    flux, valid = model.prepare(grid.flux, "lamost", ivar=grid.ivar, mask=grid.mask)
-    return jnp.asarray(flux), jnp.asarray(valid)
+def _prepared(model: Foundation, grid: Grid) -> tuple[FloatArray, BoolArray]:
+    return model.prepare(grid.flux, "lamost", ivar=grid.ivar, mask=grid.mask)
 
 
 def _parted(factors: Tree) -> tuple[Tree, Tree]:
