@@ -27,7 +27,7 @@ from specjax.foundation import Foundation
 from specjax.models.inference import NEUTRAL_STATS, Summary
 from specjax.targets import Splits, Target
 from specjax.train import programs
-from specjax.train.choice import Candidates, Choice, choose, fold_of
+from specjax.train.choice import Candidates, Choice, choose, fold_of, left_out_of
 from specjax.train.configurations import parse_configuration
 from specjax.train.ensemble import fit
 from specjax.train.optimizer import GroupSchedule
@@ -112,6 +112,7 @@ class Adapter:
         self.keys = _seed_keys(jnp.asarray(splits.seeds))
         stages = {"lora1": config.lora1, "lora3": config.lora3}
         self.towers = Towers(model, target, stages, self.keys, say)
+        self._on_base: dict[tuple[str, str | None], Candidates] = {}
 
     def run(self, configuration: str) -> Adaptation:
         """Run one configuration for all seeds.
@@ -153,17 +154,12 @@ class Adapter:
         """Adapt one head and choose; scale (S,) is that of the towers where it is settled."""
         seeds = len(self.splits)
         offered = (0.0, *(s for s in self.config.tower_shrinkage if s > 0)) if towers else (0.0,)
-        candidates = []
-        for value in offered:
-            features = self._features(head, towers, value)
-            features = jnp.broadcast_to(features, (seeds, *features.shape[1:]))
-            candidates.append(self._head_candidates(head, group, features, value))
+        candidates = [self._head_candidates(head, group, towers, value) for value in offered]
         if group is None and not towers:
             none = {name: np.zeros(seeds) for name in ("tower", "head", "step")}
-            return Choice(none, {}, candidates[0].predictions[:, 0, 0])
-        rows = self.splits.train
-        truth = np.asarray(self._standardised(head))[rows]
-        return choose(candidates, rows, truth, self._weights(head), scale=scale, caution=self.config.caution)
+            return Choice(none, {}, candidates[0].predictions[:, 0])
+        truth = np.asarray(self._standardised(head))[self.splits.train]
+        return choose(candidates, truth, self._weights(head), scale=scale, caution=self.config.caution)
 
     def _features(self, head: str, towers: Tree, scale: float) -> jax.Array:
         """Standardised features (S, n, d) of the labelled stars; (1, n, d) if they are the base model's."""
@@ -171,27 +167,57 @@ class Adapter:
         features = self.towers.features(KINDS[head], towers, scale)
         return (features - stats["feature_mean"]) / stats["feature_std"]
 
-    def _head_candidates(self, head: str, group: str | None, features: jax.Array, tower: float) -> Candidates:
-        if group is None:
-            predicted = self._predict(head, None, {}, features)[:, None, None]
-            every = np.repeat(predicted, self.config.folds + 1, axis=1)  # the same head in every fold
-            return Candidates(tower, every, np.zeros(1), np.zeros(1), {})
+    def _head_candidates(self, head: str, group: str | None, towers: Tree, scale: float) -> Candidates:
+        """Adapt a head on towers shrunk by `scale`; on those as they are, once for all configurations."""
+        if scale == 0 and (head, group) in self._on_base:
+            return self._on_base[head, group]
+        features = self._features(head, towers, scale)
+        features = jnp.broadcast_to(features, (len(self.splits), *features.shape[1:]))
+        candidates = self._candidates(head, group, features, scale)
+        if scale == 0:
+            self._on_base[head, group] = candidates
+        return candidates
+
+    def _candidates(self, head: str, group: str | None, features: jax.Array, tower: float) -> Candidates:
+        rows = self.splits.train
+        none = self._predict(head, None, {}, features)  # (S, n)
+        base = none[:, None], np.take_along_axis(none, rows, axis=1)[:, None]
+        if group is None:  # the same head in every fold
+            return Candidates(tower, *base, np.zeros(1), np.zeros(1), {})
         seeds, runs = len(features), self.config.folds + 1
         factors = self._fit_head(head, group, self._training_data(head, features), runs)
+        factors = jax.tree.map(lambda leaf: leaf.reshape(seeds, runs, *leaf.shape[1:]), factors)
+        whole = jax.tree.map(lambda leaf: leaf[:, 0], factors)
         shrinkage = np.array([s for s in self.config.head_shrinkage if s > 0])
-        none = self._predict(head, None, {}, features)
-        parts = [np.broadcast_to(none[:, None, None], (seeds, runs, 1, none.shape[1]))]
-        spread = jnp.repeat(features, runs, axis=0)
         steps = self.config.head.snapshots
+        parts = [base]
         for step in range(steps):
-            state = jax.tree.map(lambda leaf, step=step: leaf[:, step], factors)
-            for value in shrinkage:
-                shrunk = programs.scaled(state, jnp.full(len(spread), value))
-                parts.append(self._predict(head, group, shrunk, spread).reshape(seeds, runs, 1, -1))
+            state = jax.tree.map(lambda leaf, step=step: leaf[:, :, step], factors)
+            parts += [self._shrunk_predictions(head, group, state, features, value) for value in shrinkage]
         amount = np.concatenate([[0.0], np.tile(shrinkage, steps)])
         step_of = np.concatenate([[0.0], np.repeat(np.arange(1.0, steps + 1), len(shrinkage))])
-        whole = jax.tree.map(lambda leaf: leaf.reshape(seeds, runs, *leaf.shape[1:])[:, 0], factors)
-        return Candidates(tower, np.concatenate(parts, axis=2), amount, step_of, whole)
+        predictions, out_of_fold = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+        return Candidates(tower, predictions, out_of_fold, amount, step_of, whole)
+
+    def _shrunk_predictions(
+        self, head: str, group: str, factors: Tree, features: jax.Array, by: float
+    ) -> tuple[FloatArray, FloatArray]:
+        """Predict with factors (S, runs, ...) times `by`: all stars (S, 1, n), and out of fold (S, 1, a).
+
+        A fold's run predicts the training stars that it did not see, and no others.
+        """
+        rows, folds, seeds = self.splits.train, self.config.folds, len(features)
+        left_out = left_out_of(rows.shape[1], folds)  # (folds, b)
+        unseen = features[np.arange(seeds)[:, None, None], rows[:, left_out]]  # (S, folds, b, d)
+        whole = jax.tree.map(lambda leaf: leaf[:, 0], factors)
+        parts = jax.tree.map(lambda leaf: leaf[:, 1:].reshape(-1, *leaf.shape[2:]), factors)
+        whole = programs.scaled(whole, jnp.full(seeds, by))
+        parts = programs.scaled(parts, jnp.full(seeds * folds, by))
+        predictions = self._predict(head, group, whole, features)
+        parted = self._predict(head, group, parts, unseen.reshape(-1, *unseen.shape[2:]))
+        star = np.arange(rows.shape[1])
+        out_of_fold = parted.reshape(seeds, *left_out.shape)[:, star % folds, star // folds]
+        return predictions[:, None], out_of_fold[:, None]
 
     def _training_data(self, head: str, features: jax.Array) -> Tree:
         """Each run's x, y and weight, leaves (S x runs, a, ...): all training stars, then all but a fold."""

@@ -19,12 +19,14 @@ FloatArray = NDArray[np.float64]
 class Candidates:
     """Ways to adapt a head at one scale of the towers' factors.
 
-    predictions (S, folds + 1, candidates, n) in standardised units, of the run on all training stars first;
-    amount and step (candidates,); factors are the head's, of that first run, leaves (S, snapshots, ...).
+    In standardised units, predictions (S, candidates, n) of all stars by the run on all training stars, and
+    out_of_fold (S, candidates, a) of each training star by the run that did not see it; amount and step
+    (candidates,); factors are the head's, of the run on all training stars, leaves (S, snapshots, ...).
     """
 
     tower: float
     predictions: FloatArray
+    out_of_fold: FloatArray
     amount: FloatArray
     step: FloatArray
     factors: Tree
@@ -44,9 +46,17 @@ def fold_of(count: int, folds: int) -> NDArray[np.int64]:
     return np.arange(count) % folds
 
 
+def left_out_of(count: int, folds: int) -> NDArray[np.int64]:
+    """Return the stars of each fold, (folds, b): star s is at [s % folds, s // folds].
+
+    Places that no star has, where folds differ in size, hold the last star.
+    """
+    places = np.arange(folds)[:, None] + folds * np.arange(-(-count // folds))
+    return np.minimum(places, count - 1)
+
+
 def choose(
     candidates: Sequence[Candidates],
-    rows: NDArray[np.int64],
     truth: FloatArray,
     weight: FloatArray,
     *,
@@ -57,34 +67,31 @@ def choose(
 
     Args:
         candidates: at each scale of the towers; the first candidate of each is the head as it is.
-        rows: (S, a) training stars.
-        truth: (S, a) their standardised labels.
+        truth: (S, a) the standardised labels of the training stars.
         weight: (S, a) how much each counts.
         scale: (S,) the towers' scale where it is settled; None lets it be chosen too.
         caution: standard errors by which adapting must be better than not adapting.
     """
-    folds = candidates[0].predictions.shape[1] - 1
     tower = np.concatenate([np.full(len(c.amount), c.tower) for c in candidates])
     amount = np.concatenate([c.amount for c in candidates])
     step = np.concatenate([c.step for c in candidates])
-    predictions = np.concatenate([c.predictions for c in candidates], axis=2)
-    seeds, one = np.arange(len(rows))[:, None], np.arange(len(rows))
-    out_of_fold = predictions[seeds, 1 + fold_of(rows.shape[1], folds)[None], :, rows]  # (S, a, candidates)
-    cost = weight[..., None] * _robust(out_of_fold - truth[..., None])
+    out_of_fold = np.concatenate([c.out_of_fold for c in candidates], axis=1)
+    cost = weight[:, None] * _robust(out_of_fold - truth[:, None])  # (S, candidates, a)
+    one = np.arange(len(cost))
     # The head as it is: on the towers as they are, or on those of the scale that is settled.
-    allowed = np.ones((len(rows), len(tower)), bool) if scale is None else tower == scale[:, None]
+    allowed = np.ones((len(cost), len(tower)), bool) if scale is None else tower == scale[:, None]
     default = allowed.argmax(axis=1)
     with np.errstate(invalid="ignore"):  # training that diverged leaves inf and NaN, which are not picked
-        gain = cost[one, :, default][..., None] - cost
-        mean = gain.mean(axis=1)
-        error = gain.std(axis=1, ddof=1) / np.sqrt(gain.shape[1])
+        gain = cost[one, default][:, None] - cost
+        mean = gain.mean(axis=2)
+        error = gain.std(axis=2, ddof=1) / np.sqrt(gain.shape[2])
     mean = np.where(allowed & np.isfinite(mean), mean, -np.inf)
     pick = np.argmax(mean, axis=1)
     pick = np.where(mean[one, pick] > caution * error[one, pick], pick, default)
     return Choice(
         {"tower": tower[pick], "head": amount[pick], "step": step[pick]},
         _picked_factors(candidates, pick),
-        predictions[one, 0, pick],
+        np.concatenate([c.predictions for c in candidates], axis=1)[one, pick],
     )
 
 

@@ -10,6 +10,7 @@ from specjax import lora
 from specjax.errors import ConfigError, DataError, ModelError
 from specjax.targets import draw_splits
 from specjax.train.adapt import Adapter, predict_with
+from specjax.train.choice import fold_of, left_out_of
 from specjax.train.configurations import CONFIGURATIONS, parse_configuration, zero_shot_of
 from specjax.train.optimizer import GroupSchedule
 from specjax.train.programs import scaled
@@ -150,6 +151,14 @@ class TestResults:
         mean = (results["lora2"].predictions + results["lora4"].predictions) / 2
         np.testing.assert_array_equal(both, mean)
 
+    def test_a_head_is_adapted_to_the_towers_as_they_are_once(self, monkeypatch):
+        adapter, fitted = make(), []
+        fit_head = Adapter._fit_head
+        monkeypatch.setattr(Adapter, "_fit_head", lambda *args: fitted.append(args[2]) or fit_head(*args))
+        for name in ("lora2", "lora1+lora2", "lora1+lora2"):
+            adapter.run(name)
+        assert fitted == ["lora2"] * 3  # as they are, and LoRA1's in two runs
+
     def test_towers_are_trained_once_for_all_configurations(self, said):
         lines = [line for line in said if "unlabelled spectra" in line]
         # lora1; lora3 upon it; lora3 alone
@@ -262,21 +271,22 @@ class TestNotAtAll:
 
 class TestCrossValidation:
     def test_predictions_of_a_fold_do_not_see_its_labels(self):
-        adapter = make()
-        train = SPLITS.train[0]
-        features = adapter._features("mlp2", {}, 0.0)
-        features = jnp.broadcast_to(features, (3, *features.shape[1:]))
-        whole = adapter._head_candidates("mlp2", "lora4", features, 0.0).predictions[0]
+        known = make()._head_candidates("mlp2", "lora4", {}, 0.0)
         truth = synthetic.target().truth.copy()
         fold = np.arange(20) % CONFIG.folds == 2
-        truth[train[fold]] = 5.0
-        other = make(synthetic.target(truth=truth))
-        changed = other._head_candidates("mlp2", "lora4", features, 0.0).predictions[0]
-        assert whole.shape == (6, 5, 40)  # all stars and five folds; nothing, and two shrinkages twice
-        np.testing.assert_array_equal(changed[1 + 2], whole[1 + 2])
-        for run in (0, 1, 2, 4, 5):
-            assert (changed[run, 1:] != whole[run, 1:]).any()
-        np.testing.assert_array_equal(changed[:, 0], whole[:, 0])
+        truth[SPLITS.train[0][fold]] = 5.0
+        changed = make(synthetic.target(truth=truth))._head_candidates("mlp2", "lora4", {}, 0.0)
+        assert known.predictions.shape == (3, 5, 40)  # nothing, and two shrinkages twice
+        assert known.out_of_fold.shape == (3, 5, 20)
+        np.testing.assert_array_equal(changed.out_of_fold[0][:, fold], known.out_of_fold[0][:, fold])
+        assert (changed.out_of_fold[0][1:, ~fold] != known.out_of_fold[0][1:, ~fold]).all()
+        assert (changed.predictions[0][1:] != known.predictions[0][1:]).any()
+        np.testing.assert_array_equal(changed.predictions[:, 0], known.predictions[:, 0])
+
+    @pytest.mark.parametrize(("count", "folds"), [(20, 5), (23, 5), (3, 5), (7, 2)])
+    def test_stars_that_a_fold_leaves_out(self, count, folds):
+        left_out, star = left_out_of(count, folds), np.arange(count)
+        np.testing.assert_array_equal(left_out[fold_of(count, folds), star // folds], star)
 
     def test_folds_part_the_training_stars(self):
         adapter = make()
