@@ -41,6 +41,7 @@ def run_baselines(
     test: ArrayLike,
     *,
     zero_shot: ArrayLike | None = None,
+    jobs: int = 1,
 ) -> dict[str, Values]:
     """Predict every seed's test stars with every baseline.
 
@@ -53,27 +54,37 @@ def run_baselines(
         test: (seeds, b) indices of test stars.
         zero_shot: (n,) or (seeds, n) predictions of a model that saw no target star; without them there is no
             "affine".
+        jobs: processes that share the seeds.
 
     Returns:
         Predictions (seeds, b) by baseline, in the label's unit.
     """
+    from joblib import Parallel, delayed
     from threadpoolctl import threadpool_limits
 
     target, y = np.asarray(target_flux, dtype=np.float64), np.asarray(target_labels, dtype=np.float64)
     train, test = np.asarray(train), np.asarray(test)
+    splits = list(zip(train, test, strict=True))
     joint = JointGaussianProcess(source_flux, source_labels, target)
-    results: dict[str, list[Values]] = {"kernel-ridge": [], "gp-target": [], "gp-joint": []}
     with threadpool_limits(1):  # matrices of 60 stars are done before a second thread has started
-        for a, b in zip(train, test, strict=True):
-            results["kernel-ridge"].append(kernel_ridge(target[a], y[a], target[b]))
-            results["gp-target"].append(target_gaussian_process(target[a], y[a], target[b]))
-            results["gp-joint"].append(joint.fit_predict(a, y[a], b))
+        alone = Parallel(n_jobs=min(jobs, len(splits)))(
+            delayed(_without_source)(target[a], y[a], target[b]) for a, b in splits
+        )
+        together = [joint.fit_predict(a, y[a], b) for a, b in splits]
+    ridge, process = zip(*alone, strict=True)
+    results = {"kernel-ridge": list(ridge), "gp-target": list(process), "gp-joint": together}
     if zero_shot is not None:
         z = np.broadcast_to(np.asarray(zero_shot, dtype=np.float64), (len(train), len(y)))
-        results["affine"] = [
-            recalibrate(z[k, a], y[a], z[k, b]) for k, (a, b) in enumerate(zip(train, test, strict=True))
-        ]
+        results["affine"] = [recalibrate(z[k, a], y[a], z[k, b]) for k, (a, b) in enumerate(splits)]
     return {name: np.stack(predicted) for name, predicted in results.items()}
+
+
+def _without_source(flux: Values, labels: Values, others: Values) -> tuple[Values, Values]:
+    """Predict others by kernel ridge and by a Gaussian process, each from (a, p) target stars alone."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):  # also in a process of its own
+        return kernel_ridge(flux, labels, others), target_gaussian_process(flux, labels, others)
 
 
 def recalibrate(predicted: Values, labels: Values, others: Values) -> Values:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from experiments.stelib import NAMES, label_floor, make_targets
 from specjax import corpus, load
 from specjax._startup import use_compilation_cache
+from specjax.prepare.pool import core_count
 from specjax.results import Row, print_table
 from specjax.study import run_study
 from specjax.surveys.libraries import cache_folder, fetch_stellar_libraries
@@ -100,6 +101,7 @@ class Baselines:
             splits.train,
             splits.test,
             zero_shot=mlp,
+            jobs=core_count(),
         )
         full = {"mlp-zero-shot": np.broadcast_to(mlp, (seeds, n))}
         for name, predicted in made.items():

@@ -65,6 +65,11 @@ def test_no_prediction_depends_on_a_test_label(problem, predictions):
             np.testing.assert_array_equal(predicted[0], predictions[name][k], err_msg=name)
 
 
+def test_processes_share_the_seeds_and_change_nothing(problem, predictions):
+    for name, predicted in baselines.run_baselines(**problem, jobs=2).items():
+        np.testing.assert_array_equal(predicted, predictions[name], err_msg=name)
+
+
 def test_the_source_helps_the_joint_process(problem, predictions):
     truth = problem["target_labels"][problem["test"]]
     joint, alone = (np.std(predictions[name] - truth) for name in ("gp-joint", "gp-target"))
