@@ -11,7 +11,8 @@ from specjax.config import DecoderConfig, LabelHeadConfig, XPAutoencoderConfig
 from specjax.corpus import Pairs
 from specjax.foundation import Foundation
 from specjax.targets import Grid, Target
-from specjax.train.adapt import AdaptConfig, HeadStage
+from specjax.train.adapt import AdaptConfig
+from specjax.train.heads import HeadStage
 from specjax.train.optimizer import GroupSchedule
 from specjax.train.towers import UnlabelledStage
 from tests.models.tiny import TINY, random_system

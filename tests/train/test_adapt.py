@@ -12,6 +12,7 @@ from specjax.targets import draw_splits
 from specjax.train.adapt import Adapter, predict_with
 from specjax.train.choice import fold_of, left_out_of
 from specjax.train.configurations import CONFIGURATIONS, parse_configuration, zero_shot_of
+from specjax.train.heads import Heads
 from specjax.train.optimizer import GroupSchedule
 from specjax.train.programs import scaled
 from tests.train import synthetic
@@ -153,13 +154,13 @@ class TestResults:
 
     def test_a_head_is_adapted_to_the_towers_as_they_are_once(self, monkeypatch):
         adapter, fitted = make(), []
-        fit_head = Adapter._fit_head
-        monkeypatch.setattr(Adapter, "_fit_head", lambda *args: fitted.append(args[2]) or fit_head(*args))
+        fit_head = Heads._fit_head
+        monkeypatch.setattr(Heads, "_fit_head", lambda *args: fitted.append(args[2]) or fit_head(*args))
         for name in ("lora2", "lora1+lora2", "lora1+lora2"):
             adapter.run(name)
         assert fitted == ["lora2"] * 3  # as they are, and LoRA1's in two runs
 
-    def test_towers_are_trained_once_for_all_configurations(self, said):
+    def test_towers_are_trained_once_for_all_configurations(self, results, said):
         lines = [line for line in said if "unlabelled spectra" in line]
         # lora1; lora3 upon it; lora3 alone
         assert len(lines) == 3, lines
@@ -290,10 +291,8 @@ class TestCrossValidation:
 
     def test_folds_part_the_training_stars(self):
         adapter = make()
-        features = jnp.broadcast_to(
-            adapter._features("mlp1", {}, 0.0), (3, 40, synthetic.CONFIG.specformer.dim)
-        )
-        data = adapter._training_data("mlp1", features)
+        features = adapter.heads._standardised_features("mlp1", adapter.towers.features("mean", {}))
+        data = adapter.heads._training_data("mlp1", features)
         weights = np.asarray(data["weight"]).reshape(3, 6, 20)
         np.testing.assert_array_equal(weights[:, 0], 1)
         np.testing.assert_array_equal((1 - weights[:, 1:]).sum(axis=1), 1)  # left out once
@@ -306,7 +305,7 @@ class TestCrossValidation:
         truth = synthetic.target().truth.copy()
         truth[SPLITS.train[0][0]] = -5.0  # far from all others
         adapter = make(synthetic.target(truth=truth), balance=0.5)
-        weight = adapter._weights("mlp2")
+        weight = adapter.heads.weights("mlp2")
         np.testing.assert_allclose(weight.mean(axis=1), 1, rtol=1e-12)  # so the learning rate means the same
         assert weight[0].argmax() == 0
         np.testing.assert_array_equal(make()._weights("mlp2"), 1)
