@@ -308,7 +308,7 @@ class TestCrossValidation:
         weight = adapter.heads.weights("mlp2")
         np.testing.assert_allclose(weight.mean(axis=1), 1, rtol=1e-12)  # so the learning rate means the same
         assert weight[0].argmax() == 0
-        np.testing.assert_array_equal(make()._weights("mlp2"), 1)
+        np.testing.assert_array_equal(make().heads.weights("mlp2"), 1)
 
 
 class TestShrinking:
