@@ -52,7 +52,7 @@ class AdaptConfig:
     train: int = 60
     validate: int = 10
     folds: int = 5
-    lora1: UnlabelledStage = UnlabelledStage(steps=20, batch=16, schedule=GroupSchedule(learning_rate=1e-3))
+    lora1: UnlabelledStage = UnlabelledStage(steps=20, batch=8, schedule=GroupSchedule(learning_rate=1e-3))
     lora3: UnlabelledStage = UnlabelledStage(steps=30, batch=64, schedule=GroupSchedule(learning_rate=1e-3))
     head: HeadStage = HeadStage()
     head_shrinkage: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
