@@ -82,6 +82,16 @@ def test_any_number_of_rows_without_recompiling(model):
     assert inference._program._cache_size() == compiled
 
 
+@pytest.mark.parametrize("sizes", [(8,), (8, 64), (8, 64, 1024)])
+def test_no_number_of_rows_costs_twice_its_work(sizes):
+    for rows in range(1, 2 * sizes[-1] + 1):
+        left, done = rows, 0
+        while left > 0:
+            size = inference.next_size(left, sizes)
+            left, done = left - size, done + size
+        assert done < max(2 * rows, sizes[0] + 1)
+
+
 @pytest.mark.parametrize(
     ("fixture", "survey", "shapes"),
     [

@@ -140,6 +140,17 @@ def _head(
     return labels * stats["label_std"] + stats["label_mean"]
 
 
+def next_size(left: int, sizes: tuple[int, ...]) -> int:
+    """Return which of the sizes (ascending) the next batch has, where `left` rows are to be done.
+
+    The smallest that holds them all, but where that would be at least half empty the one below it, several
+    times. What is left over never takes twice the work that it needs, unless it is less than the smallest.
+    """
+    fitting = next((size for size in sizes if left <= size), sizes[-1])
+    below = [size for size in sizes if size < fitting]
+    return below[-1] if below and 2 * left <= fitting else fitting
+
+
 def _in_batches(
     run: Callable[..., Any], sizes: tuple[int, ...], mesh: Mesh | None, *arrays: NDArray[Any]
 ) -> Any:
@@ -148,7 +159,7 @@ def _in_batches(
     pending: list[Any] = []
     parts: list[Any] = []
     while start < total:
-        size = next((size for size in sizes if total - start <= size), sizes[-1])
+        size = next_size(total - start, sizes)
         batch = [devices.padded_rows(array[start : start + size], size) for array in arrays]
         pending.append(run(*(batch if mesh is None else devices.spread(batch, mesh))))
         start += size
