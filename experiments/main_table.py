@@ -9,7 +9,6 @@ shipped model and 16 seeds, sigma 0.136 for LoRA4 on `stelib`, 0.013 below zero-
 """
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from specjax.results import Row, print_table
 from specjax.study import run_study
 from specjax.surveys.libraries import cache_folder, fetch_stellar_libraries
 from specjax.targets import Splits, Target
-from specjax.train.adapt import Adaptation, AdaptConfig
+from specjax.train.adapt import AdaptConfig
 from specjax.train.configurations import CONFIGURATIONS
 
 
@@ -80,14 +79,11 @@ class Baselines:
         """Build the source corpus once for all targets."""
         self.source, self.fill = corpus.build(libraries)
 
-    def __call__(
-        self, target: Target, splits: Splits, found: Mapping[str, Adaptation]
-    ) -> dict[str, NDArray[np.float64]]:
+    def __call__(self, target: Target, splits: Splits) -> dict[str, NDArray[np.float64]]:
         """Return predictions (S, n) by baseline; NaN for stars that a seed does not test."""
         from experiments.baselines import run_baselines
         from experiments.spectrum_mlp import zero_shot
 
-        del found
         _say(f"{target.name}: baselines")
         grid = target.labelled
         flux = self.fill.apply(grid.flux, grid.ivar, grid.mask)

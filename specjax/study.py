@@ -5,6 +5,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from specjax.train.configurations import CONFIGURATIONS, zero_shot_of
 
 FloatArray = NDArray[np.float64]
 
-# (target, splits, what the foundation gave) -> {baseline: predictions (S, n)}
-Baselines = Callable[[Target, Splits, Mapping[str, Adaptation]], Mapping[str, FloatArray]]
+# (target, splits) -> {baseline: predictions (S, n)}
+Baselines = Callable[[Target, Splits], Mapping[str, FloatArray]]
 
 TITLES = {"fe_h": ("[Fe/H]", "dex"), "teff": ("Teff", "K"), "logg": ("log g", "dex")}
 
@@ -51,7 +52,7 @@ def run_study(
 
     Args:
         out: the folder; what a former run left there is replaced.
-        baselines: more predictions for the table, made from the same splits.
+        baselines: more predictions for the table, made from the same splits, in a thread beside the stages.
         floor: by target, a scatter to draw as a line (of the literature's own labels).
         record: what else belongs into config.json.
         splits: by target, the splits of `config.seeds` seeds; drawn by chance for the others.
@@ -65,18 +66,20 @@ def run_study(
     unit = TITLES.get(targets[0].label, (targets[0].label, ""))[1]
     rows: list[results.Row] = []
     columns: list[dict[str, Any]] = []
-    with atomic_folder(out) as folder:
+    with atomic_folder(out) as folder, ThreadPoolExecutor(1) as beside:
         for target in targets:
             drawn = (splits or {}).get(target.name) or draw_splits(
                 len(target.labelled), seeds=config.seeds, train=config.train, validate=config.validate
             )
+            more = beside.submit(baselines, target, drawn) if baselines is not None else None
             adapter = Adapter(model, target, drawn, config, say)
             found: dict[str, Adaptation] = {}
             for name in names:
                 say(f"{target.name}: {name}")
                 found[name] = adapter.run(name)
-            more = baselines(target, drawn, found) if baselines is not None else {}
-            predictions = {**{name: one.predictions for name, one in found.items()}, **more}
+            predictions = {name: one.predictions for name, one in found.items()}
+            if more is not None:
+                predictions |= more.result()
             scored = score(target, drawn, predictions)
             rows += scored
             columns.append(_columns(target, drawn, predictions))

@@ -77,7 +77,7 @@ def test_baselines_come_from_the_splits(monkeypatch, tmp_path):
     monkeypatch.setattr(main_table.corpus, "build", lambda folder: (source, fill))
     monkeypatch.setattr("experiments.spectrum_mlp.zero_shot", lambda corpus, flux, *_: flux.mean(axis=1))
     target, splits = synthetic.target(), draw_splits(40, seeds=2, train=20, validate=4)
-    made = main_table.Baselines(tmp_path)(target, splits, {})
+    made = main_table.Baselines(tmp_path)(target, splits)
     assert list(made) == ["mlp-zero-shot", "kernel-ridge", "gp-target", "gp-joint", "mlp-affine"]
     for name, values in made.items():
         assert values.shape == (2, 40)
