@@ -23,6 +23,7 @@ from specjax.config import ModelConfig
 AXIS = "batch"
 ROWS = 64  # spectra at a time on a device that does not say how much memory it has, such as a CPU
 MOST_ROWS = 1024  # beyond it a matrix product gains nothing
+NEAR_BYTES = 64 * 2**20  # of a block's activations, beyond which a CPU waits for its memory while it trains
 SHARE = 0.25  # of a device's memory that the activations of one batch may take
 UNKNOWN_MEMORY = 4 * 2**30  # bytes, where neither the device nor the system says
 
@@ -99,9 +100,11 @@ def rows_to_train(
 ) -> int:
     """Return how many rows of each seed to train the LAMOST tower on at once, out of a batch of `batch`.
 
-    As many as fit, in equal parts of the batch, and at least one.
+    As many as fit, in equal parts of the batch, and at least one. A CPU takes fewer: see NEAR_BYTES.
     """
     fitting = SHARE * memory_bytes(device) / (seeds * training_bytes(config, bytes_each))
+    if not (device or jax.local_devices()[0]).memory_stats():  # a CPU
+        fitting = min(fitting, NEAR_BYTES / (seeds * activation_bytes(config, bytes_each)))
     return largest_divisor(batch, max(int(fitting), 1))
 
 

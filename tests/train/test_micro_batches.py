@@ -98,6 +98,12 @@ def test_the_rows_follow_from_memory():
     assert rows(6.9, batch=7) == 1
 
 
+def test_a_cpu_trains_on_what_is_near(monkeypatch):
+    monkeypatch.setattr(devices, "NEAR_BYTES", 4 * 8 * devices.activation_bytes(MINI))
+    assert devices.rows_to_train(MINI, 16, 4, device=Device(None)) == 8
+    assert devices.rows_to_train(MINI, 16, 64, device=Device(None)) == 1
+
+
 def test_a_cpu_has_the_memory_of_the_machine(monkeypatch):
     pages = {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr(devices.os, "sysconf", pages.__getitem__)
