@@ -11,10 +11,11 @@ import optax
 
 from specjax import lora
 from specjax.config import LoRAConfig, ModelConfig
+from specjax.devices import rows_to_train
 from specjax.foundation import Foundation
 from specjax.models import LabelHead, SpecCLIP, tokenise
 from specjax.targets import Grid, Target, draw_splits
-from specjax.train import losses
+from specjax.train import losses, programs
 from specjax.train.adapt import AdaptConfig, Adapter
 from specjax.train.configurations import CONFIGURATIONS
 from specjax.train.ensemble import fit
@@ -68,12 +69,11 @@ class MaskedModelling:
     full: bool = False
 
     def loss(self, trained: Any, frozen: Any, tokens: jax.Array, own: Any, key: jax.Array) -> jax.Array:
-        """Return the masked-modelling loss."""
+        """Return the masked-modelling loss of the whole encoder."""
         del own
         config, dtype = self.model.config, _compute(self.model)
-        adapted = {} if self.full else {"lora1": config.lora1}
         hidden = losses.chunk_mask(key, len(tokens), config.specformer)
-        predicted = SpecCLIP(config, dtype=dtype, **adapted).apply(
+        predicted = SpecCLIP(config, dtype=dtype).apply(
             {"params": lora.combine(frozen, trained)},
             jnp.where(hidden[..., None], 0, tokens),
             method=lambda model, x: model.lamost.backbone.predict_tokens(x),
@@ -86,8 +86,11 @@ class MaskedModelling:
         if self.full:
             # Its own copy, as every trainable parameter is one.
             return _fit_call(self.loss, None, {}, jax.tree.map(lambda x: x[None], tower), self.tokens, {}, 1)
-        group = {"lora1": self.model.config.lora1}
-        return _fit_call(self.loss, group, tower, _factors(tower, group, seeds), self.tokens, {}, seeds)
+        config, batch, dtype = self.model.config, len(self.tokens), self.model.dtype
+        rows = rows_to_train(config, batch, seeds, np.dtype(dtype).itemsize)
+        loss = programs.masked_modelling_loss(config, batch, dtype, rows)
+        group = {"lora1": config.lora1}
+        return _fit_call(loss, group, tower, _factors(tower, group, seeds), self.tokens, {}, seeds)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
