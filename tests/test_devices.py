@@ -1,8 +1,5 @@
 """Rows and seeds over devices: eight forced ones in a process, and two processes of two on loopback."""
 
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -12,8 +9,8 @@ import pytest
 from specjax import devices
 from specjax.config import get_preset
 from specjax.models import inference
+from tests.processes import free_address, outcome, start
 
-ROOT = Path(__file__).parent.parent
 PROGRAM = Path(__file__).parent / "device_program.py"
 
 
@@ -69,35 +66,15 @@ def test_the_bytes_of_a_spectrum_bound_what_the_compiler_asks_for():
     assert 0.25 < used / estimate < 1.5
 
 
-def run(environment, *words):
-    return subprocess.Popen(
-        [sys.executable, PROGRAM, *words],
-        cwd=ROOT,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def outcome(process):
-    output = process.communicate(timeout=600)[0]
-    assert process.returncode == 0, output
-    return output
-
-
 @pytest.mark.slow
 def test_eight_devices_give_what_one_does():
-    output = outcome(run({"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}, "one-process"))
+    output = outcome(start(PROGRAM, 8, "one-process"))
     assert "8 devices: same embedding, same fit, an eighth of the work" in output
 
 
 @pytest.mark.slow
 def test_two_processes_give_what_one_does():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    both = [run(flags, "two-processes", address, str(rank)) for rank in range(2)]
+    address = free_address()
+    both = [start(PROGRAM, 2, "two-processes", address, str(rank)) for rank in range(2)]
     for rank, process in enumerate(both):
         assert f"process {rank} of 2: same embedding, same fit" in outcome(process)
