@@ -15,10 +15,10 @@ import tyro
 
 from benchmarks import report
 from benchmarks.about import describe
-from benchmarks.beside import say
 from benchmarks.options import Options
 from benchmarks.sections import Bench
 from benchmarks.timing import Row, Yardstick, measure_device
+from specjax.progress import say
 
 
 def main(options: Options) -> None:

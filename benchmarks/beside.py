@@ -1,12 +1,12 @@
 """Who runs beside specjax: PyTorch, where it is installed, and torch.compile, where it works."""
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from benchmarks.in_torch import TorchSide, available
 from benchmarks.options import Options
 from specjax.config import ModelConfig
+from specjax.progress import say
 
 Call = Callable[[], Any]
 
@@ -39,11 +39,6 @@ class Beside:
             self.compiling = False
             return calls, f"torch.compile does not work here: {_first_line(error)}"
         return {**calls, "torch.compile": compiled}, ""
-
-
-def say(text: str) -> None:
-    """Report on stderr: what the run prints is its table."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def _first_line(error: Exception, most: int = 80) -> str:
