@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.timing import Row, Yardstick
+from specjax.atomic import atomic_file
 
 HEADINGS = {
     "a": "Embedding",
@@ -89,15 +90,13 @@ def markdown(rows: Sequence[Row], about: Mapping[str, Any], yardstick: Yardstick
 
 def write_json(path: Path, rows: Sequence[Row], about: Mapping[str, Any], yardstick: Yardstick) -> None:
     """Write everything, the single times included."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     entries = []
     for row in rows:
         derived = {"median": row.median(), "floor": row.floor(yardstick), "ratio": row.ratio()}
         entries.append(_without_nan({**dataclasses.asdict(row), **derived}))
     whole = {**about, "yardstick": dataclasses.asdict(yardstick), "rows": entries}
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps(whole, indent=2) + "\n")
-    unfinished.replace(path)
+    with atomic_file(path) as unfinished:
+        unfinished.write_text(json.dumps(whole, indent=2) + "\n")
 
 
 def plot_curves(
