@@ -2,7 +2,6 @@
 
 import datetime
 import importlib.metadata
-import os
 import platform
 import resource
 from pathlib import Path
@@ -13,6 +12,9 @@ import jax
 
 def describe(dtype: str) -> dict[str, Any]:
     """Return the device, versions, date and peak memory."""
+    # Not at the top: memory.py and cold.py take `process_peak`, which must not count the readers of surveys.
+    from specjax.prepare.pool import core_count
+
     device = jax.devices()[0]
     versions = {"python": platform.python_version()}
     for name in ("jax", "flax", "torch", "peft"):
@@ -22,7 +24,7 @@ def describe(dtype: str) -> dict[str, Any]:
             continue
     return {
         "device": _processor() if device.platform == "cpu" else device.device_kind,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": core_count(),
         "dtype": dtype,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "versions": versions,
