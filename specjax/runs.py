@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from specjax.errors import ConfigError, DataError
 from specjax.foundation import Foundation, load
 from specjax.labels import Roles, apply_roles, read_roles
 from specjax.preprocess import to_gaia_xp, to_lamost
+from specjax.progress import Say
 from specjax.results import Row
 from specjax.spectra import Spectra
 from specjax.study import run_study
@@ -23,8 +24,6 @@ from specjax.surveys.tables import join_labels, read_labels, write_table
 from specjax.targets import Splits, Target, make_target
 from specjax.train.adapt import AdaptConfig, predict_with
 from specjax.train.configurations import parse_configuration
-
-Say = Callable[[str], None]
 
 _ROWS_AT_ONCE = 8192  # of a prepared file, which may be larger than memory
 

@@ -24,6 +24,7 @@ from specjax.models.layers import standardise, tokenise
 from specjax.models.specclip import SpecCLIP
 from specjax.models.specformer import SpecFormer
 from specjax.models.xp_autoencoder import XPAutoencoder, xp_vector
+from specjax.progress import Say
 from specjax.train import losses
 from specjax.train.batches import draw, held_out_scores, make_data
 from specjax.train.pretrain_heads import HeadTraining
@@ -32,7 +33,6 @@ from specjax.train.recipe import PretrainConfig
 from specjax.train.stage import StageConfig, run_stage
 
 Tree = Any
-Say = Callable[[str], None]
 
 
 class Pretraining:
