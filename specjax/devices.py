@@ -1,12 +1,9 @@
 """Where arrays live: rows and seeds spread over devices, the parameters copied to each, batches that fit.
 
 Everything is one named axis over devices, `AXIS`: a program compiled for arguments so placed runs on all of
-them (`jax.jit` parts it), whether they belong to one process or, under `jax.distributed`, to several. For the
-adaptation it is enough to place the seeds:
-
-    mesh = mesh_for(seeds)
-    fit(..., frozen=copied(frozen, mesh), shared=copied(shared, mesh),
-        trainable=spread(trainable, mesh), per_seed=spread(per_seed, mesh), keys=spread(keys, mesh))
+them (`jax.jit` parts it), whether they belong to one process or, under `jax.distributed`, to several. Callers
+need not place anything: `train.ensemble.fit` spreads its seeds, `train.stage.run_stage` the rows of its
+batches, both over the devices of all processes, and `models.inference` its rows over those of its own.
 """
 
 import os
