@@ -25,9 +25,9 @@ from specjax.surveys.names import common_stars, normalise_star_name
 
 LABELS = ("teff", "logg", "fe_h")
 TEFF_RANGE = (3800.0, 7500.0)  # K: cooler and hotter stars show [Fe/H] in other ways, or not at all
-MARGIN = (
-    300.0  # K that a star must be hotter than the range to stand for those that are; cooler, a third of it
-)
+# K: stars hotter than the range by more than this stand for all that are too hot for the model, and stars
+# cooler than it by more than a third of this for all that are too cool.
+MARGIN = 300.0
 MILES_FWHM = 2.5  # Angstrom
 RENDITIONS = tuple(
     zip(np.geomspace(6, 32, 8).round(1).tolist(), (20.0, 60.0) * 4, strict=True)
