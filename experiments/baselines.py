@@ -66,10 +66,10 @@ def run_baselines(
     train, test = np.asarray(train), np.asarray(test)
     splits = list(zip(train, test, strict=True))
     joint = JointGaussianProcess(source_flux, source_labels, target)
-    with threadpool_limits(1):  # matrices of 60 stars are done before a second thread has started
-        alone = Parallel(n_jobs=min(jobs, len(splits)))(
-            delayed(_without_source)(target[a], y[a], target[b]) for a, b in splits
-        )
+    alone = Parallel(n_jobs=min(jobs, len(splits)))(
+        delayed(_without_source)(target[a], y[a], target[b]) for a, b in splits
+    )
+    with threadpool_limits(1):  # as in `_without_source`
         together = [joint.fit_predict(a, y[a], b) for a, b in splits]
     ridge, process = zip(*alone, strict=True)
     results = {"kernel-ridge": list(ridge), "gp-target": list(process), "gp-joint": together}
@@ -83,7 +83,7 @@ def _without_source(flux: Values, labels: Values, others: Values) -> tuple[Value
     """Predict others by kernel ridge and by a Gaussian process, each from (a, p) target stars alone."""
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):  # also in a process of its own
+    with threadpool_limits(1):  # matrices of 60 stars are done before a second thread has started
         return kernel_ridge(flux, labels, others), target_gaussian_process(flux, labels, others)
 
 
