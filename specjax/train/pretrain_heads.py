@@ -56,11 +56,12 @@ class HeadTraining:
         pools, labels = self.feature_pool(variables, key)
         domain = self.fit_domain(variables, pools["mlp1"], outside, key)
         stats: Tree = {}
+        observed = self._observed(variables)
         for name, pool in pools.items():
             scaler = {"feature_mean": pool.mean(axis=0), "feature_std": pool.std(axis=0) + 1e-6}
             stats[name] = {**scaler, **self.scaler}
             standard = (pool - scaler["feature_mean"]) / scaler["feature_std"]
-            clean = (self._clean(variables, name) - scaler["feature_mean"]) / scaler["feature_std"]
+            clean = (observed[name] - scaler["feature_mean"]) / scaler["feature_std"]
             head = self.head.init(key, pool[:2])
             data = {"pool": standard, "labels": labels}
             params[name], batch_stats[name] = self._train(name, head, data, clean, key)
@@ -124,12 +125,12 @@ class HeadTraining:
     def _varied(self) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
         return jax.jit(lambda key, flux: augment(key, flux, self.config.head_augment))
 
-    def _clean(self, variables: Tree, name: str) -> jax.Array:
-        """Embed all stars as they are, for scoring."""
+    def _observed(self, variables: Tree) -> dict[str, jax.Array]:
+        """Embed all stars as they are, for scoring: {head: (n, d)}."""
         flux = self.data["flux"]
         starts = range(0, len(flux), AT_ONCE)
-        parts = [self.features(variables, flux[start : start + AT_ONCE], None)[name] for start in starts]
-        return jnp.concatenate(parts)
+        parts = [self.features(variables, flux[start : start + AT_ONCE], None) for start in starts]
+        return jax.tree.map(lambda *each: jnp.concatenate(each), *parts)
 
     def _train(
         self, name: str, head: Tree, data: Tree, clean: jax.Array, key: jax.Array
