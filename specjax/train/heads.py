@@ -1,6 +1,7 @@
 """LoRA2 and LoRA4: the heads' factors on features of the labelled stars, for every seed and fold."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -72,34 +73,36 @@ class Heads:
         whole = jax.tree.map(lambda leaf: leaf[:, 0], factors)
         shrinkage = np.array([s for s in self.shrinkage if s > 0])
         steps = self.stage.snapshots
-        parts = [base]
-        for step in range(steps):
-            state = jax.tree.map(lambda leaf, step=step: leaf[:, :, step], factors)
-            parts += [self._shrunk_predictions(head, group, state, features, value) for value in shrinkage]
+        parts = [base, *self._shrunk_predictions(head, group, factors, features, shrinkage)]
         amount = np.concatenate([[0.0], np.tile(shrinkage, steps)])
         step_of = np.concatenate([[0.0], np.repeat(np.arange(1.0, steps + 1), len(shrinkage))])
         predictions, out_of_fold = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
         return Candidates(tower, predictions, out_of_fold, amount, step_of, whole)
 
     def _shrunk_predictions(
-        self, head: str, group: str, factors: Tree, features: jax.Array, by: float
-    ) -> tuple[FloatArray, FloatArray]:
-        """Predict with factors (S, runs, ...) times `by`: all stars (S, 1, n), and out of fold (S, 1, a).
+        self, head: str, group: str, factors: Tree, features: jax.Array, shrinkage: FloatArray
+    ) -> Iterator[tuple[FloatArray, FloatArray]]:
+        """Predict with each snapshot of factors (S, runs, snapshots, ...) times each of `shrinkage`.
 
-        A fold's run predicts the training stars that it did not see, and no others.
+        Yields predictions of all stars (S, 1, n), and out of fold (S, 1, a): a fold's run predicts the
+        training stars that it did not see, and no others.
         """
         rows, folds, seeds = self.splits.train, self.folds, len(features)
         left_out = left_out_of(rows.shape[1], folds)  # (folds, b)
         unseen = features[np.arange(seeds)[:, None, None], rows[:, left_out]]  # (S, folds, b, d)
-        whole = jax.tree.map(lambda leaf: leaf[:, 0], factors)
-        parts = jax.tree.map(lambda leaf: leaf[:, 1:].reshape(-1, *leaf.shape[2:]), factors)
-        whole = programs.scaled(whole, jnp.full(seeds, by))
-        parts = programs.scaled(parts, jnp.full(seeds * folds, by))
-        predictions = self._predict(head, group, whole, features)
-        parted = self._predict(head, group, parts, unseen.reshape(-1, *unseen.shape[2:]))
-        star = np.arange(rows.shape[1])
-        out_of_fold = parted.reshape(seeds, *left_out.shape)[:, star % folds, star // folds]
-        return predictions[:, None], out_of_fold[:, None]
+        unseen = unseen.reshape(-1, *unseen.shape[2:])
+        place = fold_of(rows.shape[1], folds), np.arange(rows.shape[1]) // folds  # of each star in left_out
+        for step in range(self.stage.snapshots):
+            whole = jax.tree.map(lambda leaf, step=step: leaf[:, 0, step], factors)
+            parts = jax.tree.map(
+                lambda leaf, step=step: leaf[:, 1:, step].reshape(-1, *leaf.shape[3:]), factors
+            )
+            for by in shrinkage:
+                shrunk = programs.scaled(whole, jnp.full(seeds, by))
+                shrunk_parts = programs.scaled(parts, jnp.full(seeds * folds, by))
+                predictions = self._predict(head, group, shrunk, features)
+                parted = self._predict(head, group, shrunk_parts, unseen).reshape(seeds, *left_out.shape)
+                yield predictions[:, None], parted[:, *place][:, None]
 
     def _training_data(self, head: str, features: jax.Array) -> Tree:
         """Each run's x, y and weight, leaves (S x runs, a, ...): all training stars, then all but a fold."""
