@@ -47,7 +47,7 @@ class SpectrumMlp(nn.Module):
 
 def zero_shot(corpus: Pairs, flux: NDArray[Any], cache: Path, say: Any = print) -> NDArray[np.float64]:
     """Predict [Fe/H] (n,) of target spectra (n, 1462), training first where the cache has no weights."""
-    data, scaler = make_data(corpus, PretrainConfig())
+    data, _, scaler = make_data(corpus, PretrainConfig())
     network = SpectrumMlp()
     content = json.dumps([plain(STAGE), plain(VARIATIONS)]).encode()
     content += corpus.flux.tobytes() + corpus.labels.tobytes()
@@ -69,7 +69,7 @@ def _train(network: SpectrumMlp, data: Any, say: Any) -> Any:
         return label_loss(predicted, batch["labels"]), (stats, {})
 
     key = jax.random.key(0)
-    params = network.init(key, data["flux"][:1])["params"]
+    params = network.init(key, data["spectra"][:1, 0])["params"]
     params, _ = run_stage(
         "spectrum-mlp", loss, STAGE, params=params, batch_stats={}, data=data, key=key, say=say
     )

@@ -3,9 +3,9 @@
 What is observed and what is built: the LAMOST side is each star's own MILES spectrum. The Gaia XP side is
 the same spectrum degraded to XP resolution where MILES covers it (3540-7410 A), continued to 10200 A by the
 mean MaStar spectrum that matches it best, and left out below. Beside each star as observed stand renditions
-of it, as surveys of lower resolution would deliver it: smoothed and given noise first, normalised then, by
-the code that normalises any survey. Stars that are in STELIB too are not in the corpus: they are the
-target.
+of it, as surveys of lower resolution would deliver it: smoothed first, normalised then, by the code that
+normalises any survey; their noise is drawn anew in every batch. Stars that are in STELIB too are not in the
+corpus: they are the target.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from specjax.errors import DataError
 from specjax.preprocess import PrincipalFill, to_gaia_xp, to_lamost
-from specjax.preprocess.grids import MAX_MASKED
-from specjax.spectra import Spectra
+from specjax.preprocess.grids import MAX_MASKED, OVERSAMPLED, OVERSMOOTH
+from specjax.preprocess.operators import SIGMA_PER_FWHM
+from specjax.spectra import LAMOST_WAVELENGTH, Spectra
 from specjax.surveys import grism, mastar, miles, stelib
 from specjax.surveys.names import common_stars, normalise_star_name
 
@@ -29,9 +30,8 @@ TEFF_RANGE = (3800.0, 7500.0)  # K: cooler and hotter stars show [Fe/H] in other
 # cooler than it by more than a third of this for all that are too cool.
 MARGIN = 300.0
 MILES_FWHM = 2.5  # Angstrom
-RENDITIONS = tuple(
-    zip(np.geomspace(6, 32, 8).round(1).tolist(), (20.0, 60.0) * 4, strict=True)
-)  # FWHM (A), S/N
+RENDITIONS = tuple(np.geomspace(5, 32, 8).round(1).tolist())  # FWHM (A)
+NOISELESS = 1e6  # S/N
 FILL_COMPONENTS = 30
 MIN_COMMON = 50  # XP samples, 1000 A, that say which library spectrum is like a star
 
@@ -49,7 +49,9 @@ class Pairs:
         xp_valid: (n, 343), False where missing.
         labels: (n, 3) teff (K), logg (dex), fe_h (dex); NaN where unknown.
         id: (n,) star names.
-        renditions: (n, k, 1462) the stars at k lower resolutions, or None.
+        renditions: (n, k, 1462) the stars at k lower resolutions, without noise, or None.
+        rendition_width: (k,) Gaussian sigma in pixels by which to_lamost smooths each of them, and so their
+            noise, or None.
     """
 
     flux: FloatArray
@@ -58,13 +60,15 @@ class Pairs:
     labels: NDArray[np.float64]
     id: NDArray[np.str_]
     renditions: FloatArray | None = None
+    rendition_width: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.id)
 
     def __getitem__(self, index: NDArray) -> "Pairs":
         parts: dict[str, Any] = {
-            name: None if value is None else value[index] for name, value in self.__dict__.items()
+            name: value if value is None or name == "rendition_width" else value[index]
+            for name, value in self.__dict__.items()
         }
         return replace(self, **parts)
 
@@ -74,7 +78,7 @@ def build(
 ) -> tuple[Pairs, PrincipalFill]:
     """Build the corpus from the folder of `surveys.libraries`.
 
-    With `renditions` the stars are made at the resolutions and S/N of RENDITIONS too. Returns the labelled
+    With `renditions` the stars are made at the resolutions of RENDITIONS too. Returns the labelled
     source stars (3800-7500 K, not in STELIB) and the principal components that fill missing pixels, fitted to
     them.
 
@@ -101,6 +105,7 @@ def build(
         labels=labels[keep],
         id=source.meta["name"].astype(str),
         renditions=_renditions(source, fill, say) if renditions else None,
+        rendition_width=noise_width(np.array(RENDITIONS)) if renditions else None,
     )
     good = (lamost.meta["flag"] == "") & pairs.xp_valid.any(axis=1)
     return pairs[good], fill
@@ -115,12 +120,23 @@ def _source_stars(libraries: Path) -> Spectra:
 
 def _renditions(source: Spectra, fill: PrincipalFill, say: Callable[[str], None]) -> FloatArray:
     made = []
-    for number, (fwhm, snr) in enumerate(RENDITIONS):
-        say(f"rendering the stars at FWHM {fwhm:g} A, S/N {snr:g}")
-        degraded = grism.degrade(source, fwhm, snr, seed=1000 + number, fwhm_from=MILES_FWHM)
+    for fwhm in RENDITIONS:
+        say(f"rendering the stars at FWHM {fwhm:g} A")
+        degraded = grism.degrade(source, fwhm, NOISELESS, fwhm_from=MILES_FWHM)
         lamost = to_lamost(degraded, fwhm=fwhm)
-        made.append(fill.apply(lamost.flux, lamost.ivar, lamost.mask).astype(np.float32))
+        made.append(fill.apply(lamost.flux, None, lamost.mask).astype(np.float32))
     return np.stack(made, axis=1)
+
+
+def noise_width(fwhm: NDArray[np.float64]) -> FloatArray:
+    """Gaussian sigma in LAMOST pixels by which `to_lamost` smooths spectra of that FWHM (Angstrom).
+
+    It takes a spectrum from its FWHM to OVERSMOOTH times that. The sigma is that in the middle of the grid,
+    as pixels are logarithmic; 0 where it does not smooth.
+    """
+    pixel = float(np.median(np.diff(LAMOST_WAVELENGTH)))
+    sigma = np.sqrt(OVERSMOOTH**2 - 1) * fwhm * SIGMA_PER_FWHM / pixel
+    return np.where(fwhm > OVERSAMPLED, sigma, 0.0).astype(np.float32)
 
 
 def outside(

@@ -3,9 +3,9 @@ import pytest
 
 from specjax import corpus
 from specjax.corpus import _best_match, _continued, in_range, xp_partners
-from specjax.preprocess import to_gaia_xp
+from specjax.preprocess import to_gaia_xp, to_lamost
 from specjax.spectra import GAIA_XP_WAVELENGTH, Spectra
-from specjax.surveys import libraries, stelib
+from specjax.surveys import grism, libraries, stelib
 from specjax.surveys.names import normalise_star_name
 
 FOLDER = libraries.stellar_libraries_folder()  # at import: the tests themselves see an empty cache
@@ -204,5 +204,26 @@ class TestBuild:
         assert pairs.renditions.shape == (689, 8, 1462)
         assert np.isfinite(pairs.renditions).all()
         assert sum("rendering" in line for line in said) == 8
-        contrast = np.diff(pairs.renditions[:, 1::2], axis=2).std(axis=(0, 2))  # at one S/N
+        contrast = np.diff(pairs.renditions, axis=2).std(axis=(0, 2))
         assert (np.diff(contrast) < 0).all()  # the lower the resolution, the smoother
+
+
+def test_noise_is_as_wide_as_preprocessing_makes_it():
+    """Against white noise that went through `to_lamost` itself."""
+    fwhm, stars = 24.0, 60
+    noise = np.random.default_rng(0).normal(size=(stars, grism.WAVELENGTH.size))
+    spectra = Spectra(
+        wavelength=grism.WAVELENGTH,
+        flux=1 + 0.02 * noise,
+        ivar=np.full(noise.shape, 2500.0),
+        mask=np.zeros(noise.shape, bool),
+        id=np.array([f"s{i}" for i in range(stars)]),
+    )
+    seen = to_lamost(spectra, fwhm=fwhm).flux
+    seen = seen - seen.mean(axis=1, keepdims=True)
+    width = float(corpus.noise_width(np.array([fwhm]))[0])
+    # The scatter of white noise behind a Gaussian of that sigma; the continuum takes a few of the 60
+    # independent stretches of each spectrum away.
+    expected = 0.02 / np.sqrt(2 * width * np.sqrt(np.pi))
+    assert abs(seen.std() / expected - 1) < 0.1
+    assert corpus.noise_width(np.array([2.5, 5.0])).tolist() == [0.0, 0.0]  # not smoothed

@@ -1,82 +1,129 @@
-"""What pretraining learns from: the corpus as arrays, and batches of stars mixed and varied anew."""
+"""What pretraining learns from: the corpus as arrays, and batches of stars mixed, moved and varied anew."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
+from numpy.typing import NDArray
 
 from specjax.devices import AXIS
 from specjax.metrics import r2, robust_sigma
 from specjax.train.augment import AugmentConfig, augment, mix
+from specjax.train.label_model import LabelModel
 from specjax.train.recipe import PretrainConfig
 
 Tree = Any
 
 
-def make_data(corpus: Any, config: PretrainConfig) -> tuple[Tree, Tree]:
-    """Turn `corpus.Pairs` into the arrays that all stages read.
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Stars as they are, by which a stage is judged while it trains.
 
-    Returns (data, scaler): data has flux, xp_flux, xp_valid, labels (standardised), neighbours (n, k) in
-    label space, allowed (n,), False for held-out stars, and renditions (n, k, p) where the corpus has them;
-    scaler has label_mean and label_std.
+    Attributes:
+        flux: (m, p).
+        labels: (m, k), in their units.
+        held_out: whether no stage trains on them; otherwise they are the training stars.
     """
+
+    flux: jax.Array
+    labels: NDArray[np.float64]
+    held_out: bool
+
+    def scores(self, predicted: jax.Array, scaler: Tree, column: int) -> dict[str, float]:
+        """Score one label of standardised predictions (m, k)."""
+        word = "held-out" if self.held_out else "train"
+        truth = self.labels[:, column]
+        guess = np.asarray(predicted)[:, column] * scaler["label_std"][column] + scaler["label_mean"][column]
+        return {
+            f"{word} sigma([Fe/H])": float(robust_sigma(guess - truth)),
+            f"{word} R2": float(r2(truth, guess)),
+        }
+
+
+def make_data(corpus: Any, config: PretrainConfig) -> tuple[Tree, Scored, Tree]:
+    """Turn `corpus.Pairs` into the arrays that all stages train on, of the stars that are not held out.
+
+    Returns (data, scored, scaler): data has spectra (n, 1 + k, p), the stars as observed and at k lower
+    resolutions, noise_width (1 + k,), xp_flux, xp_valid, labels (standardised), neighbours in label space
+    (n, neighbours) and the label model; scaler has label_mean and label_std.
+    """
+    order = np.random.default_rng(config.seed).permutation(len(corpus))
+    held_out = np.zeros(len(corpus), bool)
+    held_out[order[: round(config.held_out * len(corpus))]] = True
+    stars = corpus[~held_out]
+    scored = corpus[held_out] if held_out.any() else stars
     scaler = {
-        "label_mean": corpus.labels.mean(axis=0).astype(np.float32),
-        "label_std": corpus.labels.std(axis=0).astype(np.float32),
+        "label_mean": stars.labels.mean(axis=0).astype(np.float32),
+        "label_std": stars.labels.std(axis=0).astype(np.float32),
     }
-    labels = ((corpus.labels - scaler["label_mean"]) / scaler["label_std"]).astype(np.float32)
+    labels = ((stars.labels - scaler["label_mean"]) / scaler["label_std"]).astype(np.float32)
     distance = ((labels[:, None] - labels[None]) ** 2).sum(-1)
-    neighbours = np.argsort(distance, axis=1)[:, 1 : config.neighbours + 1]
-    order = np.random.default_rng(config.seed).permutation(len(labels))
-    allowed = np.ones(len(labels), bool)
-    allowed[order[: round(config.held_out * len(labels))]] = False
+    spectra, width = stars.flux[:, None], np.zeros(1, np.float32)
+    if stars.renditions is not None:
+        spectra = np.concatenate([spectra, stars.renditions], axis=1)
+        width = np.concatenate([width, stars.rendition_width])
     data = {
-        "flux": corpus.flux,
-        "xp_flux": corpus.xp_flux,
-        "xp_valid": corpus.xp_valid,
+        "spectra": spectra,
+        "noise_width": width,
+        "xp_flux": stars.xp_flux,
+        "xp_valid": stars.xp_valid,
         "labels": labels,
-        "neighbours": neighbours,
-        "allowed": allowed,
+        "neighbours": np.argsort(distance, axis=1)[:, 1 : config.neighbours + 1],
+        "label_model": LabelModel.fit(labels),
     }
-    if corpus.renditions is not None:
-        data["renditions"] = corpus.renditions
-    return jax.tree.map(jnp.asarray, data), scaler
+    judged = Scored(jnp.asarray(scored.flux), scored.labels, bool(held_out.any()))
+    return jax.tree.map(jnp.asarray, data), judged, scaler
 
 
-def draw(
-    key: jax.Array, data: Tree, batch: int, variations: AugmentConfig, rendition_probability: float = 0.0
-) -> Tree:
-    """Draw a batch of mixed and varied stars: flux, valid, xp_flux, xp_valid, labels.
+def draw(key: jax.Array, data: Tree, batch: int, variations: AugmentConfig) -> Tree:
+    """Draw a batch of mixed, moved and varied stars: flux, valid, xp_flux, xp_valid, labels.
 
-    With rendition_probability a star is taken at one of the lower resolutions of data["renditions"].
+    A drawn star is a weighted sum of stars, the same for its spectra and its labels.
     """
-    choose, pair, vary, lower, which, blue = jax.random.split(key, 6)
-    logits = jnp.where(data["allowed"], 0.0, -jnp.inf)
-    index = jax.random.categorical(choose, logits, shape=(batch,))
-    partner, share = mix(pair, index, data["neighbours"], data["allowed"], variations.mixing)
-
-    def mixed(name: str) -> jax.Array:
-        return data[name][index] * (1 - share) + data[name][partner] * share
-
-    flux = mixed("flux")
-    if rendition_probability and "renditions" in data:
-        renditions = data["renditions"]
-        number = jax.random.randint(which, (batch,), 0, renditions.shape[1])
-        rendered = renditions[index, number] * (1 - share) + renditions[partner, number] * share
-        flux = jnp.where(jax.random.bernoulli(lower, rendition_probability, (batch, 1)), rendered, flux)
-    flux, valid = augment(vary, flux, variations)
+    choose, pair, move, resolve, vary, blue = jax.random.split(key, 6)
+    number = len(data["labels"])
+    index = jax.random.randint(choose, (batch,), 0, number)
+    partner, share = mix(pair, index, data["neighbours"], variations.mixing)
+    weights = jax.nn.one_hot(index, number) * (1 - share) + jax.nn.one_hot(partner, number) * share
+    labels = _sum("bn,nk->bk", weights, data["labels"])
+    xp_flux = _sum("bn,np->bp", weights, data["xp_flux"])
+    if variations.moving:
+        moved = labels + variations.moving * jax.random.normal(move, labels.shape)
+        model = data["label_model"]
+        step = model.weights(moved) - model.weights(labels)
+        weights, labels = weights + step, moved
+        # A sample that some star lacks says nothing of how stars differ there.
+        known = data["xp_valid"].all(axis=0)
+        xp_flux += jnp.where(known, _sum("bn,np->bp", step, data["xp_flux"]), 0.0)
+    flux, valid = _observed(resolve, vary, weights, data, variations)
     xp_valid = data["xp_valid"][index] & data["xp_valid"][partner]
-    xp_flux, xp_valid = extend_blue(blue, mixed("xp_flux"), xp_valid)
-    drawn = {
-        "flux": flux,
-        "valid": valid,
-        "xp_flux": xp_flux,
-        "xp_valid": xp_valid,
-        "labels": mixed("labels"),
-    }
+    xp_flux, xp_valid = extend_blue(blue, xp_flux, xp_valid)
+    drawn = {"flux": flux, "valid": valid, "xp_flux": xp_flux, "xp_valid": xp_valid, "labels": labels}
     return rows_apart(drawn)
+
+
+def _observed(
+    resolve: jax.Array, vary: jax.Array, weights: jax.Array, data: Tree, variations: AugmentConfig
+) -> tuple[jax.Array, jax.Array]:
+    """Observe weighted sums of stars (b, n) by surveys drawn at random: flux (b, p) and what is valid."""
+    spectra = data["spectra"]
+    resolutions = spectra.shape[1]
+    if resolutions == 1 or not variations.rendition_probability:
+        return augment(vary, _sum("bn,np->bp", weights, spectra[:, 0]), variations)
+    lower, which = jax.random.split(resolve)
+    rendered = jax.random.bernoulli(lower, variations.rendition_probability, (len(weights),))
+    column = jax.random.randint(which, rendered.shape, 1, resolutions)
+    column = jnp.where(rendered, column, 0)
+    flux = _sum("bn,bk,nkp->bp", weights, jax.nn.one_hot(column, resolutions), spectra)
+    return augment(vary, flux, variations, rendered, data["noise_width"][column])
+
+
+def _sum(subscripts: str, *operands: jax.Array) -> jax.Array:
+    """Sum in full precision: what the stars' spectra hold must not be lost to a matrix unit's few bits."""
+    return jnp.einsum(subscripts, *operands, precision="highest")
 
 
 def rows_apart(batch: Tree) -> Tree:
@@ -103,19 +150,3 @@ def extend_blue(key: jax.Array, flux: jax.Array, valid: jax.Array) -> tuple[jax.
     line = jnp.take_along_axis(flux, first, axis=1) * (1 + slope * beyond)
     extended = (beyond > 0) & jax.random.bernoulli(half, 0.5, first.shape)
     return jnp.where(extended, line, flux), valid | extended
-
-
-def held_out_scores(predicted: jax.Array, data: Tree, scaler: Tree, column: int) -> dict[str, float]:
-    """Score a label of the held-out stars, or of the training stars where none is held out.
-
-    predicted (n, labels) is standardised, column that of [Fe/H].
-    """
-    allowed = np.asarray(data["allowed"])
-    chosen, word = (allowed, "train") if allowed.all() else (~allowed, "held-out")
-    mean, std = scaler["label_mean"][column], scaler["label_std"][column]
-    truth = np.asarray(data["labels"])[chosen, column] * std + mean
-    guess = np.asarray(predicted)[chosen, column] * std + mean
-    return {
-        f"{word} sigma([Fe/H])": float(robust_sigma(guess - truth)),
-        f"{word} R2": float(r2(truth, guess)),
-    }

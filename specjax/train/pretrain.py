@@ -26,7 +26,7 @@ from specjax.models.specformer import SpecFormer
 from specjax.models.xp_autoencoder import XPAutoencoder, xp_vector
 from specjax.progress import Say
 from specjax.train import losses
-from specjax.train.batches import draw, held_out_scores, make_data
+from specjax.train.batches import draw, make_data
 from specjax.train.pretrain_heads import HeadTraining
 from specjax.train.probe import LabelProbe, label_loss
 from specjax.train.recipe import PretrainConfig
@@ -53,7 +53,7 @@ class Pretraining:
         """
         self.config = config
         self.model_config: ModelConfig = get_preset(config.preset)
-        self.data, self.scaler = make_data(corpus, config)
+        self.data, self.scored, self.scaler = make_data(corpus, config)
         self.model = SpecCLIP(self.model_config)
         self.probe = LabelProbe(self.model_config.head.num_labels)
         self.key = jax.random.key(config.seed)
@@ -61,7 +61,13 @@ class Pretraining:
         self.domain: Domain | None = None  # known once the heads have their features
         self.run_stage = functools.partial(run_stage, folder=folder, say=say)
         self.heads = HeadTraining(
-            config, self.model_config, self.data, self.scaler, run_stage=self.run_stage, say=say
+            config,
+            self.model_config,
+            self.data,
+            self.scored,
+            self.scaler,
+            run_stage=self.run_stage,
+            say=say,
         )
 
     def run(self) -> tuple[Tree, Tree]:
@@ -74,7 +80,7 @@ class Pretraining:
 
     def initial(self) -> Tree:
         """Initialise both towers and the decoders."""
-        flux, xp = self.data["flux"][:2], self.data["xp_flux"][:2]
+        flux, xp = self.data["spectra"][:2, 0], self.data["xp_flux"][:2]
         return self.model.init(jax.random.fold_in(self.key, 0), flux, xp)
 
     def train_backbone(self, variables: Tree) -> Tree:
@@ -86,7 +92,7 @@ class Pretraining:
 
         def loss(params: Tree, stats: Tree, data: Tree, key: jax.Array) -> Any:
             draw_key, mask_key = jax.random.split(key)
-            batch = draw(draw_key, data, config.backbone.batch, config.augment, config.rendition_probability)
+            batch = draw(draw_key, data, config.backbone.batch, config.augment)
             tokens = tokenise(batch["flux"], shape, batch["valid"])
             # Half of the batch is masked: the labels must come out of whole and of partly hidden spectra.
             half = jnp.arange(len(tokens))[:, None] < len(tokens) // 2
@@ -144,7 +150,7 @@ class Pretraining:
 
         def loss(params: Tree, stats: Tree, data: Tree, key: jax.Array) -> Any:
             draw_key, noise_key, drop_key = jax.random.split(key, 3)
-            batch = draw(draw_key, data, config.alignment.batch, config.augment, config.rendition_probability)
+            batch = draw(draw_key, data, config.alignment.batch, config.augment)
             xp = batch["xp_flux"] + config.xp_noise * jax.random.normal(noise_key, batch["xp_flux"].shape)
             (z_lamost, z_xp, decoded), updates = self.model.apply(
                 {"params": joined(params["model"], data["towers"]), "batch_stats": stats},
@@ -211,10 +217,10 @@ class Pretraining:
         def validate(params: Tree, stats: Tree) -> dict[str, float]:
             if predict is None:
                 return {}
-            flux = self.data["flux"]
+            flux = self.scored.flux
             parts = [predict(params, flux[start : start + 128]) for start in range(0, len(flux), 128)]
             column = self.model_config.labels.index("fe_h")
-            return held_out_scores(jnp.concatenate(parts), self.data, self.scaler, column)
+            return self.scored.scores(jnp.concatenate(parts), self.scaler, column)
 
         return self.run_stage(
             name,

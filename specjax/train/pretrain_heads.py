@@ -17,7 +17,7 @@ from specjax.models.label_head import LabelHead
 from specjax.models.layers import tokenise
 from specjax.models.specclip import SpecCLIP
 from specjax.train.augment import augment
-from specjax.train.batches import draw, held_out_scores, rows_apart
+from specjax.train.batches import Scored, draw, rows_apart
 from specjax.train.probe import label_loss
 from specjax.train.recipe import PretrainConfig
 
@@ -34,16 +34,18 @@ class HeadTraining:
         config: PretrainConfig,
         model_config: ModelConfig,
         data: Tree,
+        scored: Scored,
         scaler: Tree,
         *,
         run_stage: Callable[..., tuple[Tree, Tree]],
         say: Callable[[str], None],
     ) -> None:
-        """Make the modules; data and scaler are those of `batches.make_data`.
+        """Make the modules; data, scored and scaler are those of `batches.make_data`.
 
         `run_stage` is that of `stage`, bound to where states and reports go.
         """
-        self.config, self.model_config, self.data, self.scaler = config, model_config, data, scaler
+        self.config, self.model_config, self.data = config, model_config, data
+        self.scored, self.scaler = scored, scaler
         self.run_stage, self.say = run_stage, say
         self.model, self.head = SpecCLIP(model_config), LabelHead(model_config.head)
 
@@ -70,9 +72,7 @@ class HeadTraining:
     def feature_pool(self, variables: Tree, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
         """Draw `head_pool` varied spectra and embed them: {head: (pool, d)} and labels (pool, k)."""
         config = self.config
-        make = jax.jit(
-            lambda key, data: draw(key, data, AT_ONCE, config.head_augment, config.head_rendition_probability)
-        )
+        make = jax.jit(lambda key, data: draw(key, data, AT_ONCE, config.head_augment))
         features: dict[str, list[jax.Array]] = {"mlp1": [], "mlp2": []}
         labels = []
         for index in range(config.head_pool // AT_ONCE):
@@ -93,16 +93,15 @@ class HeadTraining:
         found = {}
         for name, spectra in outside.items():
             # As many as observed as of all renditions together, each varied anew.
-            observed = np.repeat(spectra[:, :1], max(spectra.shape[1] - 1, 1), axis=1)
-            flux = jnp.asarray(
-                np.concatenate([observed, spectra[:, 1:]], axis=1).reshape(-1, spectra.shape[2])
-            )
-            parts = [
-                self.features(
-                    variables, *self._varied(jax.random.fold_in(key, start), flux[start : start + AT_ONCE])
-                )
-                for start in range(0, len(flux), AT_ONCE)
-            ]
+            renditions = spectra.shape[1] - 1
+            column = np.r_[np.zeros(max(renditions, 1), int), 1 : renditions + 1]
+            flux = jnp.asarray(spectra[:, column].reshape(-1, spectra.shape[2]))
+            column = jnp.asarray(np.tile(column, len(spectra)))
+            parts = []
+            for start in range(0, len(flux), AT_ONCE):
+                rows = slice(start, start + AT_ONCE)
+                varied = self._varied(jax.random.fold_in(key, start), flux[rows], column[rows])
+                parts.append(self.features(variables, *varied))
             found[name] = np.concatenate([np.asarray(part["mlp1"]) for part in parts])
         return Domain.fit(inside, found)
 
@@ -122,12 +121,15 @@ class HeadTraining:
         return features
 
     @functools.cached_property
-    def _varied(self) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-        return jax.jit(lambda key, flux: augment(key, flux, self.config.head_augment))
+    def _varied(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        width = self.data["noise_width"]
+        return jax.jit(
+            lambda key, flux, column: augment(key, flux, self.config.head_augment, column > 0, width[column])
+        )
 
     def _observed(self, variables: Tree) -> dict[str, jax.Array]:
-        """Embed all stars as they are, for scoring: {head: (n, d)}."""
-        flux = self.data["flux"]
+        """Embed the stars that score the heads, as they are: {head: (n, d)}."""
+        flux = self.scored.flux
         starts = range(0, len(flux), AT_ONCE)
         parts = [self.features(variables, flux[start : start + AT_ONCE], None) for start in starts]
         return jax.tree.map(lambda *each: jnp.concatenate(each), *parts)
@@ -155,7 +157,7 @@ class HeadTraining:
 
         def validate(params: Tree, stats: Tree) -> dict[str, float]:
             predicted = self.head.apply({"params": params, "batch_stats": stats}, clean)
-            return held_out_scores(predicted, self.data, self.scaler, self.model_config.labels.index("fe_h"))
+            return self.scored.scores(predicted, self.scaler, self.model_config.labels.index("fe_h"))
 
         return self.run_stage(
             name,

@@ -18,11 +18,9 @@ class PretrainConfig:
     label_weight: float = 1.0
     xp_noise: float = 0.01
     head_pool: int = 20480
-    rendition_probability: float = 0.5  # of a star at a lower resolution, in the stages of the towers
-    head_rendition_probability: float = 0.3  # and in that of the heads
-    augment: AugmentConfig = AugmentConfig(noise=(0.003, 0.05))
-    head_augment: AugmentConfig = AugmentConfig()
-    backbone: StageConfig = StageConfig(steps=2400, batch=64, learning_rate=2e-3)
+    augment: AugmentConfig = AugmentConfig(noise=(0.003, 0.05), rendition_probability=0.5)  # for the towers
+    head_augment: AugmentConfig = AugmentConfig(rendition_probability=0.3)
+    backbone: StageConfig = StageConfig(steps=5000, batch=64, learning_rate=1.5e-3, chunk=250)
     autoencoder: StageConfig = StageConfig(steps=2000, batch=128, learning_rate=1e-3)
     alignment: StageConfig = StageConfig(steps=800, batch=128, learning_rate=2e-3)
     heads: StageConfig = StageConfig(steps=2000, batch=512, learning_rate=2e-3, chunk=500)

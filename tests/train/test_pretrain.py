@@ -21,20 +21,27 @@ from tests.train import synthetic
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 STAGE = StageConfig(steps=4, batch=8, chunk=2)
-VARIATIONS = AugmentConfig(gap_width=6)
+VARIATIONS = AugmentConfig(gap_width=6, rendition_probability=0.5)
 CONFIG = PretrainConfig(
     held_out=0.25,
     head_pool=512,
     augment=VARIATIONS,
     head_augment=VARIATIONS,
-    rendition_probability=0.5,
     backbone=STAGE,
     autoencoder=STAGE,
     alignment=STAGE,
     heads=STAGE,
 )
 NOTHING = AugmentConfig(
-    smoothing=(0.0, 0.0), shift=0.0, continuum=0.0, noise=(0.0, 0.0), mixing=0.5, gap_probability=0.0
+    smoothing=(0.0, 0.0),
+    shift=0.0,
+    continuum=0.0,
+    response=0.0,
+    noise=(0.0, 0.0),
+    mixing=0.0,
+    moving=0.0,
+    rendition_noise=(0.0, 0.0),
+    gap_probability=0.0,
 )
 FROZEN = [("lamost", "backbone"), ("gaia_xp", "backbone")]
 
@@ -49,16 +56,25 @@ def corpus(renditions=True):
     if not renditions:
         return pairs
     noise = 0.05 * np.random.default_rng(4).normal(size=(len(pairs), 3, synthetic.PIXELS))
-    return dataclasses.replace(pairs, renditions=(pairs.flux[:, None] + noise).astype(np.float32))
+    return dataclasses.replace(
+        pairs,
+        renditions=(pairs.flux[:, None] + noise).astype(np.float32),
+        rendition_width=np.array([0.0, 2.0, 5.0], np.float32),
+    )
+
+
+def held_out_stars(pairs, config=CONFIG):
+    """Which stars are not among those that the data are made of, by their XP spectra."""
+    kept = np.asarray(make_data(pairs, config)[0]["xp_flux"])
+    return ~(pairs.xp_flux[:, None] == kept[None]).all(axis=2).any(axis=1)
 
 
 def without_held_out(pairs):
     """The spectra of held-out stars as NaN: whatever reads one of them is NaN too."""
-    allowed = np.asarray(make_data(pairs, CONFIG)[0]["allowed"])
-    changes = {}
+    held_out, changes = held_out_stars(pairs), {}
     for name in ("flux", "xp_flux", "renditions"):
         values = getattr(pairs, name).copy()
-        values[~allowed] = np.nan
+        values[held_out] = np.nan
         changes[name] = values
     return dataclasses.replace(pairs, **changes)
 
@@ -66,36 +82,56 @@ def without_held_out(pairs):
 class TestData:
     def test_labels_are_standardised_and_neighbours_near(self):
         pairs = corpus()
-        data, scaler = make_data(pairs, CONFIG)
+        data, _, scaler = make_data(pairs, CONFIG)
         labels = np.asarray(data["labels"])
-        np.testing.assert_allclose(
-            labels * scaler["label_std"] + scaler["label_mean"], pairs.labels, rtol=1e-5
-        )
+        kept = pairs.labels[~held_out_stars(pairs)]
+        np.testing.assert_allclose(labels * scaler["label_std"] + scaler["label_mean"], kept, rtol=1e-5)
         np.testing.assert_allclose(labels.mean(0), 0, atol=1e-5)  # float32 of 40 numbers
         distance = ((labels[:, None] - labels[None]) ** 2).sum(-1)
         np.fill_diagonal(distance, np.inf)
         np.testing.assert_array_equal(data["neighbours"], np.argsort(distance, axis=1)[:, :6])
 
-    def test_held_out_stars_are_drawn_by_the_seed(self):
-        allowed = np.asarray(make_data(corpus(), CONFIG)[0]["allowed"])
-        assert (~allowed).sum() == 10
-        other = make_data(corpus(), dataclasses.replace(CONFIG, seed=1))[0]["allowed"]
-        assert (allowed != np.asarray(other)).any()
-        assert make_data(corpus(), dataclasses.replace(CONFIG, held_out=0.0))[0]["allowed"].all()
+    def test_held_out_stars_are_drawn_by_the_seed_and_judge_the_stages(self):
+        pairs = corpus()
+        held_out = held_out_stars(pairs)
+        assert held_out.sum() == 10
+        assert (held_out != held_out_stars(pairs, dataclasses.replace(CONFIG, seed=1))).any()
+        _, scored, _ = make_data(pairs, CONFIG)
+        assert scored.held_out
+        assert sorted(scored.labels[:, 0]) == sorted(pairs.labels[held_out, 0])
+
+    def test_training_stars_judge_where_none_is_held_out(self):
+        pairs = corpus()
+        data, scored, scaler = make_data(pairs, dataclasses.replace(CONFIG, held_out=0.0))
+        assert not scored.held_out
+        np.testing.assert_array_equal(scored.flux, pairs.flux)
+        scores = scored.scores(data["labels"], scaler, 1)
+        assert sorted(scores) == ["train R2", "train sigma([Fe/H])"]
+        np.testing.assert_allclose(
+            list(scores.values()), [0, 1], atol=1e-6
+        )  # float32 of a dex; a perfect guess
+
+    def test_renditions_stand_behind_the_star_as_observed(self):
+        pairs = corpus()
+        data, _, _ = make_data(pairs, CONFIG)
+        kept = ~held_out_stars(pairs)
+        np.testing.assert_array_equal(data["spectra"][:, 0], pairs.flux[kept])
+        np.testing.assert_array_equal(data["spectra"][:, 1:], pairs.renditions[kept])
+        np.testing.assert_array_equal(data["noise_width"], [0, 0, 2, 5])
 
 
 class TestDraw:
-    draw = staticmethod(jax.jit(draw, static_argnums=(2, 3, 4)))
+    draw = staticmethod(jax.jit(draw, static_argnums=(2, 3)))
 
     def test_flux_and_labels_are_mixed_alike(self):
         """Every spectrum is (1 - s) a + s b of two near stars, and so are its partner and its labels."""
         pairs = corpus(renditions=False)
-        data, _ = make_data(pairs, CONFIG)
-        batch = jax.tree.map(np.asarray, self.draw(jax.random.key(0), data, 64, NOTHING))
-        full = np.concatenate([pairs.flux, np.asarray(data["labels"])], axis=1)
+        data, *_ = make_data(pairs, CONFIG)
+        mixed = dataclasses.replace(NOTHING, mixing=0.5)
+        batch = jax.tree.map(np.asarray, self.draw(jax.random.key(0), data, 64, mixed))
+        full = np.concatenate([data["spectra"][:, 0], data["labels"]], axis=1)
         found = np.concatenate([batch["flux"], batch["labels"]], axis=1)
-        allowed = np.flatnonzero(data["allowed"]).tolist()
-        near = [(i, j) for i in allowed for j in [i, *np.asarray(data["neighbours"])[i]] if j in allowed]
+        near = [(i, j) for i, row in enumerate(np.asarray(data["neighbours"])) for j in row]
         first, second = np.array(near).T
         step = full[second] - full[first]
         for row, xp, valid in zip(found, batch["xp_flux"], batch["xp_valid"], strict=True):
@@ -105,27 +141,55 @@ class TestDraw:
             (fits,) = np.nonzero((misfit < 1e-5) & (share > -1e-4) & (share < 0.5 + 1e-4))
             assert fits.size
             i, j, s = first[fits[0]], second[fits[0]], share[fits[0]]
-            both = pairs.xp_valid[i] & pairs.xp_valid[j]
-            np.testing.assert_array_equal(valid, both)
-            mixed = (1 - s) * pairs.xp_flux[i] + s * pairs.xp_flux[j]
-            np.testing.assert_allclose(xp[valid], mixed[valid], atol=1e-4)  # s is known to some 1e-5
+            np.testing.assert_array_equal(valid, data["xp_valid"][i] & data["xp_valid"][j])
+            expected = (1 - s) * data["xp_flux"][i] + s * data["xp_flux"][j]
+            np.testing.assert_allclose(xp[valid], expected[valid], atol=1e-4)  # s is known to some 1e-5
+
+    def test_moved_stars_look_like_stars_of_their_new_labels(self):
+        """Noiseless spectra follow the labels exactly: moving is right where the corpus surrounds a star."""
+        values = synthetic.labels(400)
+        flux, xp_flux = synthetic.spectra(values, noise=0.0)
+        pairs = dataclasses.replace(synthetic.corpus(400), flux=flux, xp_flux=xp_flux, labels=values)
+        pairs = dataclasses.replace(pairs, xp_valid=np.ones(xp_flux.shape, bool))
+        data, _, scaler = make_data(pairs, dataclasses.replace(CONFIG, held_out=0.0))
+        moving = dataclasses.replace(NOTHING, moving=0.3)
+        batch = jax.tree.map(np.asarray, self.draw(jax.random.key(0), data, 300, moving))
+        labels = batch["labels"] * scaler["label_std"] + scaler["label_mean"]
+        inside = (np.abs(labels - values.mean(0)) < 1.4 * values.std(0)).all(axis=1)  # the corpus ends at 1.7
+        assert inside.sum() > 150
+        expected = synthetic.spectra(labels, noise=0.0)
+        unmoved = np.asarray(data["labels"])
+        nearest = ((batch["labels"][:, None] - unmoved[None]) ** 2).sum(-1).argmin(1)
+        for name, truth, stars in (("flux", expected[0], flux), ("xp_flux", expected[1], xp_flux)):
+            error = np.abs(batch[name] - truth)[inside].mean()
+            # A trend of second degree holds these spectra: far closer than the star next to the new labels.
+            assert error < 0.1 * np.abs(stars[nearest] - truth)[inside].mean(), name
+
+    def test_samples_that_some_star_lacks_do_not_move(self):
+        pairs = corpus()
+        data, *_ = make_data(
+            dataclasses.replace(pairs, xp_flux=np.where(pairs.xp_valid, pairs.xp_flux, 1e6)), CONFIG
+        )
+        batch = self.draw(jax.random.key(0), data, 200, dataclasses.replace(NOTHING, moving=0.3))
+        assert np.abs(np.asarray(batch["xp_flux"])[np.asarray(batch["xp_valid"])]).max() < 1e3
 
     def test_held_out_stars_are_never_drawn(self):
-        data, _ = make_data(without_held_out(corpus()), CONFIG)
-        batch = self.draw(jax.random.key(0), data, 2000, VARIATIONS, 0.5)
+        data, *_ = make_data(without_held_out(corpus()), CONFIG)
+        batch = self.draw(jax.random.key(0), data, 2000, VARIATIONS)
         for name in ("flux", "xp_flux", "labels"):
             assert np.isfinite(batch[name]).all(), name
 
     def test_renditions_are_taken_with_their_probability(self):
         pairs = corpus()
-        data, _ = make_data(dataclasses.replace(pairs, renditions=pairs.renditions + 100), CONFIG)
+        data, *_ = make_data(dataclasses.replace(pairs, renditions=pairs.renditions + 100), CONFIG)
         for probability, draws in ((0.35, 2000), (0.0, 50), (1.0, 50)):
-            flux = np.asarray(self.draw(jax.random.key(0), data, draws, NOTHING, probability)["flux"])
+            variations = dataclasses.replace(NOTHING, rendition_probability=probability)
+            flux = np.asarray(self.draw(jax.random.key(0), data, draws, variations)["flux"])
             share = (flux.mean(axis=1) > 50).mean()
             assert abs(share - probability) <= 5 * np.sqrt(probability * (1 - probability) / draws)
 
     def test_depends_on_the_key_alone(self):
-        data, _ = make_data(corpus(), CONFIG)
+        data, *_ = make_data(corpus(), CONFIG)
         first, again, other = (self.draw(jax.random.key(k), data, 8, VARIATIONS) for k in (0, 0, 1))
         chex.assert_trees_all_equal(first, again)
         assert (np.asarray(first["flux"]) != np.asarray(other["flux"])).any()
@@ -285,7 +349,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
 def test_it_learns(tmp_path):
     """A few hundred steps on noiseless low-rank stars predict [Fe/H] of stars that were held out."""
     stage = StageConfig(steps=300, batch=32, learning_rate=3e-3, chunk=300)
-    calm = AugmentConfig(smoothing=(0.0, 0.0), shift=0.0, continuum=0.0, noise=(0.003, 0.01), gap_width=6)
+    calm = AugmentConfig(
+        smoothing=(0.0, 0.0), shift=0.0, continuum=0.0, response=0.0, noise=(0.003, 0.01), gap_width=6
+    )
     config = dataclasses.replace(
         CONFIG,
         held_out=0.2,
@@ -298,7 +364,7 @@ def test_it_learns(tmp_path):
     pairs = synthetic.corpus(120)
     variables, stats = Pretraining(pairs, config, say=lambda text: None).run()
     model = Foundation(config=synthetic.CONFIG, variables=variables, stats=stats)
-    held_out = ~np.asarray(make_data(pairs, config)[0]["allowed"])
+    held_out = held_out_stars(pairs, config)
     for head in ("mlp1", "mlp2"):
         error = model.predict(pairs.flux[held_out], head)["fe_h"] - pairs.labels[held_out, 1]
         assert error.std() < 0.4 * pairs.labels[:, 1].std(), head  # the spread of the labels is 0.87
@@ -309,6 +375,7 @@ def test_rows_of_pairs_keep_together():
     assert isinstance(pairs, Pairs)
     assert pairs.id.tolist() == ["star3", "star1"]
     np.testing.assert_array_equal(pairs.renditions, corpus().renditions[[3, 1]])
+    np.testing.assert_array_equal(pairs.rendition_width, corpus().rendition_width)
 
 
 def test_the_domain_ends_where_known_kinds_of_stars_begin():
