@@ -50,16 +50,22 @@ class ModelFolder:
         """Return the part to write: the wanted one, or the main network of the model.
 
         Raises:
-            ModelError: the model has no such part, or several and none is wanted.
+            ModelError: the model has no such part, or several and none is wanted, or the published modules
+                would cut spectra into other tokens than the part was trained on.
         """
         there = self.parts()
         if wanted is None:
             networks = [part for part in there if not part.startswith("mlp")] or there
             if len(networks) != 1:
                 raise ModelError(f"{self.folder} holds {', '.join(networks)}: say which with --part")
-            return networks[0]
+            wanted = networks[0]
         if wanted not in there:
             raise ModelError(f"{self.folder} has no part {wanted!r}; it holds {', '.join(there)}")
+        if wanted in ("lamost", "specclip") and self.config.specformer.flux_scale is not None:
+            raise ModelError(
+                f"{self.folder}: {wanted} reads flux on a scale of its own (flux_scale), published modules"
+                " each spectrum in units of its scatter: they cannot hold it; its heads they can"
+            )
         return wanted
 
     def parts(self) -> list[str]:

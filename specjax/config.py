@@ -43,7 +43,9 @@ class SpecFormerConfig:
     statistics are the columns put in front of each window; row 0 holds their values and is zero elsewhere.
     drop_last keeps the published behaviour of losing the last window (and with it the last two LAMOST
     pixels). logit_scale is what q.k is multiplied by; None is the published 1/head_dim (scaled twice by
-    head_dim^-1/2).
+    head_dim^-1/2). With flux_scale the windows hold (flux - 1)/flux_scale, flux being over its continuum;
+    None is the published form, in which each spectrum is divided by its own standard deviation: how deep its
+    lines are is then known from the row of statistics alone.
     """
 
     num_pixels: int = 1462
@@ -59,9 +61,13 @@ class SpecFormerConfig:
     mask_chunks: int = 6
     mask_width: int = 10
     logit_scale: float | None = None
+    flux_scale: float | None = None
 
     def __post_init__(self) -> None:
         _require(self.dim % self.num_heads == 0, f"dim {self.dim} is not divisible by {self.num_heads} heads")
+        _require(
+            self.flux_scale is None or self.flux_scale > 0, f"flux_scale must be positive: {self.flux_scale}"
+        )
         unknown = set(self.statistics) - {"mean", "std", "log10_std"}
         _require(not unknown, f"unknown token statistics {sorted(unknown)}")
         _require(self.num_tokens <= self.max_len, f"{self.num_tokens} tokens exceed max_len {self.max_len}")

@@ -17,7 +17,7 @@ def test_round_trip_of_what_may_be_none():
     config = dataclasses.replace(
         configs.get_preset("mini"),
         decoder=None,
-        specformer=configs.SpecFormerConfig(logit_scale=0.25),
+        specformer=configs.SpecFormerConfig(logit_scale=0.25, flux_scale=0.1),
     )
     assert configs.from_dict(json.loads(json.dumps(configs.to_dict(config)))) == config
 
@@ -46,6 +46,7 @@ def test_unknown_preset_names_the_known_ones():
         ({"specformer": {"max_len": 10}}, "146 tokens exceed max_len 10"),
         ({"specformer": {"drop_last": False}}, "the windows need 1470 pixels of 1462"),
         ({"specformer": {"statistics": ["median"]}}, "median"),
+        ({"specformer": {"flux_scale": 0.0}}, "flux_scale must be positive"),
         ({"projection": {"shared_dim": 6}}, "shared_dim 6 is not divisible by 4 heads"),
         ({"lora1": {"rank": 0, "alpha": 1}}, "rank must be at least 1"),
         ({"head": {"members": 0}}, "at least one member"),

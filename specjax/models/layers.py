@@ -190,13 +190,17 @@ def tokenise(flux: jax.Array, config: SpecFormerConfig, valid: jax.Array | None 
     """Cut spectra (..., p) on the model grid into tokens (..., num_tokens, token_dim).
 
     Row 0 holds the statistics of the spectrum (log10 of the standard deviation for LAMOST) in its first
-    columns and zeros; row 1 + w holds zeros there and window w of the standardised flux behind them. `valid`
-    (..., p) is True where the flux may be used, see `standardise`.
+    columns and zeros; row 1 + w holds zeros there and window w of the standardised flux behind them, or with
+    config.flux_scale of (flux - 1)/flux_scale. `valid` (..., p) is True where the flux may be used; the
+    others are 0, see `standardise`.
     """
     chex.assert_axis_dimension(flux, -1, config.num_pixels)
     x, mean, std = standardise(flux, valid)
     values = {"mean": mean, "std": std, "log10_std": jnp.log10(std)}
     head = jnp.concatenate([values[name] for name in config.statistics], -1)  # (..., s)
+    if config.flux_scale is not None:
+        x = (flux - 1) / config.flux_scale
+        x = x if valid is None else jnp.where(valid, x, 0)
     windows = x[..., _window_indices(config)]  # (..., p) -> (..., windows, window)
     lead = [(0, 0)] * (flux.ndim - 1)
     windows = jnp.pad(windows, [*lead, (1, 0), (len(config.statistics), 0)])  # -> (..., tokens, s + window)

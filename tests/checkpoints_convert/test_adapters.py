@@ -87,6 +87,17 @@ def test_another_factor_on_the_logits_is_folded_into_the_queries(tmp_path):
     assert_close(model.tokens(spectra(2)), expected)
 
 
+def test_towers_that_read_flux_on_another_scale_have_no_published_form(tmp_path):
+    _, model, _ = make(tmp_path, "lamost")
+    scaled = dataclasses.replace(model.config.specformer, flux_scale=0.2)
+    dataclasses.replace(model, config=dataclasses.replace(model.config, specformer=scaled)).save(
+        tmp_path / "scaled"
+    )
+    with pytest.raises(ModelError, match="lamost reads flux on a scale of its own"):
+        export_checkpoint(tmp_path / "scaled", tmp_path / "scaled.ckpt")
+    assert not (tmp_path / "scaled.ckpt").exists()
+
+
 def test_what_does_not_fit_is_said(tmp_path, capsys):
     make(tmp_path, "lamost")
     model, adapter = str(tmp_path / "model"), str(tmp_path / "adapter")

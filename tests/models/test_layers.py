@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import chex
@@ -59,6 +60,24 @@ def test_tokens_are_the_published_windows():
         expected = x[0, 10 * window : 10 * window + 20]
         # The same numbers, but of two programs, whose means XLA may round apart by 1e-7 of a flux of 0.1 std.
         np.testing.assert_allclose(tokens[0, 1 + window, 1:], expected, atol=3e-6)
+
+
+def test_on_a_scale_of_their_own_windows_keep_how_deep_lines_are():
+    """Twice the depth is twice the tokens; with the published form only the statistics tell."""
+    config, flux = dataclasses.replace(CONFIG, flux_scale=0.2), spectra()
+    once, twice = (np.asarray(tokenise_jit(f, config)) for f in (flux, 1 + 2 * (flux - 1)))
+    # float32 of flux - 1, on a scale of 0.2
+    np.testing.assert_allclose(twice[:, 1:], 2 * once[:, 1:], atol=1e-5)
+    np.testing.assert_allclose(once[:, 1, 1:], (flux[:, : CONFIG.window] - 1) / 0.2, atol=1e-6)
+    np.testing.assert_array_equal(once[:, 0], tokenise_jit(flux, CONFIG)[:, 0])
+
+
+def test_masked_pixels_are_continuum_on_a_scale_of_their_own():
+    config, flux = dataclasses.replace(CONFIG, flux_scale=0.2), spectra()
+    valid = np.random.default_rng(1).random(flux.shape) > 0.3
+    spoilt = np.asarray(tokenise_jit(np.where(valid, flux, np.nan), config, valid))
+    whole = np.asarray(tokenise_jit(np.where(valid, flux, 1.0), config))
+    np.testing.assert_array_equal(spoilt[:, 1:], whole[:, 1:])
 
 
 def test_masked_pixels_count_for_nothing():
