@@ -211,9 +211,20 @@ def _mini() -> ModelConfig:
     return ModelConfig(
         name="mini",
         # Scaled once, as usual: with heads of 32 the published double scaling would leave attention flat.
-        specformer=SpecFormerConfig(dim=96, num_layers=2, num_heads=3, mlp_dim=384, logit_scale=32**-0.5),
+        # Windows three times as wide as published: at low resolution 20 pixels hold little but noise.
+        specformer=SpecFormerConfig(
+            window=60,
+            stride=30,
+            mask_width=1,
+            dim=160,
+            num_layers=2,
+            num_heads=5,
+            mlp_dim=640,
+            logit_scale=32**-0.5,
+            flux_scale=0.2,  # at low resolution the depth of its lines is what gives a metal-poor giant away
+        ),
         xp_autoencoder=XPAutoencoderConfig(hidden_dim=256, latent_dim=96, expansion=2),
-        projection=ProjectionConfig(shared_dim=96, feature_hidden=144),
+        projection=ProjectionConfig(shared_dim=128, feature_hidden=192),
         decoder=DecoderConfig(lamost_hidden=(256, 256, 256), gaia_xp_hidden=(256, 256, 128)),
         head=LabelHeadConfig(hidden_dims=(128, 64, 32), num_labels=3, members=4),
         labels=("teff", "logg", "fe_h"),

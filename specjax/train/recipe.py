@@ -19,7 +19,7 @@ class PretrainConfig:
     xp_noise: float = 0.01
     head_pool: int = 20480
     augment: AugmentConfig = AugmentConfig(noise=(0.003, 0.05), rendition_probability=0.5)  # for the towers
-    head_augment: AugmentConfig = AugmentConfig(rendition_probability=0.3)
+    head_augment: AugmentConfig = AugmentConfig(rendition_probability=0.5)
     backbone: StageConfig = StageConfig(steps=5000, batch=64, learning_rate=1.5e-3, chunk=250)
     autoencoder: StageConfig = StageConfig(steps=2000, batch=128, learning_rate=1e-3)
     alignment: StageConfig = StageConfig(steps=800, batch=128, learning_rate=2e-3)
