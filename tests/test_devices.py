@@ -54,9 +54,9 @@ def test_batches_come_from_memory():
 def test_the_bytes_of_a_spectrum_bound_what_the_compiler_asks_for():
     """The compiled tower's temporary memory is that of the batch, within the estimate that sizes batches."""
     config, rows = get_preset("mini"), 64
-    variables = jax.eval_shape(
-        inference.SpecFormer(config.specformer).init, jax.random.key(0), np.zeros((1, 146, 21), np.float32)
-    )
+    shape = config.specformer
+    tokens = np.zeros((1, shape.num_tokens, shape.token_dim), np.float32)
+    variables = jax.eval_shape(inference.SpecFormer(shape).init, jax.random.key(0), tokens)
     tree = {"params": {"lamost": {"backbone": variables["params"]}}}
     flux, valid = (jax.ShapeDtypeStruct((rows, 1462), kind) for kind in (np.float32, bool))
     lowered = inference._program.lower(config, "pooled_lamost", "float32", tree, flux, valid)
