@@ -92,8 +92,7 @@ def draw(key: jax.Array, data: Tree, batch: int, variations: AugmentConfig) -> T
     xp_flux = _sum("bn,np->bp", weights, data["xp_flux"])
     if variations.moving:
         moved = labels + variations.moving * jax.random.normal(move, labels.shape)
-        model = data["label_model"]
-        step = model.weights(moved) - model.weights(labels)
+        step = data["label_model"].step(labels, moved)
         weights, labels = weights + step, moved
         # A sample that some star lacks says nothing of how stars differ there.
         known = data["xp_valid"].all(axis=0)

@@ -35,7 +35,17 @@ class LabelModel(NamedTuple):
 
     def weights(self, labels: jax.Array) -> jax.Array:
         """Return the stars' weights (b, n) in what is expected at standardised labels (b, k)."""
-        covariance = _covariance(labels, self.labels, jnp)
+        return self._weights(_covariance(labels, self.labels, jnp))
+
+    def step(self, before: jax.Array, after: jax.Array) -> jax.Array:
+        """Return the change of `weights` (b, n) from labels to labels (b, k).
+
+        Covariances are subtracted first: their products with the inverse are large beside the difference, and
+        float32 would leave their rounding in it.
+        """
+        return self._weights(_covariance(after, self.labels, jnp) - _covariance(before, self.labels, jnp))
+
+    def _weights(self, covariance: jax.Array) -> jax.Array:
         return jnp.matmul(covariance, self.inverse, precision="highest")
 
 

@@ -54,3 +54,13 @@ def test_weights_are_those_of_the_equations():
     found = LabelModel.fit(labels).weights(jnp.asarray(new, jnp.float32))
     # float32 sums over 40 stars of covariances up to a hundred and an inverse up to 1 / NOISE
     np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+def test_a_step_is_the_change_of_the_weights():
+    model, before = LabelModel.fit(stars(40)), jnp.asarray(stars(5, seed=4))
+    after = before + 0.3 * jnp.asarray(stars(5, seed=5))
+    # The rounding of the two sets of weights, as above.
+    np.testing.assert_allclose(
+        model.step(before, after), model.weights(after) - model.weights(before), atol=2e-4
+    )
+    assert not np.asarray(model.step(before, before)).any()
