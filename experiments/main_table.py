@@ -4,8 +4,8 @@
 
 The source is MILES, of which the model saw no star that is in STELIB; the targets are STELIB as observed and
 as a slitless survey would deliver it. For each seed 60 stars train, 10 validate and 56 test. Expect, with the
-shipped model and 16 seeds, sigma 0.136 for LoRA4 on `stelib`, 0.013 below zero-shot, and 0.222 on
-`stelib-grism`, where no row gains significantly; README.md has the table.
+shipped model and 16 seeds, sigma 0.140 for LoRA4 on `stelib`, as zero-shot, and 0.194 on `stelib-grism`,
+0.012 below zero-shot; README.md has the table.
 """
 
 import dataclasses
