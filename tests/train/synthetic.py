@@ -12,6 +12,7 @@ from specjax.corpus import Pairs
 from specjax.foundation import Foundation
 from specjax.targets import Grid, Target
 from specjax.train.adapt import AdaptConfig
+from specjax.train.augment import AugmentConfig
 from specjax.train.heads import HeadStage
 from specjax.train.optimizer import GroupSchedule
 from specjax.train.towers import UnlabelledStage
@@ -35,6 +36,17 @@ ADAPT = AdaptConfig(
     head=HeadStage(steps=20, snapshots=2, schedule=FAST),
     head_shrinkage=(0.0, 0.5, 1.0),
     tower_shrinkage=(0.0, 1.0),
+)
+NOTHING = AugmentConfig(  # no variation at all
+    smoothing=(0.0, 0.0),
+    shift=0.0,
+    continuum=0.0,
+    response=0.0,
+    noise=(0.0, 0.0),
+    mixing=0.0,
+    moving=0.0,
+    rendition_noise=(0.0, 0.0),
+    gap_probability=0.0,
 )
 PIXELS, XP_PIXELS = CONFIG.specformer.num_pixels, CONFIG.xp_autoencoder.num_pixels
 

@@ -7,19 +7,11 @@ import pytest
 
 from specjax.errors import ConfigError
 from specjax.train.augment import AugmentConfig, augment, mix, smooth_and_shift
+from tests.train.synthetic import NOTHING
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 PIXELS = 1462
-NOTHING = AugmentConfig(
-    smoothing=(0.0, 0.0),
-    shift=0.0,
-    continuum=0.0,
-    response=0.0,
-    noise=(0.0, 0.0),
-    mixing=0.0,
-    gap_probability=0.0,
-)
 run = jax.jit(augment, static_argnums=2)
 move = jax.jit(smooth_and_shift)
 

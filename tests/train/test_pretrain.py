@@ -17,6 +17,7 @@ from specjax.train.recipe import PretrainConfig
 from specjax.train.stage import StageConfig
 from tests.models.tiny import random_system
 from tests.train import synthetic
+from tests.train.synthetic import NOTHING
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -31,17 +32,6 @@ CONFIG = PretrainConfig(
     autoencoder=STAGE,
     alignment=STAGE,
     heads=STAGE,
-)
-NOTHING = AugmentConfig(
-    smoothing=(0.0, 0.0),
-    shift=0.0,
-    continuum=0.0,
-    response=0.0,
-    noise=(0.0, 0.0),
-    mixing=0.0,
-    moving=0.0,
-    rendition_noise=(0.0, 0.0),
-    gap_probability=0.0,
 )
 FROZEN = [("lamost", "backbone"), ("gaia_xp", "backbone")]
 
