@@ -92,7 +92,7 @@ def _write_inputs(root: Path) -> None:
 
 def main(preset: str, dtype: str) -> None:
     """Print the first and second seconds of an embedding and a LoRA1 step, and the peak memory, as JSON."""
-    from specjax._startup import use_compilation_cache
+    from specjax.cache import use_compilation_cache
 
     use_compilation_cache()
     from benchmarks import in_specjax

@@ -10,15 +10,16 @@ import numpy as np
 import optax
 
 from specjax import lora
+from specjax.adapt import programs
+from specjax.adapt.adaptation import AdaptConfig, Adapter
+from specjax.adapt.configuration import CONFIGURATIONS
+from specjax.adapt.target import Grid, Target, draw_splits
 from specjax.config import LoRAConfig, ModelConfig
 from specjax.devices import rows_to_train
 from specjax.foundation import Foundation
 from specjax.models import LabelHead, SpecCLIP, tokenise
-from specjax.targets import Grid, Target, draw_splits
-from specjax.train import losses, programs
-from specjax.train.adapt import AdaptConfig, Adapter
-from specjax.train.configurations import CONFIGURATIONS
-from specjax.train.ensemble import fit
+from specjax.train import losses
+from specjax.train.loop import fit
 from specjax.train.optimizer import GroupSchedule, make_optimizer
 
 Call = Callable[[], Any]

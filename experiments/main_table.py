@@ -15,15 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.stelib import NAMES, label_floor, make_targets
-from specjax import corpus, load
-from specjax._startup import use_compilation_cache
+from specjax import load
+from specjax.adapt.adaptation import AdaptConfig
+from specjax.adapt.configuration import CONFIGURATIONS
+from specjax.adapt.study import run_study
+from specjax.adapt.target import Splits, Target
+from specjax.cache import use_compilation_cache
 from specjax.prepare.pool import core_count
-from specjax.results import Row, print_table
-from specjax.study import run_study
-from specjax.surveys.libraries import cache_folder, fetch_stellar_libraries
-from specjax.targets import Splits, Target
-from specjax.train.adapt import AdaptConfig
-from specjax.train.configurations import CONFIGURATIONS
+from specjax.pretrain import corpus
+from specjax.report.results import Row, print_table
+from specjax.services.stellar_libraries import cache_folder, fetch_stellar_libraries
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specjax.checkpoints import load_model, save_model
-from specjax.corpus import Pairs
 from specjax.errors import ModelError
-from specjax.results import plain
-from specjax.train.augment import AugmentConfig
-from specjax.train.batches import draw, make_data
-from specjax.train.probe import label_loss
-from specjax.train.recipe import PretrainConfig
-from specjax.train.stage import StageConfig, run_stage
+from specjax.pretrain.augment import AugmentConfig
+from specjax.pretrain.auxiliary_head import label_loss
+from specjax.pretrain.batches import draw, make_data
+from specjax.pretrain.corpus import Pairs
+from specjax.pretrain.loop import StageConfig, run_stage
+from specjax.pretrain.recipe import PretrainConfig
+from specjax.report.results import plain
 
 STAGE = StageConfig(steps=3000, batch=128, learning_rate=1e-3, chunk=1000)
 # Smoothed to a FWHM of up to 31 A: low resolutions without making renditions, and on validation stars better.

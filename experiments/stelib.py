@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from specjax.corpus import LABELS, in_range, xp_partners
-from specjax.metrics import robust_sigma
+from specjax.adapt.target import Target, make_target
+from specjax.catalogues.star_names import crossmatch
 from specjax.preprocess import to_lamost
-from specjax.surveys import grism, mastar, miles, stelib
-from specjax.surveys.names import crossmatch
-from specjax.targets import Target, make_target
+from specjax.pretrain.corpus import LABELS, in_range, xp_partners
+from specjax.report.metrics import robust_sigma
+from specjax.simulate import grism
+from specjax.surveys import mastar, miles, stelib
 
 NAMES = ("stelib", "stelib-grism")
 

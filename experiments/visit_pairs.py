@@ -20,7 +20,7 @@ from specjax import load, read
 from specjax.errors import DataError
 from specjax.preprocess import to_lamost
 from specjax.spectra import Spectra
-from specjax.surveys.peek import stem
+from specjax.surveys.io.sniff import stem
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,8 @@
 
 Everything is one named axis over devices, `AXIS`: a program compiled for arguments so placed runs on all of
 them (`jax.jit` parts it), whether they belong to one process or, under `jax.distributed`, to several. Callers
-need not place anything: `train.ensemble.fit` spreads its seeds, `train.stage.run_stage` the rows of its
-batches, both over the devices of all processes, and `models.inference` its rows over those of its own.
+need not place anything: `train.loop.fit` spreads its seeds, `pretrain.loop.run_stage` the rows of its
+batches, both over the devices of all processes, and `foundation.inference` its rows over those of its own.
 """
 
 import os

@@ -18,3 +18,12 @@ def _own_cache(tmp_path_factory, monkeypatch):
     """No test reads or writes the user's cache unless the caller names one."""
     if "SPECJAX_CACHE" not in os.environ:
         monkeypatch.setenv("SPECJAX_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Compile this module's programs with few optimizations."""
+    from tests import synthetic
+
+    with synthetic.quick_compilation():
+        yield

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax import devices, lora
-from specjax.foundation import Foundation
-from specjax.models import LabelHead, inference
-from specjax.train import ensemble, losses
+from specjax.foundation import Foundation, inference
+from specjax.models import LabelHead
+from specjax.train import loop, losses
 from specjax.train.optimizer import GroupSchedule, make_optimizer
 from tests.models.tiny import TINY, random_system
 
@@ -54,8 +54,8 @@ def placed(given, mesh):
 
 def check_fit(system, mesh):
     given = problem(system)
-    alone = ensemble.fit(loss, OPTIMIZER, **given, steps=6, devices=jax.local_devices()[:1])
-    together = ensemble.fit(loss, OPTIMIZER, **placed(given, mesh), steps=6)
+    alone = loop.fit(loss, OPTIMIZER, **given, steps=6, devices=jax.local_devices()[:1])
+    together = loop.fit(loss, OPTIMIZER, **placed(given, mesh), steps=6)
     for leaf in jax.tree.leaves(together):
         assert len(leaf.sharding.device_set) == mesh.size, leaf.sharding
         assert not leaf.is_fully_replicated

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import specjax
-from specjax import cli, describe
+from specjax import cli
 from specjax.config import get_preset
 from specjax.errors import ModelError, SpecjaxError
+from specjax.report import describe
 
 PAPER = {  # published counts; specclip is the file specclip_model_predrecon_mlp.ckpt
     "lamost_encoder": 42_677_013,
@@ -35,11 +36,11 @@ def calls(monkeypatch):
 
         monkeypatch.setattr(f"{module}.{name}", record, raising=False)
 
-    stand_in("specjax.surveys.libraries", "fetch_stellar_libraries", "cache/stellar-libraries")
-    stand_in("specjax.pretraining", "pretrain")
-    stand_in("specjax.runs", "adapt_survey", [])
-    stand_in("specjax.runs", "predict_survey")
-    stand_in("specjax._startup", "use_compilation_cache")
+    stand_in("specjax.services.stellar_libraries", "fetch_stellar_libraries", "cache/stellar-libraries")
+    stand_in("specjax.pretrain.run", "pretrain")
+    stand_in("specjax.adapt.survey", "adapt_survey", [])
+    stand_in("specjax.adapt.survey", "predict_survey")
+    stand_in("specjax.cache", "use_compilation_cache")
     return made
 
 
@@ -92,7 +93,7 @@ def test_an_error_of_several_lines_or_of_the_disk_is_one_line_too(monkeypatch, c
         def fail(*_, error=error, **__):
             raise error
 
-        monkeypatch.setattr("specjax.surveys.libraries.fetch_stellar_libraries", fail)
+        monkeypatch.setattr("specjax.services.stellar_libraries.fetch_stellar_libraries", fail)
         assert cli.main(["fetch", "stellar-libraries"]) == 1
         err = capsys.readouterr().err
         assert err.count("\n") == 1
@@ -116,7 +117,7 @@ def test_a_bug_is_not_dressed_up_as_a_users_error(monkeypatch, calls):
     def fail():
         raise ZeroDivisionError
 
-    monkeypatch.setattr("specjax.surveys.libraries.fetch_stellar_libraries", fail)
+    monkeypatch.setattr("specjax.services.stellar_libraries.fetch_stellar_libraries", fail)
     with pytest.raises(ZeroDivisionError):
         cli.main(["fetch", "stellar-libraries"])
 
@@ -184,7 +185,7 @@ def test_public_names_are_found_where_they_live():
 
 
 def test_compiled_programs_are_kept_where_the_user_says(tmp_path, monkeypatch):
-    from specjax._startup import use_compilation_cache
+    from specjax.cache import use_compilation_cache
 
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}

@@ -8,7 +8,7 @@ import pytest
 
 from specjax import devices
 from specjax.config import get_preset
-from specjax.models import inference
+from specjax.foundation import inference
 from tests.processes import free_address, outcome, start
 
 PROGRAM = Path(__file__).parent / "device_program.py"

@@ -45,12 +45,12 @@ class Adapt:
 
     def run(self) -> None:
         """Adapt, print the table and the folder."""
-        from specjax._startup import use_compilation_cache
+        from specjax.cache import use_compilation_cache
 
         use_compilation_cache()
-        from specjax.results import print_table
-        from specjax.runs import adapt_survey
-        from specjax.train.adapt import AdaptConfig
+        from specjax.adapt.adaptation import AdaptConfig
+        from specjax.adapt.survey import adapt_survey
+        from specjax.report.results import print_table
 
         rows = adapt_survey(
             model=self.model,

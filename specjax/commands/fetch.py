@@ -15,7 +15,7 @@ class StellarLibraries:
 
     def run(self) -> None:
         """Fetch and print the folder."""
-        from specjax.surveys.libraries import fetch_stellar_libraries
+        from specjax.services.stellar_libraries import fetch_stellar_libraries
 
         print(fetch_stellar_libraries())
 

@@ -31,7 +31,7 @@ class Info:
 
     def run(self) -> None:
         """Print the description."""
-        from specjax.describe import format_description
+        from specjax.report.describe import format_description
 
         description = self._describe()
         print(json_module.dumps(description, indent=2) if self.json else format_description(description))
@@ -48,7 +48,7 @@ class Info:
                 wavelength_medium=self.wavelength_medium,
                 wavelength_unit=self.wavelength_unit,
             )
-        from specjax import describe
+        from specjax.report import describe
 
         if self.model is not None:
             from specjax.foundation import load

@@ -38,7 +38,7 @@ class Label:
 
     def run(self) -> None:
         """Read, match, write; say what became of the rows on stderr and print the table's path."""
-        from specjax.labels.matching import label_files
+        from specjax.catalogues.matching import label_files
 
         label_files(
             self.spectra,

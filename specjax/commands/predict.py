@@ -33,10 +33,10 @@ class Predict:
         """Predict and print the table's path."""
         if not self.spectra:
             raise ConfigError("predict needs spectra: a survey's files or folders")
-        from specjax._startup import use_compilation_cache
+        from specjax.cache import use_compilation_cache
 
         use_compilation_cache()
-        from specjax.runs import predict_survey
+        from specjax.adapt.survey import predict_survey
 
         predict_survey(
             model=self.model,

@@ -21,10 +21,10 @@ class Pretrain:
 
     def run(self) -> None:
         """Train and print the folder."""
-        from specjax._startup import use_compilation_cache
+        from specjax.cache import use_compilation_cache
 
         use_compilation_cache()
-        from specjax.pretraining import pretrain
+        from specjax.pretrain.run import pretrain
 
         pretrain(preset=self.preset, out=self.out, seed=self.seed, resume=self.resume, say=say)
         print(self.out)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from specjax.errors import ConfigError, DataError
-from specjax.preprocess.grids import MAX_MASKED
+from specjax.preprocess.to_grid import MAX_MASKED
 from specjax.surveys import SURVEYS, arrays, prepared, redrock, specclip
-from specjax.surveys.peek import is_fits
+from specjax.surveys.io.sniff import is_fits
 
 LIBRARIES = ("miles", "stelib", "mastar")
 """Surveys whose folders are read as a whole."""

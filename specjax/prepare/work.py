@@ -17,7 +17,7 @@ from specjax.prepare.plan import Options, Source
 from specjax.preprocess import to_gaia_xp, to_lamost
 from specjax.spectra import Spectra
 from specjax.surveys import arrays, read
-from specjax.surveys.batch import collecting
+from specjax.surveys.io.many import collecting
 from specjax.surveys.signal import median_snr
 
 _KEPT = ("flux", "ivar", "mask")

@@ -2,8 +2,8 @@
 
 from specjax.preprocess.continuum import normalise
 from specjax.preprocess.fill import PrincipalFill
-from specjax.preprocess.grids import gaia_xp_fwhm, to_gaia_xp, to_lamost
 from specjax.preprocess.resample import interpolate, rebin, shift_velocity, smooth
+from specjax.preprocess.to_grid import gaia_xp_fwhm, to_gaia_xp, to_lamost
 
 __all__ = [
     "PrincipalFill",

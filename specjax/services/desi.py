@@ -21,11 +21,11 @@ from specjax.progress import Say, say
 from specjax.services.boxes import find_all, find_in, sky
 from specjax.services.desi_query import DesiQuery
 from specjax.services.pages import Folder, Page, Record
-from specjax.services.patience import Patience
 from specjax.services.records import check, match_targets, near, report, signal_to_noise, write_table
+from specjax.services.retry import Patience
 from specjax.services.sparcl import Sparcl
 from specjax.services.stack import Stack
-from specjax.services.targets import Targets, from_ids, read_targets
+from specjax.services.star_list import Targets, from_ids, read_targets
 from specjax.spectra import FloatArray, Spectra
 from specjax.surveys import sparcl as reader
 

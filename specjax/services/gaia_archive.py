@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from specjax.errors import ConfigError, DataError, DownloadError
-from specjax.services.patience import TransientError
-from specjax.surveys import gaia_samples
+from specjax.services.retry import TransientError
+from specjax.surveys.io import xp_tables
 
 Sample = tuple[Sequence[float], Sequence[float]]
 Source = Callable[[Sequence[int]], Mapping[int, Sample]]
@@ -90,7 +90,7 @@ def samples_of(files: Mapping[str, Iterable[Any]]) -> dict[int, Sample]:
             if not columns.get("flux"):
                 continue
             if np.ndim(columns["flux"][0]) == 0:
-                columns = {key: list(v) for key, v in gaia_samples.gather(Path(name), columns).items()}
+                columns = {key: list(v) for key, v in xp_tables.gather(Path(name), columns).items()}
             missing = [key for key in ("source_id", "flux", "flux_error") if key not in columns]
             if missing:
                 raise DataError(f"{name} of the Gaia archive has no column {', '.join(missing)}")

@@ -20,11 +20,11 @@ from specjax.errors import ConfigError, DataError, DownloadError
 from specjax.progress import Say, say
 from specjax.services.gaia_archive import Sample, Source, calibrated, sampled
 from specjax.services.pages import Folder, Page, Record
-from specjax.services.patience import Patience
+from specjax.services.retry import Patience
 from specjax.services.stack import Stack
-from specjax.services.targets import Targets, from_ids, read_targets
+from specjax.services.star_list import Targets, from_ids, read_targets
 from specjax.spectra import GAIA_XP_WAVELENGTH, Spectra
-from specjax.surveys.tables import write_table
+from specjax.surveys.io.tables import write_table
 
 IDS = ("source_id", "gaia_source_id", "gaiaedr3_source_id", "gaia_dr3_source_id")
 """Columns of a table that hold Gaia's source ids, in order of preference and in any case."""

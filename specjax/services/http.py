@@ -25,7 +25,7 @@ from urllib3.util import Retry, Timeout, make_headers
 from specjax._version import __version__
 from specjax.errors import ConfigError, DownloadError
 from specjax.progress import Say, say
-from specjax.services.patience import Patience, TransientError
+from specjax.services.retry import Patience, TransientError
 
 T = TypeVar("T")
 

@@ -13,13 +13,14 @@ from astropy.coordinates import SkyCoord
 from astropy.table import Column, Table
 from numpy.typing import NDArray
 
+from specjax.catalogues import sky
 from specjax.errors import DataError
 from specjax.progress import Say
 from specjax.services.pages import Record
-from specjax.services.targets import Targets
+from specjax.services.star_list import Targets
 from specjax.spectra import Spectra
-from specjax.surveys import sky, sparcl
-from specjax.surveys import tables as label_tables
+from specjax.surveys import sparcl
+from specjax.surveys.io import tables as label_tables
 from specjax.surveys.signal import median_snr
 
 _SAME = ("specid", "targetid")  # what both answers say of a record, and must agree on

@@ -17,7 +17,7 @@ from typing import Any
 from specjax.errors import ConfigError, DataError
 from specjax.progress import Say, say
 from specjax.services.http import JsonService
-from specjax.services.patience import Patience, TransientError
+from specjax.services.retry import Patience, TransientError
 
 URL = "https://astrosparcl.datalab.noirlab.edu"
 URL_VARIABLE = "SPECJAX_SPARCL_URL"

@@ -19,7 +19,6 @@ from specjax.surveys import (
     lamost,
     mastar,
     miles,
-    peek,
     prepared,
     redrock,
     sdss,
@@ -27,6 +26,7 @@ from specjax.surveys import (
     specclip,
     stelib,
 )
+from specjax.surveys.io import sniff
 from specjax.surveys.signal import median_snr
 
 __all__ = ["SURVEYS", "Survey", "read", "read_xp"]
@@ -162,8 +162,8 @@ def _recognise(path: Path) -> str:
     for name, survey in SURVEYS.items():
         if survey.recognise(path):
             return name
-    if path.is_file() and peek.is_fits(path):
-        peek.summary(path)  # says what is wrong with a file that is damaged
+    if path.is_file() and sniff.is_fits(path):
+        sniff.summary(path)  # says what is wrong with a file that is damaged
         if path.name.startswith(redrock.PREFIXES):
             raise DataError(f"{path} holds what redrock says of a coadd: give the file coadd-* beside it")
     known = "; ".join(f"{survey.what} ({name})" for name, survey in SURVEYS.items())

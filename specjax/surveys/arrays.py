@@ -14,7 +14,7 @@ import numpy as np
 from specjax.atomic import atomic_file
 from specjax.errors import DataError
 from specjax.spectra import Spectra
-from specjax.surveys.batch import assume_vacuum
+from specjax.surveys.io.many import assume_vacuum
 
 NPZ, HDF5 = (".npz",), (".h5", ".hdf5", ".hdf")
 

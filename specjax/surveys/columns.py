@@ -12,7 +12,7 @@ from astropy.table import Table
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
-from specjax.surveys.batch import assume_vacuum
+from specjax.surveys.io.many import assume_vacuum
 
 _TEXT = {".csv": "ascii.csv", ".ecsv": "ascii.ecsv"}
 _PARQUET = ".parquet"

@@ -16,13 +16,13 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
+from specjax.catalogues.generic import best_of_each
 from specjax.errors import DataError
 from specjax.spectra import BoolArray, FloatArray, Spectra
 from specjax.surveys import redrock
-from specjax.surveys.batch import leave_out, read_folder
-from specjax.surveys.catalogue import best_of_each
-from specjax.surveys.fits_file import open_fits
-from specjax.surveys.peek import FitsSummary, fits_files, look
+from specjax.surveys.io.fits import open_fits
+from specjax.surveys.io.many import leave_out, read_folder
+from specjax.surveys.io.sniff import FitsSummary, fits_files, look
 from specjax.surveys.signal import median_snr
 
 WAVELENGTH: FloatArray = np.round(3600.0 + 0.8 * np.arange(7781, dtype=np.float64), 6)

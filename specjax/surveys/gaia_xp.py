@@ -25,16 +25,16 @@ from astropy.table import Table
 
 from specjax.errors import DataError
 from specjax.spectra import GAIA_XP_WAVELENGTH, FloatArray, Spectra
-from specjax.surveys import gaia_samples
-from specjax.surveys.batch import log, read_folder
-from specjax.surveys.fits_file import open_fits
-from specjax.surveys.peek import SUFFIXES, is_fits, summary
+from specjax.surveys.io import xp_tables
+from specjax.surveys.io.fits import open_fits
+from specjax.surveys.io.many import log, read_folder
+from specjax.surveys.io.sniff import SUFFIXES, is_fits, summary
 
 _WHAT = "a table of Gaia XP spectra"
 _TEXT, _VOTABLE = (".csv", ".csv.gz", ".ecsv", ".ecsv.gz"), (".vot", ".vot.gz", ".xml", ".votable")
 _SAMPLED = ("source_id", "flux", "flux_error")
 _CONTINUOUS = ("coefficients", "coefficient_errors", "coefficient_correlations", "n_parameters")
-_PREFIXES = (gaia_samples.PREFIX, "XP_CONTINUOUS")  # of DataLink's files
+_PREFIXES = (xp_tables.PREFIX, "XP_CONTINUOUS")  # of DataLink's files
 _LOOKED_AT = 3  # files of a folder
 _HEAD = 1 << 16  # bytes of a VOTable that surely hold its first fields
 
@@ -66,9 +66,9 @@ def read(path: Path) -> Spectra:
 def read_file(path: Path) -> Spectra:
     """The sources of one file, as `read`."""
     columns = _read(path)
-    by_sample = gaia_samples.is_one_sample_a_row(path, set(columns)) and len(columns["flux"]) > 0
+    by_sample = xp_tables.is_one_sample_a_row(path, set(columns)) and len(columns["flux"]) > 0
     if by_sample and np.ndim(columns["flux"][0]) == 0:
-        columns = gaia_samples.gather(path, columns)
+        columns = xp_tables.gather(path, columns)
     elif "bp_coefficients" in columns:
         columns = _calibrated(path, columns)
     missing = [name for name in _SAMPLED if name not in columns]
@@ -106,7 +106,7 @@ def _is_xp(path: Path) -> bool:
     return (
         names.issuperset(_SAMPLED)
         or {"source_id", "bp_coefficients"} <= names
-        or gaia_samples.is_one_sample_a_row(path, names)
+        or xp_tables.is_one_sample_a_row(path, names)
     )
 
 

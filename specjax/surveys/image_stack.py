@@ -8,8 +8,8 @@ import numpy as np
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
-from specjax.surveys.fits_file import open_fits
-from specjax.surveys.peek import look, stem
+from specjax.surveys.io.fits import open_fits
+from specjax.surveys.io.sniff import look, stem
 
 _WHAT = "a FITS file with images FLUX and WAVE"
 _GRIDS = ("WAVE", "WAVELENGTH")

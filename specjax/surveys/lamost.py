@@ -15,9 +15,9 @@ from astropy.io import fits
 
 from specjax.errors import DataError
 from specjax.spectra import FloatArray, Spectra
-from specjax.surveys.batch import read_folder
-from specjax.surveys.fits_file import open_fits
-from specjax.surveys.peek import FitsSummary, fits_files, look, stem
+from specjax.surveys.io.fits import open_fits
+from specjax.surveys.io.many import read_folder
+from specjax.surveys.io.sniff import FitsSummary, fits_files, look, stem
 
 _WHAT = "a LAMOST spectrum"
 _ROWS = ("flux", "ivar", "wavelength", "andmask")

@@ -8,7 +8,7 @@ import numpy as np
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
-from specjax.surveys.fits_file import linear_axis, open_fits
+from specjax.surveys.io.fits import linear_axis, open_fits
 
 
 def recognise(path: Path) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
-from specjax.surveys.fits_file import linear_axis, open_fits
+from specjax.surveys.io.fits import linear_axis, open_fits
 
 FWHM = 2.5
 """Spectral resolution in Angstrom."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
-from specjax.surveys.fits_file import open_fits
+from specjax.surveys.io.fits import open_fits
 
 PREFIXES = ("redrock", "zbest")
 """How its files begin where the coadd's begins with "coadd"."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
-from specjax.surveys.batch import join, leave_out
+from specjax.surveys.io.many import join, leave_out
 
 _WHAT = "a JSON list of SPARCL records"
 _SUFFIXES = (".json", ".json.gz")

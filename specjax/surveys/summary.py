@@ -9,7 +9,7 @@ import numpy as np
 
 from specjax.spectra import Spectra
 from specjax.surveys import read
-from specjax.surveys.batch import collecting
+from specjax.surveys.io.many import collecting
 
 
 def describe_file(path: str | Path, survey: str | None = None, **options: str | None) -> dict[str, Any]:

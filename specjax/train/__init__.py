@@ -1,1 +1,1 @@
-"""Training: losses, the partitioned optimizer, the vmapped and scanned loop, pretraining and adaptation."""
+"""Training: losses, the partitioned optimizer, and the compiled loop over steps and seeds."""

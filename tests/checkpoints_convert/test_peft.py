@@ -145,7 +145,7 @@ def test_another_rank_and_alpha_and_layers_left_alone(tmp_path):
 
 def test_predictions_of_an_imported_adapter_claim_no_error(tmp_path):
     """How well it predicts is not known here; a small number would be a false error bar."""
-    from specjax.runs import predict_survey
+    from specjax.adapt.survey import predict_survey
 
     _, model, _ = make(tmp_path, "lamost head")
     export_adapter(tmp_path / "model", tmp_path / "adapter", tmp_path / "peft", part="mlp1")

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from experiments import main_table
+from specjax.adapt.configuration import CONFIGURATIONS
 from specjax.foundation import load
-from specjax.results import read_table
-from specjax.train.configurations import CONFIGURATIONS
-from tests.train import synthetic
+from specjax.report.results import read_table
+from tests import synthetic
 
 
 def test_the_default_is_the_papers_table_on_both_targets():
@@ -67,8 +67,8 @@ def test_writes_and_prints_the_table(monkeypatch, tmp_path, capsys, names):
 def test_baselines_come_from_the_splits(monkeypatch, tmp_path):
     """Those of the libraries' corpus, here of a made-up one."""
     pytest.importorskip("sklearn")
+    from specjax.adapt.target import draw_splits
     from specjax.preprocess import PrincipalFill
-    from specjax.targets import draw_splits
 
     pairs = synthetic.corpus(60)
     labels = np.insert(pairs.labels, 1, 4.0, axis=1)

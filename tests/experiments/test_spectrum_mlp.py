@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from experiments import spectrum_mlp
-from specjax.train.stage import StageConfig
-from tests.train import synthetic
+from specjax.pretrain.loop import StageConfig
+from tests import synthetic
 
 
 @pytest.fixture(autouse=True)

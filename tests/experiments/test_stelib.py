@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from experiments.stelib import NAMES, label_floor, make_targets
-from specjax.surveys import libraries
-from specjax.targets import draw_splits
+from specjax.adapt.target import draw_splits
+from specjax.services import stellar_libraries
 
-FOLDER = libraries.stellar_libraries_folder()  # at import: the tests themselves see an empty cache
+FOLDER = stellar_libraries.stellar_libraries_folder()  # at import: the tests themselves see an empty cache
 pytestmark = pytest.mark.skipif(
-    not libraries.have_stellar_libraries(),
+    not stellar_libraries.have_stellar_libraries(),
     reason=f"no stellar libraries in {FOLDER}: `specjax fetch stellar-libraries` brings them (121 MB)",
 )
 

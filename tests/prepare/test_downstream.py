@@ -5,7 +5,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from specjax import runs
+from specjax.adapt import survey
 from specjax.errors import ConfigError, DataError
 from specjax.prepare import Options, prepare_spectra
 from specjax.preprocess import to_lamost
@@ -34,9 +34,9 @@ def predict(monkeypatch, spectra, **config):
         seen.append((flux, ivar, mask))
         return flux.mean(axis=1)[None]
 
-    monkeypatch.setattr(runs, "predict_with", predict_with)
+    monkeypatch.setattr(survey, "predict_with", predict_with)
     model = Mock(outside=Mock(return_value=None))  # it knows nothing of what it was trained on
-    columns = runs.predict(model, spectra, {}, {**CONFIG, **config})
+    columns = survey.predict(model, spectra, {}, {**CONFIG, **config})
     return [np.concatenate(parts) for parts in zip(*seen, strict=True)], columns
 
 
@@ -44,7 +44,7 @@ def test_predictions_see_the_same_pixels(folder, tmp_path, monkeypatch):
     raw = Spectra.concatenate([read(file) for file in sorted(folder.iterdir())])
     prepared = prepare(folder, tmp_path / "p.h5", fwhm_from=8.0)
     how = {"preparation": to_lamost(raw, fwhm=8.0).prepared, "fwhm": 8.0}
-    monkeypatch.setattr(runs, "_ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(survey, "_ROWS_AT_ONCE", 2)
     (flux, ivar, mask), columns = predict(monkeypatch, prepared, **how)
     (flux_raw, ivar_raw, mask_raw), columns_raw = predict(monkeypatch, raw, **how)
     np.testing.assert_allclose(flux, flux_raw, rtol=1e-6)  # float32 in the file
@@ -65,9 +65,9 @@ def test_the_target_remembers_how_its_spectra_were_prepared(folder, tmp_path, mo
     prepare(folder, tmp_path / "p.h5", fwhm_from=8.0, fwhm_to=9.0)
     (tmp_path / "labels.csv").write_text("id,fe_h\n" + "".join(f"star {k},{-0.1 * k}\n" for k in range(5)))
     targets = []
-    monkeypatch.setattr(runs, "load", lambda model: None)
-    monkeypatch.setattr(runs, "run_study", lambda model, given, *more, **options: targets.extend(given))
-    runs.adapt_survey(
+    monkeypatch.setattr(survey, "load", lambda model: None)
+    monkeypatch.setattr(survey, "run_study", lambda model, given, *more, **options: targets.extend(given))
+    survey.adapt_survey(
         model="mini",
         spectra=tmp_path / "p.h5",
         labels=tmp_path / "labels.csv",
@@ -81,11 +81,11 @@ def test_the_target_remembers_how_its_spectra_were_prepared(folder, tmp_path, mo
 def test_the_xp_side_comes_along(folder, tmp_path):
     write_star(folder, 7, WIDE)
     prepared = prepare(folder, tmp_path / "p.h5", fwhm_from=4.0)
-    side = runs._xp_side(prepared, tmp_path / "p.h5", None, None)
+    side = survey._xp_side(prepared, tmp_path / "p.h5", None, None)
     assert side.id.tolist() == prepared.id.tolist()
     assert side.mask.all(axis=1).tolist() == [True, True, True, True, True, False]
-    given = runs._xp_side(prepared[3:], tmp_path / "q.h5", tmp_path / "p.h5", None)
+    given = survey._xp_side(prepared[3:], tmp_path / "q.h5", tmp_path / "p.h5", None)
     np.testing.assert_array_equal(given.mask, side.mask[3:])
     plain = prepare(folder, tmp_path / "plain.h5")
     with pytest.raises(DataError, match="cannot be made gaia_xp input"):
-        runs._xp_side(plain, tmp_path / "plain.h5", None, 4.0)
+        survey._xp_side(plain, tmp_path / "plain.h5", None, 4.0)

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from specjax.services.patience import Patience
+from specjax.services.retry import Patience
 from tests.services.archive_server import Archive, star
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from specjax.errors import ConfigError, DownloadError
 from specjax.services.http import JsonService
-from specjax.services.patience import Patience, TransientError
+from specjax.services.retry import Patience, TransientError
 from tests.services import troubles
 
 PATH = "/api/datafields/"

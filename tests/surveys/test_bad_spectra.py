@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 import specjax
-from specjax import lora, runs
+from specjax import lora
+from specjax.adapt import survey
 from specjax.errors import DataError, SpecjaxError
 from specjax.preprocess import to_lamost
 from specjax.spectra import Spectra
 from specjax.surveys import read
 from tests.surveys.bad_spectra import CASES, FLUX, GRID, IVAR, SOME, N, put
-from tests.train.synthetic import quick_compilation
+from tests.synthetic import quick_compilation
 
 CLEAN = to_lamost(Spectra.build(GRID, FLUX, IVAR))
 
@@ -125,7 +126,7 @@ def test_the_model_gives_flagged_rows_no_number(tmp_path):
     untrained = lora.init_adapters(jax.random.key(0), model.params, {"lora4": model.config.loras["lora4"]})
     config = {"configuration": "lora4", "label": "fe_h", "seeds": 1, "sigma": 0.1}
     with quick_compilation():
-        columns = runs.predict(model, spectra, jax.tree.map(lambda leaf: leaf[None], untrained), config)
+        columns = survey.predict(model, spectra, jax.tree.map(lambda leaf: leaf[None], untrained), config)
     # A star with lines at random is unlike those that the model was trained on, which is said too.
     said = columns["flag"].tolist()
     found = np.array(["" if flag.endswith(("_training",)) else flag for flag in said])

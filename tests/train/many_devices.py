@@ -9,15 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from specjax.adapt.adaptation import Adapter
+from specjax.adapt.target import draw_splits
 from specjax.devices import mesh_for
-from specjax.targets import draw_splits
-from specjax.train import ensemble, pretrain
-from specjax.train.adapt import Adapter
-from specjax.train.batches import rows_apart
+from specjax.pretrain import stages
+from specjax.pretrain.batches import rows_apart
+from specjax.pretrain.loop import StageConfig, chunk_program, on_mesh, run_stage
+from specjax.pretrain.recipe import PretrainConfig
+from specjax.train import loop
 from specjax.train.optimizer import GroupSchedule, make_optimizer
-from specjax.train.recipe import PretrainConfig
-from specjax.train.stage import StageConfig, chunk_program, on_mesh, run_stage
-from tests.train import synthetic
+from tests import synthetic
 
 CONFIG = StageConfig(steps=6, batch=16, learning_rate=0.05, chunk=3)
 SEED = 3
@@ -56,8 +57,8 @@ def check_seeds():
     """Numbers of seeds that the devices divide and do not divide."""
     for seeds in (16, 5, 1):
         given = seeds_problem(seeds)
-        alone = ensemble.fit(head_loss, OPTIMIZER, **given, steps=4, devices=jax.local_devices()[:1])
-        together = ensemble.fit(head_loss, OPTIMIZER, **given, steps=4)
+        alone = loop.fit(head_loss, OPTIMIZER, **given, steps=4, devices=jax.local_devices()[:1])
+        together = loop.fit(head_loss, OPTIMIZER, **given, steps=4)
         assert together.loss.shape == (seeds, 1)
         if jax.process_count() == 1:
             assert len(together.loss.sharding.device_set) == len(jax.devices())
@@ -123,12 +124,12 @@ def stage_flops(devices):
 
 def check_pretraining():
     """The backbone's stage: batches are drawn and varied on the device."""
-    pretrain.get_preset = lambda name: synthetic.CONFIG
+    stages.get_preset = lambda name: synthetic.CONFIG
     stage = StageConfig(steps=2, batch=8, chunk=2)
     config = PretrainConfig(held_out=0.25, backbone=stage)
     made = []
     for devices in (jax.local_devices()[:1], None):
-        trainer = pretrain.Pretraining(synthetic.corpus(), config, say=lambda text: None)
+        trainer = stages.Pretraining(synthetic.corpus(), config, say=lambda text: None)
         trainer.run_stage = functools.partial(trainer.run_stage, devices=devices)
         start = jax.tree.map(jnp.asarray, synthetic.foundation().variables)
         made.append(trainer.train_backbone(start)["params"]["lamost"]["backbone"])

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from specjax import devices, lora
+from specjax.adapt import programs
 from specjax.config import get_preset
 from specjax.models import SpecFormer
-from specjax.train import programs
 from specjax.train.micro_batches import summed
 from tests.models.tiny import TINY, random_system
 

@@ -1,0 +1,1 @@
+"""Catalogues of stellar labels, and how their rows are matched to spectra."""

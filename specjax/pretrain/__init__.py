@@ -1,0 +1,1 @@
+"""Pretraining of a foundation model: corpus, batches, augmentations and stages."""

@@ -1,0 +1,1 @@
+"""What readers of survey files share: FITS, tables, recognising a file, and reading many."""

@@ -1,0 +1,256 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from astropy.table import Table
+
+from specjax.adapt import study
+from specjax.adapt.adaptation import Adapter, predict_with
+from specjax.adapt.study import run_study, score
+from specjax.adapt.target import draw_splits
+from specjax.atomic import MARKERS
+from specjax.checkpoints import load_adapter
+from specjax.errors import ConfigError, DataError, ModelError, SpecjaxError
+from specjax.foundation import load
+from specjax.report.metrics import robust_sigma
+from specjax.report.results import read_table
+from tests import synthetic
+
+CONFIG = synthetic.ADAPT
+SPLITS = draw_splits(40, seeds=3, train=20, validate=4)
+NAMES = ["zero-shot-mlp2", "zero-shot-mlp1", "lora4", "lora1+lora2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quickly():
+    with synthetic.quick_compilation():
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "model"
+    synthetic.foundation().save(folder)
+    return load(folder)
+
+
+def targets():
+    first = synthetic.target()
+    labelled = dataclasses.replace(first.labelled, flux=first.labelled.flux * 0.9 + 0.1)
+    return [first, dataclasses.replace(first, name="shallow", labelled=labelled)]
+
+
+def known_answer(target, splits):
+    """A baseline that is right but for 0.1 dex in turn, and knows nothing of stars that are not tested."""
+    values = np.full((len(splits), len(target.labelled)), np.nan)
+    for row, test in zip(values, splits.test, strict=True):
+        row[test] = target.truth[test] + 0.1 * (-1.0) ** np.arange(len(test))
+    return {"oracle": values}
+
+
+@pytest.fixture(scope="module")
+def run(model, tmp_path_factory):
+    """The folder of a run, its rows, and what it said."""
+    out, said = tmp_path_factory.mktemp("runs") / "run", []
+    rows = run_study(
+        model,
+        targets(),
+        CONFIG,
+        out,
+        configurations=["lora4", "lora1+lora2"],
+        baselines=known_answer,
+        floor={"tilted": 0.05},
+        record={"model": "somewhere", "spectra": out / "x"},
+        say=said.append,
+    )
+    return out, rows, said
+
+
+def cheap(model, out, **options):
+    """A study of one row, which compiles nothing new."""
+    given = {"targets": targets()[:1], "config": CONFIG, "configurations": ["zero-shot-mlp2"]} | options
+    return run_study(model, out=out, say=lambda text: None, **given)
+
+
+class TestFolder:
+    def test_holds_what_is_promised_and_nothing_else(self, run):
+        out, _, _ = run
+        found = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+        adapters = [
+            f"adapters/{target}/{name}/{file}"
+            for target in ("shallow", "tilted")
+            for name in ("lora1+lora2", "lora4")
+            for file in ("config.json", "manifest.json", "weights.safetensors")
+        ]
+        plots = ["predictions_shallow.png", "predictions_tilted.png", "sigma.png"]
+        assert found == sorted([*adapters, "config.json", "predictions.ecsv", *plots, "table.json"])
+        for name in plots:
+            assert (out / name).read_bytes().startswith(b"\x89PNG")
+        assert (out / "table.json").name in MARKERS  # so that a later run may replace the folder
+        assert list(out.parent.iterdir()) == [out]
+
+    def test_config(self, run):
+        content = json.loads((run[0] / "config.json").read_text())
+        assert content["configurations"] == NAMES
+        assert content["model"] == "somewhere"
+        assert content["adapt"]["seeds"] == 3
+        assert content["adapt"]["head"]["schedule"]["learning_rate"] == 3e-2
+
+    def test_table(self, run):
+        out, rows, _ = run
+        table = read_table(out)
+        keys = ["target", "configuration", "subset", "n_stars", "n_seeds"]
+        scores = [f"{name}{end}" for name in ("sigma", "r2", "sigma_gain") for end in ("", "_err")]
+        assert set(keys + scores) <= set(table[0])
+        assert len(table) == 2 * 5 * 3
+        assert [row["configuration"] for row in table[:15:3]] == [*NAMES, "oracle"]
+        for read, made in zip(table, rows, strict=True):
+            assert read.keys() == made.keys()
+            for name, value in made.items():
+                np.testing.assert_equal(read[name], value)
+        kinds = {row["configuration"]: row["kind"] for row in table}
+        assert kinds["oracle"] == "baseline"
+        assert kinds["lora4"] == "adapted"
+
+    def test_gains_are_paired_against_the_row_of_the_same_head(self, run):
+        rows = {(r["target"], r["configuration"]): r for r in run[1] if r["subset"] == "all"}
+        for target in ("tilted", "shallow"):
+            for name, reference in (("lora4", "zero-shot-mlp2"), ("lora1+lora2", "zero-shot-mlp1")):
+                expected = rows[target, reference]["sigma"] - rows[target, name]["sigma"]
+                assert rows[target, name]["sigma_gain"] == pytest.approx(expected)
+            for name in ("zero-shot-mlp1", "zero-shot-mlp2", "oracle"):
+                assert np.isnan(rows[target, name]["sigma_gain"])
+
+    def test_predictions(self, run):
+        out, rows, _ = run
+        table = Table.read(out / "predictions.ecsv")
+        assert table.colnames == ["target", "configuration", "seed", "id", "fe_h", "fe_h_predicted"]
+        assert str(table["fe_h"].unit) == str(table["fe_h_predicted"].unit) == "dex"
+        assert len(table) == 2 * 5 * 3 * 16
+        for target in targets():
+            for name in [*NAMES, "oracle"]:
+                part = table[(table["target"] == target.name) & (table["configuration"] == name)]
+                ids, truth, sigma = target.labelled.id, target.truth, []
+                for seed, test in enumerate(SPLITS.test):
+                    one = part[part["seed"] == seed]
+                    assert list(one["id"]) == ids[test].tolist()
+                    np.testing.assert_array_equal(one["fe_h"], truth[test])
+                    sigma.append(robust_sigma(np.asarray(one["fe_h_predicted"] - one["fe_h"])))
+                (row,) = [
+                    r
+                    for r in rows
+                    if (r["target"], r["configuration"], r["subset"]) == (target.name, name, "all")
+                ]
+                assert row["sigma"] == pytest.approx(np.mean(sigma))
+                assert row["sigma_err"] == pytest.approx(np.std(sigma, ddof=1) / np.sqrt(3))
+                assert row["n_stars"] == 16
+
+    def test_adapters_give_the_predictions_again(self, run, model):
+        out, _, _ = run
+        table = Table.read(out / "predictions.ecsv")
+        for target in targets():
+            for name in ("lora4", "lora1+lora2"):
+                stored = load_adapter(out / "adapters" / target.name / name, base=model.digest)
+                assert stored.config["configuration"] == name
+                assert stored.config["label"] == "fe_h"
+                assert stored.config["seeds"] == 3
+                assert set(stored.config["lora"]) == set(name.split("+"))
+                grid = target.labelled
+                again = predict_with(model, name, stored.arrays, "fe_h", grid.flux, grid.ivar, grid.mask)
+                part = table[(table["target"] == target.name) & (table["configuration"] == name)]
+                expected = np.take_along_axis(again, SPLITS.test, axis=1).ravel()
+                # merged factors against factors beside the base: float32
+                np.testing.assert_allclose(part["fe_h_predicted"], expected, rtol=1e-4, atol=2e-4)
+
+    def test_adapters_refuse_another_base(self, run):
+        with pytest.raises(ModelError, match="another base model"):
+            load_adapter(run[0] / "adapters" / "tilted" / "lora4", base="0" * 64)
+
+    def test_says_where_it_is(self, run):
+        for name in NAMES:
+            assert f"shallow: {name}" in run[2]
+
+
+class TestFailure:
+    def test_in_the_middle_leaves_nothing(self, model, tmp_path):
+        def fail(target, splits):
+            if target.name == "shallow":
+                raise DataError("no such luck")
+            return {}
+
+        with pytest.raises(DataError, match="no such luck"):
+            cheap(model, tmp_path / "run", targets=targets(), baselines=fail)
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("error", [DataError("late"), KeyboardInterrupt()])
+    def test_at_the_end_keeps_the_former_run(self, model, tmp_path, monkeypatch, error):
+        cheap(model, tmp_path / "run")
+        before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+        def fail(*args, **options):
+            raise error
+
+        monkeypatch.setattr(study.plots, "plot_sigma", fail)
+        with pytest.raises(type(error)):
+            cheap(model, tmp_path / "run", configurations=["zero-shot-mlp1"])
+        assert list(tmp_path.iterdir()) == [tmp_path / "run"]
+        assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+    def test_a_second_run_replaces_the_first(self, model, tmp_path):
+        for name in ("zero-shot-mlp2", "zero-shot-mlp1"):
+            cheap(model, tmp_path / "run", configurations=[name])
+            assert {row["configuration"] for row in read_table(tmp_path / "run")} == {name}
+
+    def test_a_folder_of_somebody_else_is_left_alone(self, model, tmp_path):
+        (tmp_path / "thesis.tex").write_text("years of work")
+        with pytest.raises(SpecjaxError, match="not a folder that specjax wrote"):
+            cheap(model, tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+    @pytest.mark.parametrize(
+        ("options", "error"),
+        [
+            ({"configurations": ["lora4", "lora9"]}, ConfigError),
+            ({"config": dataclasses.replace(CONFIG, train=36)}, DataError),
+            ({"config": dataclasses.replace(CONFIG, seeds=0)}, DataError),
+            ({"targets": [synthetic.target(label="logg")]}, ConfigError),
+            ({"targets": [synthetic.target(unlabelled=0)], "configurations": ["lora1"]}, DataError),
+        ],
+    )
+    def test_what_is_wrong_is_one_line_and_nothing_is_written(self, model, tmp_path, options, error):
+        with pytest.raises(error) as caught:
+            cheap(model, tmp_path / "run", **options)
+        assert "\n" not in str(caught.value)
+        assert not list(tmp_path.iterdir())
+
+    def test_a_model_without_a_folder_is_told_so_before_it_trains(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(Adapter, "run", lambda *_: pytest.fail("it trained"))
+        with pytest.raises(ModelError, match="loaded from a folder"):
+            cheap(synthetic.foundation(), tmp_path / "run", configurations=["lora4"])
+        assert not list(tmp_path.iterdir())
+
+    def test_zero_shot_needs_no_folder_of_the_model(self, tmp_path):
+        rows = cheap(synthetic.foundation(), tmp_path / "run")
+        assert len(rows) == 3
+        assert not (tmp_path / "run" / "adapters").exists()
+
+
+def test_another_label_has_its_own_unit(model, tmp_path):
+    values = synthetic.labels(40, seed=5)
+    target = synthetic.target(label="teff", truth=values[:, 0])
+    cheap(model, tmp_path / "run", targets=[target])
+    table = Table.read(tmp_path / "run" / "predictions.ecsv")
+    assert str(table["teff_predicted"].unit) == "K"
+    assert 3000 < np.median(table["teff"]) < 8000
+
+
+def test_scores_use_test_stars_only():
+    target = synthetic.target()
+    values = np.tile(target.truth, (3, 1))
+    for row, train, validate in zip(values, SPLITS.train, SPLITS.validate, strict=True):
+        row[np.concatenate([train, validate])] = np.nan
+    rows = score(target, SPLITS, {"right": values})
+    assert rows[0]["sigma"] == 0
+    assert rows[0]["r2"] == 1
+    assert rows[0]["n_distinct"] == len(np.unique(SPLITS.test))

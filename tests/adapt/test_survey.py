@@ -1,0 +1,285 @@
+import dataclasses
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from astropy.table import Table, vstack
+
+from specjax.adapt import survey
+from specjax.adapt.splits import SplitConfig, split_table
+from specjax.checkpoints import load_adapter
+from specjax.config import (
+    DecoderConfig,
+    LabelHeadConfig,
+    ModelConfig,
+    ProjectionConfig,
+    SpecFormerConfig,
+    XPAutoencoderConfig,
+)
+from specjax.errors import ConfigError, DataError, ModelError
+from specjax.foundation import Foundation, inference, load
+from specjax.foundation.ood import Domain
+from specjax.preprocess import to_lamost
+from specjax.report.results import read_table
+from specjax.spectra import Spectra
+from specjax.surveys import read
+from tests import synthetic
+from tests.models.tiny import random_system
+
+SMALL = ModelConfig(
+    name="small",
+    specformer=SpecFormerConfig(dim=16, num_layers=1, num_heads=2, mlp_dim=16),
+    xp_autoencoder=XPAutoencoderConfig(hidden_dim=16, latent_dim=12, num_blocks=1),
+    projection=ProjectionConfig(shared_dim=16, feature_hidden=12),
+    decoder=DecoderConfig(lamost_hidden=(16,), gaia_xp_hidden=(16,)),
+    head=LabelHeadConfig(hidden_dims=(16,), num_labels=2),
+    labels=("teff", "fe_h"),
+)
+CONFIG = dataclasses.replace(synthetic.ADAPT, seeds=2, train=12, validate=2)
+WAVELENGTH = np.arange(3750.0, 5800.0, 2.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quickly():
+    with synthetic.quick_compilation():
+        yield
+
+
+def observed(n, seed=0):
+    """Flux-calibrated spectra with fifty lines that follow [Fe/H], and their [Fe/H]."""
+    shapes, rng = np.random.default_rng(1), np.random.default_rng(seed)
+    places, depths = shapes.uniform(3900, 5700, 50), shapes.uniform(0.05, 0.3, 50)
+    fe_h = rng.uniform(-2, 0.5, n)
+    lines = np.exp(-0.5 * ((WAVELENGTH - places[:, None]) / 4) ** 2)
+    flux = np.exp(-(10 ** (0.4 * fe_h))[:, None] * depths @ lines) * (WAVELENGTH / 5000) ** -1.5
+    return 1e-15 * (flux + 0.01 * rng.normal(size=flux.shape)), fe_h
+
+
+def write(path, flux, ids, wavelength=WAVELENGTH, **more):
+    np.savez(path, wavelength=wavelength, flux=flux, id=ids, medium="vacuum", unit="angstrom", **more)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("user")
+
+
+@pytest.fixture(scope="module")
+def files(folder):
+    """A model, a survey of 24 stars of which 18 have a label, and the labels."""
+    values = np.array([[5000.0, -2.0], [6000.0, 0.5]])
+    scale = {"label_mean": values.mean(0).astype(np.float32), "label_std": values.std(0).astype(np.float32)}
+    flux, fe_h = observed(24)
+    ids = np.array([f"star {k}" for k in range(24)])
+    spectra = write(folder / "survey.npz", flux, ids)
+    model = Foundation(config=SMALL, variables=random_system(SMALL))
+    given = read(spectra)
+    features = {head: model.features(to_lamost(given).flux, head) for head in ("mlp1", "mlp2")}
+    stats = {
+        head: {"feature_mean": x.mean(0), "feature_std": x.std(0) + 1e-3, **scale}
+        for head, x in features.items()
+    }
+    dataclasses.replace(model, stats=stats).save(folder / "model")
+    Table({"id": ids[:18], "fe_h": fe_h[:18]}).write(folder / "labels.csv")
+    return {"model": folder / "model", "spectra": spectra, "labels": folder / "labels.csv"}
+
+
+@pytest.fixture(scope="module")
+def adapted(files, folder):
+    said = []
+    rows = survey.adapt_survey(
+        **files, out=folder / "run", configurations=["lora4"], config=CONFIG, say=said.append,
+        wavelength_medium="vacuum", wavelength_unit="angstrom",
+    )  # fmt: skip
+    return folder / "run", rows, said
+
+
+def predict(files, adapter, spectra, out, **options):
+    return survey.predict_survey(
+        model=files["model"], adapter=adapter, spectra=[spectra], out=out, say=lambda text: None,
+        wavelength_medium="vacuum", wavelength_unit="angstrom", **options,
+    )  # fmt: skip
+
+
+def test_adapting_writes_the_folder(adapted):
+    out, rows, said = adapted
+    assert read_table(out)[0]["configuration"] == "zero-shot-mlp2"
+    assert {row["configuration"] for row in rows} == {"zero-shot-mlp2", "lora4"}
+    assert any("18 labelled and 6 unlabelled" in line for line in said)
+    content = json.loads((out / "config.json").read_text())
+    assert content["refused"] == {}
+
+
+def test_a_table_of_labels_with_splits_says_who_trains(files, tmp_path):
+    table = Table.read(files["labels"])
+    spare = Table({"id": [f"star {k}" for k in range(18, 24)], "fe_h": np.full(6, np.nan)})
+    config = SplitConfig(train=11, validate=1, test=4, unlabelled=5, min_snr=0, seeds=3, stratify="fe_h")
+    split = split_table(vstack([table, spare]), config)
+    split.write(tmp_path / "stars.ecsv")
+    said = []
+    rows = survey.adapt_survey(
+        **{**files, "labels": tmp_path / "stars.ecsv"}, out=tmp_path / "run", configurations=["lora4"],
+        config=CONFIG, say=said.append, wavelength_medium="vacuum", wavelength_unit="angstrom",
+    )  # fmt: skip
+    assert any("trains (11), validates (1)" in line for line in said)
+    assert any("18 labelled and 5 unlabelled" in line for line in said)
+    assert {row["n_stars"] for row in rows if row["subset"] == "all"} == {4}
+    scored = Table.read(tmp_path / "run" / "predictions.ecsv")
+    for seed in range(2):  # of the three, as many as CONFIG has seeds
+        tested = split["id"][split[f"split_{seed}"] == "test"]
+        assert set(scored["id"][scored["seed"] == seed]) == set(tested)
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())["adapt"]
+    assert (saved["seeds"], saved["train"], saved["validate"]) == (2, 11, 1)
+
+
+def test_metallicity_sorts_the_stars_whatever_the_label(files, tmp_path):
+    """The run of another label must hand fe_h on, or the table's metal-poor rows are empty."""
+    observed = read(files["spectra"])
+    Table({"id": observed.id, "teff": np.full(24, 5e3), "fe_h": np.arange(24.0), "note": ["x"] * 24}).write(
+        tmp_path / "two.ecsv"
+    )
+    joined = survey._joined_labels(observed, tmp_path / "two.ecsv", "teff")
+    np.testing.assert_array_equal(joined["fe_h"], np.arange(24))
+    assert list(survey._joined_labels(observed, tmp_path / "two.ecsv", "fe_h")) == ["fe_h"]
+
+
+def test_predicting_gives_what_was_scored(files, adapted, tmp_path):
+    """The same stars through the file and the adapter: what the run wrote for them."""
+    out, _, _ = adapted
+    (adapter,) = (out / "adapters").glob("*/lora4")
+    columns = predict(files, adapter, files["spectra"], tmp_path / "labels.ecsv")
+    assert list(columns) == ["id", "fe_h", "fe_h_std", "fe_h_err", "flag", "masked_fraction", "distance"]
+    scored = Table.read(out / "predictions.ecsv")
+    scored = scored[scored["configuration"] == "lora4"]
+    config = load_adapter(adapter).config
+    assert config["label"] == "fe_h"
+    for name in sorted(set(scored["id"])):
+        part = scored[scored["id"] == name]
+        if len(part) == 2:  # tested by both seeds
+            row = columns["id"].tolist().index(name)
+            # merged and unmerged factors: float32
+            np.testing.assert_allclose(columns["fe_h"][row], part["fe_h_predicted"].mean(), atol=1e-3)
+            np.testing.assert_allclose(
+                columns["fe_h_std"][row], part["fe_h_predicted"].std(ddof=1), atol=1e-3
+            )
+    np.testing.assert_allclose(columns["fe_h_err"], np.hypot(columns["fe_h_std"], config["sigma"]), rtol=1e-6)
+    table = Table.read(tmp_path / "labels.ecsv")
+    assert str(table["fe_h"].unit) == str(table["fe_h_err"].unit) == "dex"
+    np.testing.assert_array_equal(table["fe_h"], columns["fe_h"])
+
+
+def test_spectra_outside_the_models_domain_keep_their_number_and_are_flagged(files, adapted):
+    """Whatever the preprocessing has flagged keeps that flag."""
+    (adapter,) = (adapted[0] / "adapters").glob("*/lora4")
+    flux, _ = observed(5, seed=9)
+    mask = np.zeros(flux.shape, bool)
+    mask[2, (WAVELENGTH > 4200) & (WAVELENGTH < 4700)] = True
+    spectra = Spectra(
+        wavelength=WAVELENGTH, flux=np.where(mask, 0, flux), ivar=np.where(mask, 0.0, 1.0), mask=mask,
+        id=np.array(list("abcde")), has_ivar=False,
+    )  # fmt: skip
+    stored, model = load_adapter(adapter), load(files["model"])
+    grid = to_lamost(spectra)
+    features = model.mean_token(grid.flux, mask=grid.mask)
+    plain = survey.predict(model, spectra, stored.arrays, stored.config)
+    assert np.isnan(plain["distance"]).all()  # a model that knows no domain flags nothing
+    d, apart = features.shape[1], np.linalg.norm(features - features[0], axis=1)
+    domain = Domain(
+        mean=features[0].astype(float),
+        whitening=np.eye(d),
+        limit=float(np.median(apart[[1, 3, 4]])) * 1.001,
+        sides={"hotter_than_training": np.zeros(d)},
+    )
+    columns = survey.predict(replace(model, domain=domain), spectra, stored.arrays, stored.config)
+    outside = apart > domain.limit
+    assert outside[[1, 3, 4]].sum() == 1
+    expected = np.where(outside, "unlike_training", "")
+    expected[2] = "masked_fraction"
+    assert columns["flag"].tolist() == expected.tolist()
+    np.testing.assert_array_equal(columns["fe_h"], plain["fe_h"])
+    # float32 features, in batches of other sizes
+    np.testing.assert_allclose(columns["distance"], apart / domain.limit, rtol=1e-3, atol=1e-3)
+    side = (features[3] - features[0]).astype(float)
+    domain = replace(domain, sides={"hotter_than_training": 2 * side / (side**2).sum()})
+    flag = survey.predict(replace(model, domain=domain), spectra, stored.arrays, stored.config)["flag"]
+    assert flag[3] == "hotter_than_training"
+    assert flag[0] == ""
+
+
+def test_labels_and_domain_come_from_one_pass_through_the_tower(files, adapted, monkeypatch):
+    (adapter,) = (adapted[0] / "adapters").glob("*/lora4")
+    stored, model = load_adapter(adapter), load(files["model"])
+    d = model.config.specformer.dim
+    model = replace(model, domain=Domain(mean=np.zeros(d), whitening=np.eye(d), limit=1.0))
+    ran, run = [], inference._program
+    monkeypatch.setattr(inference, "_program", lambda *given: ran.append(given[1]) or run(*given))
+    one_batch = read(files["spectra"])[: inference.FEW_ROWS[0]]
+    columns = survey.predict(model, one_batch, stored.arrays, stored.config)
+    assert ran == ["summary_lamost"]
+    assert np.isfinite([columns["fe_h"], columns["distance"]]).all()
+
+
+def test_flagged_rows_have_no_number(files, adapted):
+    (adapter,) = (adapted[0] / "adapters").glob("*/lora4")
+    flux, _ = observed(4, seed=9)
+    mask = np.zeros(flux.shape, bool)
+    mask[1] = True  # nothing
+    mask[2, (WAVELENGTH > 4200) & (WAVELENGTH < 4700)] = True  # a third of the grid
+    spectra = Spectra(
+        wavelength=WAVELENGTH, flux=np.where(mask, 0, flux), ivar=np.where(mask, 0.0, 1.0), mask=mask,
+        id=np.array(list("abcd")), has_ivar=False,
+    )  # fmt: skip
+    stored = load_adapter(adapter)
+    columns = survey.predict(load(files["model"]), spectra, stored.arrays, stored.config)
+    assert columns["flag"].tolist() == ["", "no_coverage", "masked_fraction", ""]
+    for name in ("fe_h", "fe_h_std", "fe_h_err"):
+        np.testing.assert_array_equal(np.isfinite(columns[name]), [True, False, True, True])
+    assert columns["masked_fraction"][1] == 1
+    assert 0.2 < columns["masked_fraction"][2] < 0.5
+    nothing = survey.predict(load(files["model"]), spectra[np.array([1])], stored.arrays, stored.config)
+    assert np.isnan(nothing["fe_h"]).all()
+
+
+def test_one_bad_file_is_left_out_and_said(files, adapted, tmp_path, caplog):
+    (adapter,) = (adapted[0] / "adapters").glob("*/lora4")
+    (tmp_path / "bad.npz").write_text("no spectra")
+    options = {"model": files["model"], "adapter": adapter, "say": lambda text: None}
+    columns = survey.predict_survey(
+        **options, spectra=[tmp_path / "bad.npz", files["spectra"]], out=tmp_path / "labels.ecsv"
+    )
+    assert len(columns["id"]) == 24
+    assert [text.startswith(f"left out: {tmp_path}/bad.npz is not") for text in caplog.messages] == [True]
+    with pytest.raises(DataError, match=r"bad\.npz is not a readable"):
+        survey.predict_survey(**options, spectra=[tmp_path / "bad.npz"], out=tmp_path / "none.ecsv")
+
+
+def test_an_adapter_of_another_model_is_refused(files, adapted, tmp_path):
+    (adapter,) = (adapted[0] / "adapters").glob("*/lora4")
+    other = dataclasses.replace(load(files["model"]), stats={})
+    other.save(tmp_path / "other")
+    with pytest.raises(ModelError, match="another base model"):
+        predict({"model": tmp_path / "other"}, adapter, files["spectra"], tmp_path / "labels.ecsv")
+    assert not (tmp_path / "labels.ecsv").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"configurations": ["lora3+lora4"]}, ConfigError, "needs the Gaia XP side"),
+        ({"configurations": ["lora3"], "fwhm": 3.0}, DataError, "give --xp"),
+        ({"configurations": ["lora7"]}, ConfigError, "no configuration"),
+        ({"label": "logg"}, DataError, "no column logg"),
+        ({"config": dataclasses.replace(CONFIG, train=16)}, DataError, "18 labelled stars"),
+    ],
+)
+def test_what_cannot_be_adapted_is_one_line(files, tmp_path, options, error, message):
+    given = {"configurations": ["lora4"], "config": CONFIG} | options
+    with pytest.raises(error, match=message) as caught:
+        survey.adapt_survey(
+            **files, out=tmp_path / "run", say=lambda text: None, wavelength_medium="vacuum",
+            wavelength_unit="angstrom", **given,
+        )  # fmt: skip
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())

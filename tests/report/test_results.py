@@ -1,0 +1,155 @@
+import dataclasses
+import io
+import json
+import math
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from specjax.errors import DataError
+from specjax.report import metrics, results
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    steps: int
+    rate: float
+
+
+@pytest.fixture
+def rows():
+    rng = np.random.default_rng(0)
+    fe_h = rng.uniform(-2.5, 0.4, size=(4, 30))
+    zero, adapted = fe_h + rng.normal(0, 0.3, fe_h.shape), fe_h + rng.normal(0, 0.1, fe_h.shape)
+    return [
+        *results.table_rows("stelib", "gp-target", metrics.summarise(fe_h, zero + 0.1, fe_h=fe_h)),
+        *results.table_rows("stelib", "zero-shot-mlp2", metrics.summarise(fe_h, zero, fe_h=fe_h)),
+        *results.table_rows("stelib", "lora4", metrics.summarise(fe_h, adapted, fe_h=fe_h, reference=zero)),
+        *results.table_rows("other", "zero-shot-mlp2", metrics.summarise(fe_h, zero, fe_h=fe_h)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("lora4", "adapted"),
+        ("lora1+lora3+lora4", "adapted"),
+        ("zero-shot-mlp1", "zero-shot"),
+        ("zero-shot-spectra-mlp", "baseline"),
+        ("lora5", "baseline"),
+        ("gp-joint", "baseline"),
+    ],
+)
+def test_kind_follows_the_name(name, kind):
+    assert results.configuration_kind(name) == kind
+    assert results.table_rows("t", name, [{"subset": "all"}])[0]["kind"] == kind
+    assert results.table_rows("t", name, [{}], kind="adapted")[0]["kind"] == "adapted"
+
+
+def test_the_table_round_trips_with_all_its_digits(tmp_path, rows):
+    path = results.write_table(tmp_path / "run", rows)
+    again = results.read_table(tmp_path / "run")
+    np.testing.assert_equal(again, rows)  # equal to the last digit, NaN equal to NaN
+    on_disk = json.loads(path.read_text())
+    assert on_disk[0]["sigma_gain"] is None
+    wanted = {"target", "configuration", "subset", "n_stars", "n_seeds", "sigma", "sigma_err", "sigma_std"}
+    wanted |= {"r2", "r2_err", "r2_std", "sigma_gain", "sigma_gain_err", "bias"}
+    assert wanted <= on_disk[0].keys()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"sigma": 1}'])
+def test_a_file_that_is_no_table_is_one_line(tmp_path, text):
+    (tmp_path / "table.json").write_text(text)
+    with pytest.raises(DataError, match="table"):
+        results.read_table(tmp_path)
+    with pytest.raises(DataError, match="table"):
+        results.read_table(tmp_path / "nowhere")
+
+
+def test_config_takes_what_configurations_are_made_of(tmp_path):
+    config = {
+        "out": Path("runs/demo"),
+        "stages": (Stage(steps=10, rate=1e-3), Stage(steps=5, rate=math.nan)),
+        "seeds": np.arange(2),
+        "scale": jnp.float32(0.5),
+        "flag": np.bool_(True),
+        "none": None,
+    }
+    path = results.write_config(tmp_path, config)
+    assert json.loads(path.read_text()) == {
+        "out": "runs/demo",
+        "stages": [{"steps": 10, "rate": 1e-3}, {"steps": 5, "rate": None}],
+        "seeds": [0, 1],
+        "scale": 0.5,
+        "flag": True,
+        "none": None,
+    }
+    with pytest.raises(TypeError, match="object"):
+        results.write_config(tmp_path, {"x": object()})
+    assert json.loads(path.read_text())["scale"] == 0.5
+
+
+def printed(rows, **options):
+    stream = io.StringIO()
+    results.print_table(rows, console=Console(file=stream, **options))
+    return stream.getvalue()
+
+
+def test_the_printed_table_has_every_configuration_once_a_target(rows):
+    text = printed(rows)
+    lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
+    assert text.count("lora4") == 1
+    assert text.count("zero-shot-mlp2") == 2
+    row = next(r for r in rows if r["configuration"] == "lora4" and r["subset"] == "all")
+    assert f"{row['sigma']:.3f} ± {row['sigma_err']:.3f}" in lines["lora4"]
+    assert f"{row['sigma_gain']:+.3f} ± {row['sigma_gain_err']:.3f}" in lines["lora4"]
+    assert "nan" not in text
+    assert "…" not in text
+
+
+def test_the_best_row_is_bold_and_a_sure_gain_green(rows):
+    text = printed(rows, force_terminal=True, width=140, color_system="standard")
+    gain = next(r for r in rows if r["configuration"] == "lora4" and r["subset"] == "all")
+    assert f"\x1b[1m{gain['sigma']:.3f}" in text
+    assert f"\x1b[32m{gain['sigma_gain']:+.3f}" in text
+    loss = {**gain, "sigma_gain": -gain["sigma_gain"]}
+    assert "\x1b[31m-" in printed([loss], force_terminal=True, width=140, color_system="standard")
+
+
+def test_one_seed_prints_without_errors():
+    row = {"subset": "all", "n_seeds": 1, "n_stars": 9, "sigma": 0.1, "sigma_err": math.nan, "r2": 0.9}
+    text = printed(results.table_rows("t", "lora4", [row]))
+    assert "0.100" in text
+    assert "0.100 ±" not in text
+
+
+PREDICTIONS = {
+    "id": np.array(["HD 1", "HD 22"]),
+    "fe_h": np.array([-0.25, np.nan]),
+    "seed": np.array([0, 1]),
+    "trusted": np.array([True, False]),
+}
+
+
+def test_predictions_keep_their_units_and_types(tmp_path):
+    from astropy.table import Table
+
+    path = results.write_predictions(tmp_path / "run", PREDICTIONS)
+    table = Table.read(path)
+    assert path.name == "predictions.ecsv"
+    assert str(table["fe_h"].unit) == "dex"
+    assert [str(s) for s in table["id"]] == ["HD 1", "HD 22"]
+    np.testing.assert_array_equal(np.ma.filled(table["fe_h"], np.nan), PREDICTIONS["fe_h"])
+    assert table["trusted"].dtype == bool
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_predictions_that_do_not_fit_leave_nothing(tmp_path):
+    with pytest.raises(DataError, match="differ in length"):
+        results.write_predictions(tmp_path, {"a": np.zeros(2), "b": np.zeros(3)})
+    with pytest.raises(DataError, match="xyz"):
+        results.write_predictions(tmp_path, PREDICTIONS, suffix=".xyz")
+    assert not any(tmp_path.iterdir())
