@@ -9,7 +9,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
 from checkpoints_convert.keys import IGNORED, Row, check, table
 from checkpoints_convert.recognise import Recognised, recognise
@@ -18,6 +17,7 @@ from specjax.checkpoints import save_model, unflatten
 from specjax.checkpoints.tensor_file import sha256_of
 from specjax.config import ModelConfig, to_dict
 from specjax.errors import ModelError
+from specjax.typing import AnyArray, FloatArray
 
 # Types of weights; those of 16 bits become float32, which holds them exactly, and go back on export.
 _HALVES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
@@ -70,7 +70,7 @@ def convert(
     """
     model: Source | None = (first := open_source(source))
     config = first.config
-    arrays: dict[str, NDArray[Any]] = {}
+    arrays: dict[str, AnyArray] = {}
     sources: dict[str, Any] = {}
     with_head = open_source(head) if head is not None else None
     if first.recognised.part == "mlp2":
@@ -135,7 +135,7 @@ def describe(source: Source, sha256: str) -> dict[str, Any]:
     }
 
 
-def read_stats(path: str | Path, features: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def read_stats(path: str | Path, features: int) -> tuple[FloatArray, FloatArray]:
     """Read `mean` and `std` (features,) from a JSON file.
 
     Raises:
@@ -155,7 +155,7 @@ def read_stats(path: str | Path, features: int) -> tuple[NDArray[np.float64], ND
     return mean, std
 
 
-def _read(source: Source, rows: Sequence[Row]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def _read(source: Source, rows: Sequence[Row]) -> tuple[dict[str, AnyArray], dict[str, Any]]:
     """Read the parameters by path, views of the mapped file but for halves, and describe the source."""
     arrays = {}
     # The file is hashed while the checksums of its members are compared.

@@ -12,7 +12,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
 from checkpoints_convert.__main__ import run
 from checkpoints_convert.keys import projection_parts
@@ -21,6 +20,7 @@ from checkpoints_convert.peft_folder import export_adapter
 from checkpoints_convert.torch_writer import write_torch_file
 from specjax.config import ModelConfig, SpecFormerConfig
 from specjax.errors import ModelError
+from specjax.typing import AnyArray
 
 _DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float64": np.float64}
 
@@ -85,7 +85,7 @@ def _content(model: ModelFolder, part: str) -> dict[str, Any]:
     }
 
 
-def state_dict(model: ModelFolder, part: str) -> dict[str, NDArray[Any]]:
+def state_dict(model: ModelFolder, part: str) -> dict[str, AnyArray]:
     """Return the tensors of a part by their published names, in the types that their file had.
 
     Raises:
@@ -93,7 +93,7 @@ def state_dict(model: ModelFolder, part: str) -> dict[str, NDArray[Any]]:
     """
     source: dict[str, Any] = model.sources.get(part if part.startswith("mlp") else "model", {})
     counters, dtypes = source.get("num_batches_tracked", {}), source.get("dtypes", {})
-    state: dict[str, NDArray[Any]] = {}
+    state: dict[str, AnyArray] = {}
     for row in model.rows(part):
         if row.path not in model.leaves:
             raise ModelError(f"{model.folder} has no parameter {row.path}")

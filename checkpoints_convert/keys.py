@@ -8,12 +8,10 @@ projection of an attention is three parameters here, its `rows`. Nothing else is
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from numpy.typing import NDArray
 
 from specjax.config import LabelHeadConfig, ModelConfig, SpecFormerConfig, XPAutoencoderConfig
 from specjax.errors import ModelError
+from specjax.typing import AnyArray
 
 # Keys that parameters do not come from: the count of batches that each BatchNorm saw in training. They are
 # kept in the record of the conversion and written back on export.
@@ -35,12 +33,12 @@ class Row:
     transpose: bool = False
     rows: tuple[int, int] | None = None
 
-    def read(self, tensor: NDArray[Any]) -> NDArray[Any]:
+    def read(self, tensor: AnyArray) -> AnyArray:
         """Return the parameter, a view of the tensor."""
         piece = tensor if self.rows is None else tensor[slice(*self.rows)]
         return piece.T if self.transpose else piece
 
-    def write(self, parameter: NDArray[Any], tensor: NDArray[Any]) -> None:
+    def write(self, parameter: AnyArray, tensor: AnyArray) -> None:
         """Put the parameter into its place in the tensor; the inverse of `read`."""
         target = tensor if self.rows is None else tensor[slice(*self.rows)]
         target[...] = parameter.T if self.transpose else parameter

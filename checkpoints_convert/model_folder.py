@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from checkpoints_convert.keys import Row, table
 from specjax.checkpoints import flatten, load_adapter, load_model
 from specjax.config import ModelConfig, from_dict
 from specjax.errors import ModelError
+from specjax.typing import AnyArray
 
-Leaves = dict[str, NDArray[Any]]
+Leaves = dict[str, AnyArray]
 
 PARTS = ("lamost", "gaia_xp", "specclip", "mlp1", "mlp2")
 
@@ -135,7 +135,7 @@ class ModelFolder:
         config = replace(self.config, head=replace(self.config.head, members=1))
         return replace(self, leaves=pick_member(self.leaves, part, member), config=config)
 
-    def merged(self, factors: Mapping[str, NDArray[Any]]) -> "ModelFolder":
+    def merged(self, factors: Mapping[str, AnyArray]) -> "ModelFolder":
         """Return the model with an adapter merged: kernel + (alpha/rank) A B, other leaves replaced.
 
         Raises:

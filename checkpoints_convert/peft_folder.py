@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from checkpoints_convert.keys import Row
 from checkpoints_convert.model_folder import Leaves, ModelFolder, load_factors
@@ -22,6 +21,7 @@ from checkpoints_convert.peft_format import read_peft, scale_of, write_peft
 from specjax.checkpoints import save_adapter, unflatten
 from specjax.config import LoRAConfig
 from specjax.errors import ModelError
+from specjax.typing import AnyArray, Float32Array
 
 
 def export_adapter(
@@ -161,7 +161,7 @@ def _group(model: ModelFolder, layer: str, module: str) -> tuple[str, LoRAConfig
     return name, model.config.loras[name]
 
 
-def _plain(factor: NDArray[Any] | None, module: str) -> NDArray[np.float32]:
+def _plain(factor: AnyArray | None, module: str) -> Float32Array:
     if factor is None or factor.ndim != 2 or not min(factor.shape) >= 1:
         raise ModelError(f"the adapter of {module} lacks a factor, or it is no matrix")
     if factor.dtype.kind != "f" and str(factor.dtype) != "bfloat16":
@@ -174,8 +174,8 @@ def _fitted(
     model: ModelFolder,
     layer: str,
     group: LoRAConfig,
-    down: NDArray[np.float32],
-    up: NDArray[np.float32],
+    down: Float32Array,
+    up: Float32Array,
     scale: float,
 ) -> Leaves:
     """Bring factors (in, r) and (r, out) to the group's rank and scale."""

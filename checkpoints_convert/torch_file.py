@@ -12,11 +12,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
 from checkpoints_convert.archive import Archive
 from checkpoints_convert.unpickle import Constructors, Global, Opaque, unpickle
 from specjax.errors import ModelError
+from specjax.typing import AnyArray
 
 # torch's name of a type -> NumPy's, and the class that stored it before storages were untyped.
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -89,7 +89,7 @@ class StoredTensor:
         """Bytes of the tensor by itself."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def array(self) -> NDArray[Any]:
+    def array(self) -> AnyArray:
         """Return a read-only view of the file.
 
         Raises:
@@ -100,7 +100,7 @@ class StoredTensor:
         if not math.prod(self.shape):
             return np.zeros(self.shape, self.dtype)
         stored = self.dtype.newbyteorder(">") if _is_big_endian(self.storage.archive) else self.dtype
-        array: NDArray[Any] = np.ndarray(
+        array: AnyArray = np.ndarray(
             self.shape, stored, data, self.offset * item, tuple(stride * item for stride in self.strides)
         )
         array = array if stored == self.dtype else array.astype(self.dtype)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from checkpoints_convert.torch_file import STORAGES
 from specjax.atomic import atomic_file
 from specjax.errors import ModelError
+from specjax.typing import AnyArray
 
 _CLASSES = {dtype: storage for storage, dtype in STORAGES.items()}
 _ALIGNMENT = 64
@@ -51,7 +51,7 @@ class _Pickled:
     """The pickle (protocol 2) of a content, and its arrays in the order of their storages."""
 
     def __init__(self, content: Any) -> None:
-        self.arrays: list[NDArray[Any]] = []
+        self.arrays: list[AnyArray] = []
         self.parts: list[bytes] = [b"\x80\x02"]
         self.put(content)
         self.data = b"".join([*self.parts, b"."])
@@ -84,7 +84,7 @@ class _Pickled:
             self.put(item)
         self.parts.append(b"u")
 
-    def tensor(self, value: NDArray[Any]) -> None:
+    def tensor(self, value: AnyArray) -> None:
         """Write torch._utils._rebuild_tensor_v2(storage, 0, shape, strides, False, OrderedDict())."""
         if str(value.dtype) not in _CLASSES:
             raise ModelError(f"a PyTorch file cannot hold {value.dtype}")

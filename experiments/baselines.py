@@ -23,7 +23,8 @@ from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.ndimage import gaussian_filter1d, uniform_filter1d
 from scipy.optimize import minimize
 
-Values = NDArray[np.float64]
+from specjax.typing import FloatArray
+
 Indices = NDArray[np.int_]
 
 COMPONENTS = (10, 20, 40)
@@ -42,7 +43,7 @@ def run_baselines(
     *,
     zero_shot: ArrayLike | None = None,
     jobs: int = 1,
-) -> dict[str, Values]:
+) -> dict[str, FloatArray]:
     """Predict every seed's test stars with every baseline.
 
     Args:
@@ -79,7 +80,9 @@ def run_baselines(
     return {name: np.stack(predicted) for name, predicted in results.items()}
 
 
-def _without_source(flux: Values, labels: Values, others: Values) -> tuple[Values, Values]:
+def _without_source(
+    flux: FloatArray, labels: FloatArray, others: FloatArray
+) -> tuple[FloatArray, FloatArray]:
     """Predict others by kernel ridge and by a Gaussian process, each from (a, p) target stars alone."""
     from threadpoolctl import threadpool_limits
 
@@ -87,13 +90,13 @@ def _without_source(flux: Values, labels: Values, others: Values) -> tuple[Value
         return kernel_ridge(flux, labels, others), target_gaussian_process(flux, labels, others)
 
 
-def recalibrate(predicted: Values, labels: Values, others: Values) -> Values:
+def recalibrate(predicted: FloatArray, labels: FloatArray, others: FloatArray) -> FloatArray:
     """Put (b,) other predictions through the least-squares line from (a,) predictions to their labels."""
     slope, intercept = np.polyfit(predicted, labels, 1)
     return slope * others + intercept
 
 
-def kernel_ridge(flux: Values, labels: Values, others: Values) -> Values:
+def kernel_ridge(flux: FloatArray, labels: FloatArray, others: FloatArray) -> FloatArray:
     """Predict (b,) labels of other spectra (b, p) by kernel ridge regression on (a, p) and (a,) of them.
 
     scikit-learn's, on 20 principal components; high-pass, kernel width and ridge by 5-fold cross-validation.
@@ -115,7 +118,7 @@ def kernel_ridge(flux: Values, labels: Values, others: Values) -> Values:
     return prediction
 
 
-def target_gaussian_process(flux: Values, labels: Values, others: Values) -> Values:
+def target_gaussian_process(flux: FloatArray, labels: FloatArray, others: FloatArray) -> FloatArray:
     """Predict (b,) labels of other spectra (b, p) by a Gaussian process on (a, p) spectra and (a,) labels.
 
     Smoothing and high-pass, number and weight of components, length scale, linear part and noise are those of
@@ -164,7 +167,7 @@ class JointGaussianProcess:
         self._basis = cache(self._make_basis)
         self._prior = cache(self._make_prior)
 
-    def fit_predict(self, train: Indices, labels: Values, test: Indices) -> Values:
+    def fit_predict(self, train: Indices, labels: FloatArray, test: Indices) -> FloatArray:
         """Predict the (b,) labels of target stars ``test`` from the (a,) labels of target stars ``train``."""
         width = self.match_width(train)
         evidences, predictions = [], []
@@ -189,12 +192,12 @@ class JointGaussianProcess:
 
         return min(WIDTHS, key=misfit)
 
-    def _make_sample_basis(self, width: float) -> tuple[Values, Values, Values]:
+    def _make_sample_basis(self, width: float) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Components of 200 of the smoothed source spectra, which are enough to tell widths apart."""
         chosen = np.random.default_rng(0).permutation(len(self.source))[:200]
         return _components(prepare(self.source[chosen], width, 60.0), 30)
 
-    def _make_basis(self, width: float, highpass: float) -> tuple[Values, Values, Values]:
+    def _make_basis(self, width: float, highpass: float) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Mean, axes and scales of the 30 first components of the smoothed source."""
         return _components(prepare(self.source, width, highpass), 30)
 
@@ -223,31 +226,31 @@ class JointGaussianProcess:
 class _Prior(NamedTuple):
     """What the source says about the n target stars, and the kernels of how the target may differ."""
 
-    mean: Values  # (n,)
-    covariance: Values  # (n, n)
-    rbf: Values  # (n, n)
-    linear: Values  # (n, n)
+    mean: FloatArray  # (n,)
+    covariance: FloatArray  # (n, n)
+    rbf: FloatArray  # (n, n)
+    linear: FloatArray  # (n, n)
 
 
 class _Kernel(NamedTuple):
     """Squared distances and inner products between two sets of stars."""
 
-    distance: Values
-    product: Values
+    distance: FloatArray
+    product: FloatArray
 
     @classmethod
-    def between(cls, a: Values, b: Values) -> "_Kernel":
+    def between(cls, a: FloatArray, b: FloatArray) -> "_Kernel":
         product = a @ b.T
         squares = np.sum(a**2, axis=1)[:, None] + np.sum(b**2, axis=1)
         return cls(np.maximum(squares - 2.0 * product, 0.0), product)
 
-    def mix(self, length: float, linear: float, own: "_Kernel") -> Values:
+    def mix(self, length: float, linear: float, own: "_Kernel") -> FloatArray:
         """RBF of that squared length plus linear kernel of that weight, in the training set's units."""
         rbf = np.exp(-0.5 * self.distance / (length * np.median(own.distance)))
         return rbf + linear * self.product * (len(own.product) / np.trace(own.product))
 
 
-def prepare(flux: Values, smooth: float, highpass: float) -> Values:
+def prepare(flux: FloatArray, smooth: float, highpass: float) -> FloatArray:
     """Smooth (n, p) spectra by a Gaussian of that sigma in pixels, divide by a wider one; 0 is neither."""
     smoothed = gaussian_filter1d(flux, smooth, axis=1) if smooth else flux
     if not highpass:
@@ -260,7 +263,7 @@ def prepare(flux: Values, smooth: float, highpass: float) -> Values:
     return smoothed / wide
 
 
-def _components(spectra: Values, number: int) -> tuple[Values, Values, Values]:
+def _components(spectra: FloatArray, number: int) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Mean (p,), axes (k, p) and standard deviations (k,) of the first principal components of (n, p)."""
     mean = spectra.mean(axis=0)
     centered = spectra - mean
@@ -271,7 +274,7 @@ def _components(spectra: Values, number: int) -> tuple[Values, Values, Values]:
     return mean, (centered.T @ vectors[:, order] / norms).T, norms / np.sqrt(len(spectra))
 
 
-def _evidence(kernel: Values, residual: Values) -> tuple[float, float]:
+def _evidence(kernel: FloatArray, residual: FloatArray) -> tuple[float, float]:
     """Log marginal likelihood at the best noise (relative to the amplitude) and amplitude, and that noise."""
     values, vectors = np.linalg.eigh(kernel)
     projected, noises = (vectors.T @ residual) ** 2, np.geomspace(1e-4, 1.0, 12)
@@ -281,7 +284,9 @@ def _evidence(kernel: Values, residual: Values) -> tuple[float, float]:
     return float(evidence.max()), float(noises[evidence.argmax()])
 
 
-def _source_hyperparameters(kernel: _Kernel, residual: Values, most: int = 200) -> tuple[float, float, float]:
+def _source_hyperparameters(
+    kernel: _Kernel, residual: FloatArray, most: int = 200
+) -> tuple[float, float, float]:
     """Length, linear weight and relative noise by marginal likelihood, on at most ``most`` of the stars."""
     chosen = np.random.default_rng(0).permutation(len(residual))[:most]
     small = _Kernel(*(k[np.ix_(chosen, chosen)] for k in kernel))
@@ -299,10 +304,10 @@ def _source_hyperparameters(kernel: _Kernel, residual: Values, most: int = 200) 
     return float(length), float(linear), float(noise + 1e-6)
 
 
-def _discrepancy(prior: _Prior, train: Indices, labels: Values) -> tuple[float, Values, float]:
+def _discrepancy(prior: _Prior, train: Indices, labels: FloatArray) -> tuple[float, FloatArray, float]:
     """Best amplitude of g and noise variance (dex^2): evidence, covariance of all target stars, noise."""
     residual, noises = labels - prior.mean[train], np.square([0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4])
-    best: tuple[float, Values, float] = (-np.inf, prior.covariance, 0.0)
+    best: tuple[float, FloatArray, float] = (-np.inf, prior.covariance, 0.0)
     for rbf in (0.0, 0.01, 0.03, 0.1, 0.3, 1.0):
         for linear in (0.0, 0.03, 0.3):
             # The offset between the surveys' zero points is 0.3 dex or less beforehand.

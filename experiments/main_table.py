@@ -12,7 +12,6 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from experiments.stelib import NAMES, label_floor, make_targets
 from specjax import load
@@ -20,11 +19,12 @@ from specjax.adapt.adaptation import AdaptConfig
 from specjax.adapt.configuration import CONFIGURATIONS
 from specjax.adapt.study import run_study
 from specjax.adapt.target import Splits, Target
-from specjax.cache import use_compilation_cache
+from specjax.cache import cache_folder, use_compilation_cache
 from specjax.prepare.pool import core_count
 from specjax.pretrain import corpus
 from specjax.report.results import Row, print_table
-from specjax.services.stellar_libraries import cache_folder, fetch_stellar_libraries
+from specjax.services.stellar_libraries import fetch_stellar_libraries
+from specjax.typing import FloatArray, IntArray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Baselines:
         """Build the source corpus once for all targets."""
         self.source, self.fill = corpus.build(libraries)
 
-    def __call__(self, target: Target, splits: Splits) -> dict[str, NDArray[np.float64]]:
+    def __call__(self, target: Target, splits: Splits) -> dict[str, FloatArray]:
         """Return predictions (S, n) by baseline; NaN for stars that a seed does not test."""
         from experiments.baselines import run_baselines
         from experiments.spectrum_mlp import zero_shot
@@ -106,7 +106,7 @@ class Baselines:
         return full
 
 
-def _spread(predicted: NDArray[np.float64], rows: NDArray[np.int64], n: int) -> NDArray[np.float64]:
+def _spread(predicted: FloatArray, rows: IntArray, n: int) -> FloatArray:
     whole = np.full((len(rows), n), np.nan)
     np.put_along_axis(whole, rows, predicted, axis=1)
     return whole

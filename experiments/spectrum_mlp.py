@@ -13,7 +13,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
 
 from specjax.checkpoints import load_model, save_model
 from specjax.errors import ModelError
@@ -24,6 +23,7 @@ from specjax.pretrain.corpus import Pairs
 from specjax.pretrain.loop import StageConfig, run_stage
 from specjax.pretrain.recipe import PretrainConfig
 from specjax.report.results import plain
+from specjax.typing import AnyArray, FloatArray
 
 STAGE = StageConfig(steps=3000, batch=128, learning_rate=1e-3, chunk=1000)
 # Smoothed to a FWHM of up to 31 A: low resolutions without making renditions, and on validation stars better.
@@ -45,7 +45,7 @@ class SpectrumMlp(nn.Module):
         return nn.Dense(3)(x)
 
 
-def zero_shot(corpus: Pairs, flux: NDArray[Any], cache: Path, say: Any = print) -> NDArray[np.float64]:
+def zero_shot(corpus: Pairs, flux: AnyArray, cache: Path, say: Any = print) -> FloatArray:
     """Predict [Fe/H] (n,) of target spectra (n, 1462), training first where the cache has no weights."""
     data, _, scaler = make_data(corpus, PretrainConfig())
     network = SpectrumMlp()

@@ -21,6 +21,7 @@ from specjax.errors import DataError
 from specjax.preprocess import to_lamost
 from specjax.spectra import Spectra
 from specjax.surveys.io.sniff import stem
+from specjax.typing import BoolArray, IntArray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def main(config: Config) -> dict[str, float]:
     return rates
 
 
-def find_stars(spectra: Spectra, visits: Table) -> NDArray[np.int64]:
+def find_stars(spectra: Spectra, visits: Table) -> IntArray:
     """Return (n,) numbers of the stars of the spectra, -1 where the table does not have them.
 
     Raises:
@@ -75,7 +76,7 @@ def find_stars(spectra: Spectra, visits: Table) -> NDArray[np.int64]:
     return star
 
 
-def nearest_is_partner(vectors: NDArray[np.floating], star: NDArray[np.int64]) -> NDArray[np.bool_]:
+def nearest_is_partner(vectors: NDArray[np.floating], star: IntArray) -> BoolArray:
     """Return (n,) whether the nearest other of (n, d) vectors, by angle, is of the same star."""
     unit = vectors - vectors.mean(axis=0)
     unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)

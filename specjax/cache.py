@@ -1,13 +1,22 @@
-"""What a program does once before it uses JAX."""
+"""The user's cache folder: downloads, compiled programs and features of the frozen backbone."""
 
-from specjax.services.stellar_libraries import cache_folder
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Return $SPECJAX_CACHE, or `specjax` in the platform's cache folder of the user."""
+    if chosen := os.environ.get("SPECJAX_CACHE"):
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return platformdirs.user_cache_path("specjax", appauthor=False, opinion=False)
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache folder, so that a second run starts without compiling.
+    """Keep compiled programs in the cache folder, so that a second run starts without compiling.
 
-    The folder is `jax` under $SPECJAX_CACHE or the platform's user cache; where it is not writable, nothing
-    is kept.
+    They are in its subfolder `jax`; where that is not writable, nothing is kept.
     """
     import jax
 
@@ -17,5 +26,5 @@ def use_compilation_cache() -> None:
     except OSError:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    # The default keeps only what took a second; our programs are many and small.
+    # The default keeps only what took a second to compile; these programs are many and small.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

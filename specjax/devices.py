@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from numpy.typing import NDArray
 
 from specjax.config import ModelConfig
+from specjax.typing import AnyArray
 
 AXIS = "batch"
 ROWS = 64  # spectra at a time on a device that does not say how much memory it has, such as a CPU
@@ -133,6 +133,6 @@ def activation_bytes(config: ModelConfig, bytes_each: int = 4) -> int:
     return tower.num_tokens * (residual + layer + weights)
 
 
-def padded_rows(array: NDArray[Any], size: int) -> NDArray[Any]:
+def padded_rows(array: AnyArray, size: int) -> AnyArray:
     """Return the array (n, ...) with rows of zeros up to `size`."""
     return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1))

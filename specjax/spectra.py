@@ -7,12 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from specjax.errors import DataError
-
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
+from specjax.typing import AnyArray, BoolArray, FloatArray, IntArray, StrArray
 
 LAMOST_WAVELENGTH: FloatArray = np.power(10.0, 3.602 + 1e-4 * np.arange(1462, dtype=np.float64))
 """(1462,) vacuum Angstrom: the grid of the LAMOST tower, 4000 to 5599 A."""
@@ -51,8 +49,8 @@ class Spectra:
     flux: FloatArray
     ivar: FloatArray
     mask: BoolArray
-    id: NDArray[np.str_]
-    meta: dict[str, NDArray[Any]] = field(default_factory=dict)
+    id: StrArray
+    meta: dict[str, AnyArray] = field(default_factory=dict)
     medium: str = "vacuum"
     survey: str = ""
     has_ivar: bool = True
@@ -75,7 +73,7 @@ class Spectra:
         flux: ArrayLike,
         ivar: ArrayLike | None = None,
         mask: ArrayLike | None = None,
-        id: Sequence[str] | NDArray[Any] | None = None,
+        id: Sequence[str] | AnyArray | None = None,
         *,
         meta: Mapping[str, ArrayLike] | None = None,
         medium: str = "vacuum",
@@ -159,7 +157,7 @@ class Spectra:
         """(n, p) True where a pixel may be used: not masked and with information."""
         return ~self.mask & (self.ivar > 0)
 
-    def select(self, ids: Sequence[str] | NDArray[np.str_]) -> Spectra:
+    def select(self, ids: Sequence[str] | StrArray) -> Spectra:
         """The spectra with these ids, in this order; DataError for an id that is absent or not unique."""
         position: dict[str, int] = {}
         for row, name in enumerate(self.id.tolist()):
@@ -272,7 +270,7 @@ def _in_angstrom(grid: FloatArray, unit: str | None) -> FloatArray:
     return grid
 
 
-def _gaps(grid: FloatArray, used: BoolArray) -> NDArray[np.int64]:
+def _gaps(grid: FloatArray, used: BoolArray) -> IntArray:
     """Indices of pixels followed by a step over five times both beside it, unless both ends are unused."""
     step = np.diff(grid)
     if step.size < 10 or not (step > 0).all():
@@ -281,9 +279,7 @@ def _gaps(grid: FloatArray, used: BoolArray) -> NDArray[np.int64]:
     return np.flatnonzero(wide & (used[1:-2] | used[2:-1])) + 1
 
 
-def _span(
-    grid: FloatArray, gaps: NDArray[np.int64], *arrays: NDArray[Any]
-) -> tuple[FloatArray, list[NDArray[Any]]]:
+def _span(grid: FloatArray, gaps: IntArray, *arrays: AnyArray) -> tuple[FloatArray, list[AnyArray]]:
     """The grid with two pixels more in each gap, and (n, p) arrays with zero (no information) there."""
     first, second = 2 * grid[gaps] - grid[gaps - 1], 2 * grid[gaps + 1] - grid[gaps + 2]
     at = np.repeat(gaps + 1, 2)
@@ -344,7 +340,7 @@ def _check_wavelength(grid: FloatArray) -> None:
         raise DataError("wavelengths are not increasing; Spectra.build sorts them")
 
 
-def _pad(array: NDArray[Any], width: int, value: float | bool) -> NDArray[Any]:
+def _pad(array: AnyArray, width: int, value: float | bool) -> AnyArray:
     return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=value)
 
 

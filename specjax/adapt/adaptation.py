@@ -15,12 +15,10 @@ of the towers are shrunk, with "not at all" among the choices. Validation and te
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
 
 from specjax.adapt import programs
 from specjax.adapt.configuration import parse_configuration
@@ -32,9 +30,7 @@ from specjax.errors import ConfigError, ModelError
 from specjax.foundation import Foundation
 from specjax.foundation.inference import Summary
 from specjax.train.optimizer import GroupSchedule
-
-Tree = Any
-FloatArray = NDArray[np.float64]
+from specjax.typing import AnyArray, FloatArray, Tree
 
 KINDS = {"mlp1": "mean", "mlp2": "projected"}  # what a head reads
 
@@ -181,9 +177,9 @@ def predict_with(
     configuration: str,
     adapters: Tree,
     label: str,
-    flux: NDArray[Any],
-    ivar: NDArray[Any] | None,
-    mask: NDArray[Any] | None,
+    flux: AnyArray,
+    ivar: AnyArray | None,
+    mask: AnyArray | None,
     summary: Summary | None = None,
 ) -> FloatArray:
     """Predict a label (S, n) of spectra on the LAMOST grid with the factors (S, ...) of a configuration.

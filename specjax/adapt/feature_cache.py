@@ -39,7 +39,7 @@ def remembered(make: Callable[[], Summary], model: Foundation, flux: Any, valid:
     limit = _limit()
     if not limit:
         return make()
-    from specjax.services.stellar_libraries import cache_folder
+    from specjax.cache import cache_folder
 
     path = cache_folder() / "features" / f"{_key(model, flux, valid)}.npz"
     if (known := _read(path)) is not None:

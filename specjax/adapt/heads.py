@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
 
 from specjax.adapt import programs
 from specjax.adapt.selection import Candidates, fold_of, left_out_of
@@ -16,9 +15,7 @@ from specjax.foundation import Foundation
 from specjax.foundation.inference import NEUTRAL_STATS
 from specjax.train.loop import fit
 from specjax.train.optimizer import GroupSchedule
-
-Tree = Any
-FloatArray = NDArray[np.float64]
+from specjax.typing import FloatArray, Tree
 
 GROUPS = {"mlp1": "lora2", "mlp2": "lora4"}  # which factors adapt a head
 DENSITY_WIDTH = 0.25  # of the Gaussian by which training stars are counted, in standardised labels

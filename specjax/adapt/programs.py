@@ -22,8 +22,7 @@ from specjax.train import losses
 from specjax.train.loop import Loss
 from specjax.train.micro_batches import summed
 from specjax.train.optimizer import GroupSchedule, make_optimizer
-
-Tree = Any
+from specjax.typing import Tree
 
 
 @jax.jit

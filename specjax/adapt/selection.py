@@ -2,17 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
 
 from specjax.adapt.programs import scaled
-
-Tree = Any
-FloatArray = NDArray[np.float64]
+from specjax.typing import FloatArray, IntArray, Tree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,12 +37,12 @@ class Choice:
     predictions: FloatArray
 
 
-def fold_of(count: int, folds: int) -> NDArray[np.int64]:
+def fold_of(count: int, folds: int) -> IntArray:
     """Return the fold of each of `count` training stars, which are in random order already."""
     return np.arange(count) % folds
 
 
-def left_out_of(count: int, folds: int) -> NDArray[np.int64]:
+def left_out_of(count: int, folds: int) -> IntArray:
     """Return the stars of each fold, (folds, b): star s is at [s % folds, s // folds].
 
     Places that no star has, where folds differ in size, hold the last star.
@@ -95,7 +91,7 @@ def choose(
     )
 
 
-def _picked_factors(candidates: Sequence[Candidates], pick: NDArray[np.int64]) -> Tree:
+def _picked_factors(candidates: Sequence[Candidates], pick: IntArray) -> Tree:
     first = candidates[0]
     if not first.factors:
         return {}

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 from astropy.table import Table
-from numpy.typing import NDArray
 
 from specjax.adapt.target import Splits, Target
 from specjax.errors import ConfigError, DataError
-from specjax.spectra import BoolArray
 from specjax.surveys.io.tables import floats, id_texts, read_table, write_table
+from specjax.typing import BoolArray, FloatArray, IntArray, StrArray
 
 TRAIN, VALIDATE, TEST, UNLABELLED = "train", "validate", "test", "unlabelled"
 
@@ -70,23 +69,23 @@ class Roles:
       role: (n, S) "train", "validate", "test", "unlabelled" or "".
     """
 
-    id: NDArray[np.str_]
-    role: NDArray[np.str_]
+    id: StrArray
+    role: StrArray
 
     @property
     def seeds(self) -> int:
         """How many splits there are."""
         return self.role.shape[1]
 
-    def labelled(self, ids: Sequence[str] | NDArray[np.str_]) -> BoolArray:
+    def labelled(self, ids: Sequence[str] | StrArray) -> BoolArray:
         """(m,) whether spectra of these ids train, validate or are tested on in any split."""
         chosen = self.id[np.isin(self.role, (TRAIN, VALIDATE, TEST)).any(axis=1)]
         return np.isin(np.asarray(ids), chosen)
 
 
 def draw_roles(
-    labelled: BoolArray, spare: BoolArray, config: SplitConfig, values: NDArray[np.float64] | None = None
-) -> NDArray[np.str_]:
+    labelled: BoolArray, spare: BoolArray, config: SplitConfig, values: FloatArray | None = None
+) -> StrArray:
     """Draw the part of each of n spectra in each split.
 
     The split of a seed depends on neither the number of seeds nor the unlabelled ones.
@@ -224,7 +223,7 @@ def apply_roles(roles: Roles, target: Target) -> tuple[Target, Splits]:
     return replace(target, unlabelled=target.unlabelled[kept]), Splits(**parts)
 
 
-def _evenly(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
+def _evenly(values: FloatArray, rng: np.random.Generator) -> IntArray:
     """An order of the rows of which any stretch has stars of all strata of `values` in equal shares.
 
     Stars are sorted and cut into strata of one size, shuffled within each, and dealt out like cards.
@@ -236,7 +235,7 @@ def _evenly(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np
     return np.argsort(place, kind="stable")
 
 
-def _texts(table: Table, name: str) -> NDArray[np.str_]:
+def _texts(table: Table, name: str) -> StrArray:
     """A column of texts; all "" where the table does not have it."""
     return id_texts(table[name]) if name in table.colnames else np.full(len(table), "")
 

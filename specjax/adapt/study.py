@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from numpy.typing import NDArray
 
 from specjax.adapt.adaptation import Adaptation, AdaptConfig, Adapter
 from specjax.adapt.configuration import CONFIGURATIONS, zero_shot_of
@@ -22,8 +21,7 @@ from specjax.errors import ModelError
 from specjax.foundation import Foundation
 from specjax.progress import Say
 from specjax.report import metrics, plots, results
-
-FloatArray = NDArray[np.float64]
+from specjax.typing import FloatArray, IntArray
 
 # (target, splits) -> {baseline: predictions (S, n)}
 Baselines = Callable[[Target, Splits], Mapping[str, FloatArray]]
@@ -113,7 +111,7 @@ def _with_zero_shot(configurations: Sequence[str]) -> list[str]:
     return [name for name in dict.fromkeys([*needed, *wanted])] if set(needed) - set(wanted) else wanted
 
 
-def _taken(values: FloatArray, rows: NDArray[np.int64]) -> FloatArray:
+def _taken(values: FloatArray, rows: IntArray) -> FloatArray:
     return np.take_along_axis(np.broadcast_to(values, (len(rows), values.shape[-1])), rows, axis=1)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from specjax.adapt.adaptation import AdaptConfig, predict_with
 from specjax.adapt.configuration import parse_configuration
@@ -24,6 +23,7 @@ from specjax.spectra import Spectra
 from specjax.surveys import read, read_xp
 from specjax.surveys.io.many import read_each
 from specjax.surveys.io.tables import join_labels, read_labels, write_table
+from specjax.typing import AnyArray, FloatArray
 
 _ROWS_AT_ONCE = 8192  # of a prepared file, which may be larger than memory
 
@@ -120,7 +120,7 @@ def predict_survey(
     foundation = load(model)
     stored = load_adapter(adapter, base=foundation.digest)
 
-    def predict_file(path: Path) -> dict[str, NDArray[Any]]:
+    def predict_file(path: Path) -> dict[str, AnyArray]:
         observed = read(path, survey, wavelength_medium=wavelength_medium, wavelength_unit=wavelength_unit)
         say(f"{path}: {len(observed)} spectra")
         return predict(foundation, observed, stored.arrays, stored.config)
@@ -139,7 +139,7 @@ def predict_survey(
 
 def predict(
     model: Foundation, spectra: Spectra, adapter: Mapping[str, Any], config: Mapping[str, Any]
-) -> dict[str, NDArray[Any]]:
+) -> dict[str, AnyArray]:
     """Predict with every seed's factors of an adapter; returns the columns of a table.
 
     They are id; LABEL, the mean over seeds; LABEL_std, the spread over seeds; LABEL_err, that spread and the
@@ -159,7 +159,7 @@ def predict(
 
 def _predict_block(
     model: Foundation, spectra: Spectra, adapter: Mapping[str, Any], config: Mapping[str, Any]
-) -> dict[str, NDArray[Any]]:
+) -> dict[str, AnyArray]:
     """Predict spectra that are taken into memory together, as `predict`."""
     lamost = _as_adapted(spectra, config)
     usable = np.isin(lamost.meta["flag"], ("", "masked_fraction"))
@@ -212,7 +212,7 @@ def describe_target(target: Target, say: Say) -> None:
     )
 
 
-def _joined_labels(observed: Spectra, labels: Path, label: str) -> dict[str, NDArray[np.float64]]:
+def _joined_labels(observed: Spectra, labels: Path, label: str) -> dict[str, FloatArray]:
     """The label and, where the table has it, fe_h, in the order of the spectra; NaN where unknown."""
     columns = [label]
     if label != "fe_h" and "fe_h" in read_labels(labels).colnames:

@@ -8,12 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
-
-IntArray = NDArray[np.int64]
+from specjax.typing import AnyArray, BoolArray, FloatArray, IntArray, StrArray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,12 +26,12 @@ class Grid:
         xp_flux, xp_valid: (n, 343) or None.
     """
 
-    flux: NDArray[np.float64]
-    ivar: NDArray[np.float64] | None
-    mask: NDArray[np.bool_]
-    id: NDArray[np.str_]
-    xp_flux: NDArray[np.float64] | None = None
-    xp_valid: NDArray[np.bool_] | None = None
+    flux: FloatArray
+    ivar: FloatArray | None
+    mask: BoolArray
+    id: StrArray
+    xp_flux: FloatArray | None = None
+    xp_valid: BoolArray | None = None
 
     @classmethod
     def of(cls, lamost: Spectra, xp: Spectra | None = None) -> "Grid":
@@ -50,7 +48,7 @@ class Grid:
     def __len__(self) -> int:
         return len(self.id)
 
-    def __getitem__(self, rows: NDArray[Any]) -> "Grid":
+    def __getitem__(self, rows: AnyArray) -> "Grid":
         parts: dict[str, Any] = {
             name: None if value is None else value[rows] for name, value in self.__dict__.items()
         }
@@ -75,10 +73,10 @@ class Target:
 
     name: str
     labelled: Grid
-    truth: NDArray[np.float64]
+    truth: FloatArray
     label: str
     unlabelled: Grid
-    fe_h: NDArray[np.float64]
+    fe_h: FloatArray
     refused: dict[str, str] = field(default_factory=dict)
     fwhm: float | None = None
     preparation: Mapping[str, Any] = field(default_factory=dict)
@@ -87,11 +85,11 @@ class Target:
 def make_target(
     name: str,
     lamost: Spectra,
-    truth: NDArray[np.float64],
+    truth: FloatArray,
     *,
     label: str,
-    fe_h: NDArray[np.float64] | None = None,
-    usable: NDArray[np.bool_] | None = None,
+    fe_h: FloatArray | None = None,
+    usable: BoolArray | None = None,
     xp: Spectra | None = None,
     fwhm: float | None = None,
 ) -> Target:

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
 
 from specjax import lora
 from specjax.adapt import programs
@@ -21,12 +20,10 @@ from specjax.config import LORA_GROUPS
 from specjax.devices import padded_rows, rows_that_fit, rows_to_train
 from specjax.errors import DataError
 from specjax.foundation import Foundation
-from specjax.foundation.inference import FloatArray, Summary
+from specjax.foundation.inference import Summary
 from specjax.train.loop import fit
 from specjax.train.optimizer import GroupSchedule
-
-Tree = Any
-BoolArray = NDArray[np.bool_]
+from specjax.typing import BoolArray, Float32Array, Tree
 
 NOTHING = {"none": np.zeros(1)}  # the factors of one seed, where there are none
 
@@ -130,7 +127,7 @@ class Towers:
         return jax.tree.map(lambda leaf: leaf[:, -1], result.snapshots)
 
     @functools.cached_property
-    def _unlabelled(self) -> tuple[FloatArray, BoolArray]:
+    def _unlabelled(self) -> tuple[Float32Array, BoolArray]:
         if len(self.target.unlabelled) < 2:
             raise DataError(
                 f"{self.target.name}: LoRA1 and LoRA3 need unlabelled spectra, and there are none"
@@ -138,7 +135,7 @@ class Towers:
         return _prepared(self.model, self.target.unlabelled)
 
     @functools.cached_property
-    def _xp_projected(self) -> FloatArray:
+    def _xp_projected(self) -> Float32Array:
         grid = self.target.unlabelled
         if grid.xp_flux is None or grid.xp_valid is None or not grid.xp_valid.any():
             raise DataError(f"{self.target.name}: LoRA3 needs Gaia XP spectra of the unlabelled stars")
@@ -157,7 +154,7 @@ class Towers:
     def _shrunk(self, factors: Tree, scale: float) -> Tree:
         return programs.scaled(factors, jnp.full(len(self.keys), scale)) if factors else {}
 
-    def _summarise(self, factors: Tree, flux: FloatArray, valid: BoolArray) -> Summary:
+    def _summarise(self, factors: Tree, flux: Float32Array, valid: BoolArray) -> Summary:
         """Run the backbone with each seed's LoRA1, or take what an earlier run made without it.
 
         Leaves are (S, n, ...), or (1, n, ...) without factors.
@@ -165,7 +162,7 @@ class Towers:
         run = functools.partial(self._run_backbone, factors, flux, valid)
         return run() if factors else remembered(run, self.model, flux, valid)
 
-    def _run_backbone(self, factors: Tree, flux: FloatArray, valid: BoolArray) -> Summary:
+    def _run_backbone(self, factors: Tree, flux: Float32Array, valid: BoolArray) -> Summary:
         config, dtype = self.model.config, self.model.dtype
         program = programs.summary_program(config, bool(factors), dtype)
         frozen, seeds = {"lamost": self.model.params["lamost"]}, len(self.keys) if factors else 1
@@ -188,7 +185,7 @@ class Towers:
         return program(frozen, factors or {"none": np.zeros(len(mixed))}, mixed)
 
 
-def _prepared(model: Foundation, grid: Grid) -> tuple[FloatArray, BoolArray]:
+def _prepared(model: Foundation, grid: Grid) -> tuple[Float32Array, BoolArray]:
     return model.prepare(grid.flux, "lamost", ivar=grid.ivar, mask=grid.mask)
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from astropy.table import Table
-from numpy.typing import NDArray
 
 from specjax.catalogues.generic import best_of_each
 from specjax.errors import ConfigError, DataError
 from specjax.surveys.io.fits import open_fits
 from specjax.surveys.io.tables import UNITS
+from specjax.typing import AnyArray, BoolArray
 
 _WHAT = "an APOGEE allStar catalogue"
 
@@ -23,7 +22,7 @@ LABELS = {"teff": "TEFF", "logg": "LOGG", "fe_h": "FE_H", "alpha_m": "ALPHA_M"}
 M_H_BAD, STAR_BAD = 1 << 19, 1 << 23
 """Bits of ASPCAPFLAG: metallicity at or near a grid edge, and any other reason to distrust the star."""
 
-CUTS: dict[str, Callable[[Mapping[str, NDArray[Any]]], NDArray[np.bool_]]] = {
+CUTS: dict[str, Callable[[Mapping[str, AnyArray]], BoolArray]] = {
     "starflag": lambda row: row["STARFLAG"] == 0,
     "m_h": lambda row: (row["ASPCAPFLAG"] & M_H_BAD) == 0,
     "star": lambda row: (row["ASPCAPFLAG"] & STAR_BAD) == 0,
@@ -80,7 +79,7 @@ def read_labels(
     return _table({name: values[rows[best]] for name, values in row.items()}, labels, meta)
 
 
-def _columns(path: Path, cuts: Sequence[str], labels: Sequence[str]) -> dict[str, NDArray[Any]]:
+def _columns(path: Path, cuts: Sequence[str], labels: Sequence[str]) -> dict[str, AnyArray]:
     """The catalogue's columns, native; numbers that mean "unknown" (-9999) as NaN."""
     errors = [f"{LABELS[name]}_ERR" for name in labels]
     needed = list(dict.fromkeys([*_IDS, "SNR", *(LABELS[n] for n in labels), *(_NEEDED[n] for n in cuts)]))
@@ -96,7 +95,7 @@ def _columns(path: Path, cuts: Sequence[str], labels: Sequence[str]) -> dict[str
     return {name: _native(name, values) for name, values in columns.items()}
 
 
-def _native(name: str, values: NDArray[Any]) -> NDArray[Any]:
+def _native(name: str, values: AnyArray) -> AnyArray:
     if name == "APOGEE_ID":
         return np.char.strip(values.astype(np.str_))
     if values.dtype.kind == "f":
@@ -105,7 +104,7 @@ def _native(name: str, values: NDArray[Any]) -> NDArray[Any]:
     return values.astype(np.int64)
 
 
-def _table(row: Mapping[str, NDArray[Any]], labels: Sequence[str], meta: Mapping[str, int]) -> Table:
+def _table(row: Mapping[str, AnyArray], labels: Sequence[str], meta: Mapping[str, int]) -> Table:
     count = len(row["APOGEE_ID"])
     table = Table(
         {"id": row["APOGEE_ID"], "ra": row["RA"], "dec": row["DEC"], "snr": row["SNR"]}, meta=dict(meta)

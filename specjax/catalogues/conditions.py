@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from specjax.errors import ConfigError, DataError
-from specjax.spectra import BoolArray
+from specjax.typing import BoolArray
 
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,

@@ -9,10 +9,11 @@ import numpy as np
 from astropy import units
 from astropy.coordinates import SkyCoord
 from astropy.table import Table
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from specjax.errors import DataError
-from specjax.spectra import FloatArray, Spectra
+from specjax.spectra import Spectra
+from specjax.typing import FloatArray, IntArray
 
 RADIUS = 1.0
 """Arcsec within which two positions are the same star."""
@@ -28,10 +29,10 @@ class SkyMatch:
       duplicates: (m, 2) row numbers (left, right): left rows whose nearest right row went to a nearer one.
     """
 
-    left: NDArray[np.int64]
-    right: NDArray[np.int64]
+    left: IntArray
+    right: IntArray
     separation: FloatArray
-    duplicates: NDArray[np.int64]
+    duplicates: IntArray
 
 
 def match(
@@ -84,7 +85,7 @@ def match_catalogue(spectra: Spectra, labels: Table, radius: float = RADIUS) -> 
     return match(spectra.meta["ra"], spectra.meta["dec"], labels["ra"], labels["dec"], radius)
 
 
-def _positions(ra: Any, dec: Any) -> tuple[SkyCoord, NDArray[np.int64]]:
+def _positions(ra: Any, dec: Any) -> tuple[SkyCoord, IntArray]:
     """Coordinates of the rows that have them, and their row numbers."""
     ra, dec = (np.ma.filled(np.ma.asarray(values, dtype=np.float64), np.nan) for values in (ra, dec))
     if ra.shape != dec.shape or ra.ndim != 1:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+
+from specjax.typing import IntArray
 
 
 def normalise_star_name(name: str) -> str:
@@ -22,7 +23,7 @@ def normalise_star_name(name: str) -> str:
     return re.sub(r"^([A-Z]+)0+(?=\d)", r"\1", compact)
 
 
-def crossmatch(left: Sequence[str], right: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def crossmatch(left: Sequence[str], right: Sequence[str]) -> tuple[IntArray, IntArray]:
     """Row pairs (i, j) of the same star by normalised name, every pair where a star occurs more than once."""
     rows: dict[str, list[int]] = {}
     for j, name in enumerate(right):

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specjax.errors import ModelError
+from specjax.typing import AnyArray
 
 Described = dict[str, dict[str, Any]]  # by tensor: shape, dtype, stored, sha256
 
@@ -42,7 +43,7 @@ _SAFETENSORS_NAMES = {
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, NDArray[Any]], half: tuple[str, ...]
+    path: Path, tensors: Mapping[str, AnyArray], half: tuple[str, ...]
 ) -> tuple[Described, str]:
     """Write a safetensors file; return the tensors' entries in the manifest and the file's SHA-256.
 
@@ -72,9 +73,7 @@ def write_tensors(
     return {name: described[name] for name in sorted(described)}, file.sha256.hexdigest()
 
 
-def read_tensors(
-    path: Path, sha256: str, expected: Mapping[str, Mapping[str, Any]]
-) -> dict[str, NDArray[Any]]:
+def read_tensors(path: Path, sha256: str, expected: Mapping[str, Mapping[str, Any]]) -> dict[str, AnyArray]:
     """Read the tensors of a file, all there and all as the manifest says.
 
     The hash of the whole file decides; those of single tensors are compared only to name the damaged one.
@@ -87,7 +86,7 @@ def read_tensors(
 
     try:
         whole = sha256_of(path) == sha256
-        tensors: dict[str, NDArray[Any]] = load_file(path)
+        tensors: dict[str, AnyArray] = load_file(path)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -118,9 +117,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _header(
-    order: list[str], tensors: Mapping[str, NDArray[Any]], stored: Mapping[str, np.dtype[Any]]
-) -> bytes:
+def _header(order: list[str], tensors: Mapping[str, AnyArray], stored: Mapping[str, np.dtype[Any]]) -> bytes:
     """What a safetensors file starts with: its length in 8 bytes, and where each tensor is."""
     header: dict[str, Any] = {}
     end = 0
@@ -168,7 +165,7 @@ class _HashedFile:
         self._writes.append(tasks[0])
         return tasks
 
-    def write_tensor(self, name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> Any:
+    def write_tensor(self, name: str, array: AnyArray, dtype: np.dtype[Any]) -> Any:
         """Write an array as `dtype` in C order; returns the hash of its bytes."""
         own = hashlib.sha256()
         for data, scratch in self._chunks(name, array, dtype):
@@ -178,7 +175,7 @@ class _HashedFile:
         return own
 
     def _chunks(
-        self, name: str, array: NDArray[Any], dtype: np.dtype[Any]
+        self, name: str, array: AnyArray, dtype: np.dtype[Any]
     ) -> Iterator[tuple[memoryview, "_Scratch | None"]]:
         """The bytes of an array, a few megabytes at a time, each with the scratch memory that holds them."""
         if array.flags.c_contiguous and array.dtype == dtype:
@@ -204,7 +201,7 @@ class _Scratch:
         self.users: list[Future[Any]] = []
         self._memory = np.empty(0, np.uint8)
 
-    def room(self, like: NDArray[Any]) -> NDArray[Any]:
+    def room(self, like: AnyArray) -> AnyArray:
         """Return an array in C order of that shape and type, once nobody reads the last one."""
         for user in self.users:
             user.result()
@@ -213,7 +210,7 @@ class _Scratch:
         return self._memory[: like.nbytes].view(like.dtype).reshape(like.shape)
 
 
-def _copy(source: NDArray[Any], target: NDArray[Any]) -> None:
+def _copy(source: AnyArray, target: AnyArray) -> None:
     """Copy into C order; a transposed matrix by strips."""
     if source.ndim != 2:
         target[...] = source
@@ -222,12 +219,12 @@ def _copy(source: NDArray[Any], target: NDArray[Any]) -> None:
         target[:, start : start + _STRIP] = source[:, start : start + _STRIP]
 
 
-def _matches(name: str, array: NDArray[Any], patterns: tuple[str, ...]) -> bool:
+def _matches(name: str, array: AnyArray, patterns: tuple[str, ...]) -> bool:
     """Whether a tensor is to be stored as float16."""
     return array.dtype == np.float32 and any(fnmatchcase(name, p) for p in patterns)
 
 
-def _to_half(name: str, array: NDArray[Any]) -> NDArray[np.float16]:
+def _to_half(name: str, array: AnyArray) -> NDArray[np.float16]:
     """Round to float16, unless a finite value would become infinite."""
     with np.errstate(over="ignore"):
         rounded = array.astype(np.float16)
@@ -236,6 +233,6 @@ def _to_half(name: str, array: NDArray[Any]) -> NDArray[np.float16]:
     return rounded
 
 
-def _bytes_of(array: NDArray[Any]) -> memoryview:
+def _bytes_of(array: AnyArray) -> memoryview:
     """The bytes of an array in C order."""
     return array.reshape(-1).view(np.uint8).data

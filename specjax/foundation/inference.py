@@ -14,7 +14,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from numpy.typing import NDArray
 
 from specjax import devices
 from specjax.config import LoRAConfig, ModelConfig, SpecFormerConfig
@@ -24,8 +23,8 @@ from specjax.models.projection import LamostProjection
 from specjax.models.specclip import SpecCLIP
 from specjax.models.specformer import SpecFormer
 from specjax.models.xp_autoencoder import XPAutoencoder, xp_flux, xp_vector
+from specjax.typing import AnyArray, BoolArray, Float32Array
 
-FloatArray = NDArray[np.float32]
 Variables = Mapping[str, Any]
 
 FEW_ROWS = (8, 64)  # a call for a few spectra, and for what is left over
@@ -78,10 +77,10 @@ def run_program(
     config: ModelConfig,
     program: str,
     placed: Placement,
-    flux: FloatArray,
-    valid: NDArray[np.bool_],
+    flux: Float32Array,
+    valid: BoolArray,
     dtype: str = "float32",
-) -> FloatArray:
+) -> Float32Array:
     """Run one of `PROGRAMS` on flux (n, pixels) with valid (n, pixels), in batches.
 
     The towers compute their matrix products in `dtype`; what comes back is float32.
@@ -91,7 +90,7 @@ def run_program(
 
 
 def run_summary(
-    config: ModelConfig, placed: Placement, flux: FloatArray, valid: NDArray[np.bool_], dtype: str = "float32"
+    config: ModelConfig, placed: Placement, flux: Float32Array, valid: BoolArray, dtype: str = "float32"
 ) -> Summary:
     """Run the LAMOST backbone once on flux (n, pixels), for all that reads it; else as `run_program`."""
     run = functools.partial(_program, config, "summary_lamost", dtype, placed.variables)
@@ -99,16 +98,16 @@ def run_summary(
 
 
 def run_projection(
-    config: ModelConfig, variables: Variables, mixed: FloatArray, dtype: str = "float32"
-) -> FloatArray:
+    config: ModelConfig, variables: Variables, mixed: Float32Array, dtype: str = "float32"
+) -> Float32Array:
     """Finish the LAMOST projection from `Summary.mixed` (n, dim), in batches: z (n, dim)."""
     run = functools.partial(_projection, config, dtype, variables)
     return _in_batches(run, FEW_ROWS, None, mixed)
 
 
 def run_head(
-    config: ModelConfig, variables: Variables, stats: Mapping[str, Any], features: FloatArray
-) -> FloatArray:
+    config: ModelConfig, variables: Variables, stats: Mapping[str, Any], features: Float32Array
+) -> Float32Array:
     """Run a label head on features (n, d), in batches: labels (n, num_labels) in physical units.
 
     stats has feature_mean, feature_std, label_mean and label_std; what is missing counts as 0 and 1.
@@ -151,9 +150,7 @@ def next_size(left: int, sizes: tuple[int, ...]) -> int:
     return below[-1] if below and 2 * left <= fitting else fitting
 
 
-def _in_batches(
-    run: Callable[..., Any], sizes: tuple[int, ...], mesh: Mesh | None, *arrays: NDArray[Any]
-) -> Any:
+def _in_batches(run: Callable[..., Any], sizes: tuple[int, ...], mesh: Mesh | None, *arrays: AnyArray) -> Any:
     """Apply a compiled program to rows, a batch of one of the sizes (ascending) at a time; gives NumPy."""
     total, start = len(arrays[0]), 0
     pending: list[Any] = []

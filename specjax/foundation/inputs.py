@@ -3,10 +3,11 @@
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from specjax.config import ModelConfig
 from specjax.errors import DataError
+from specjax.typing import AnyArray, BoolArray, FloatArray
 
 # Beyond these the squares of the standardisation leave the range of float32.
 _SMALLEST, _LARGEST = 1e-15, 1e15
@@ -19,7 +20,7 @@ def pixel_count(config: ModelConfig, survey: str) -> int:
     return (config.xp_transformer or config.xp_autoencoder).num_pixels
 
 
-def as_array(values: ArrayLike, name: str, dtype: Any, pixels: int, rows: int | None = None) -> NDArray[Any]:
+def as_array(values: ArrayLike, name: str, dtype: Any, pixels: int, rows: int | None = None) -> AnyArray:
     """Return an array (rows, pixels), rows being any number from 1 where it is None.
 
     Raises:
@@ -37,7 +38,7 @@ def as_array(values: ArrayLike, name: str, dtype: Any, pixels: int, rows: int | 
     return array
 
 
-def check_values(flux: NDArray[np.float64], masked: NDArray[np.bool_]) -> None:
+def check_values(flux: FloatArray, masked: BoolArray) -> None:
     """Refuse flux (n, pixels) that is not finite, or out of scale, where it is not masked.
 
     Raises:

@@ -13,14 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from specjax import lora
 from specjax.config import LoRAConfig, ModelConfig, from_dict, to_dict
 from specjax.errors import ConfigError, DataError, ModelError
 from specjax.foundation.inference import (
     DTYPES,
-    FloatArray,
     Placement,
     Summary,
     place,
@@ -31,6 +30,7 @@ from specjax.foundation.inference import (
 )
 from specjax.foundation.inputs import as_array, check_values, pixel_count
 from specjax.foundation.ood import Domain
+from specjax.typing import BoolArray, Float32Array, FloatArray, StrArray
 
 SURVEYS = ("lamost", "gaia_xp")
 
@@ -82,7 +82,7 @@ class Foundation:
         *,
         ivar: ArrayLike | None = None,
         mask: ArrayLike | None = None,
-    ) -> FloatArray:
+    ) -> Float32Array:
         """Embed spectra (n, pixels) as float32 (n, dim).
 
         The projected vector (shared then private) of a SpecCLIP model, the mean token of a bare LAMOST
@@ -99,13 +99,13 @@ class Foundation:
 
     def tokens(
         self, flux: ArrayLike, *, ivar: ArrayLike | None = None, mask: ArrayLike | None = None
-    ) -> FloatArray:
+    ) -> Float32Array:
         """Return all output tokens (n, 146, dim) of the LAMOST encoder; otherwise as `embed`."""
         return self._run("tokens_lamost", *self.prepare(flux, "lamost", ivar, mask))
 
     def mean_token(
         self, flux: ArrayLike, *, ivar: ArrayLike | None = None, mask: ArrayLike | None = None
-    ) -> FloatArray:
+    ) -> Float32Array:
         """Return the mean (n, dim) over the tokens of the LAMOST encoder; otherwise as `embed`."""
         return self._run("pooled_lamost", *self.prepare(flux, "lamost", ivar, mask))
 
@@ -117,7 +117,7 @@ class Foundation:
         ivar: ArrayLike | None = None,
         mask: ArrayLike | None = None,
         raw: bool = False,
-    ) -> FloatArray:
+    ) -> Float32Array:
         """Send spectra (n, pixels) through the encoder and back: float32 (n, pixels), in units of the input.
 
         With `raw` the output of the decoder as it stands: standardised flux (n, 1462) from the LAMOST decoder
@@ -138,7 +138,7 @@ class Foundation:
         target: str,
         ivar: ArrayLike | None = None,
         mask: ArrayLike | None = None,
-    ) -> FloatArray:
+    ) -> Float32Array:
         """Predict the spectra (n, pixels) of survey `target` from those of survey `source`.
 
         Gaia XP flux comes out divided by the flux at 550 nm, LAMOST flux continuum-normalised. Errors as in
@@ -159,7 +159,7 @@ class Foundation:
         configs: Mapping[str, LoRAConfig] | None = None,
         ivar: ArrayLike | None = None,
         mask: ArrayLike | None = None,
-    ) -> dict[str, FloatArray]:
+    ) -> dict[str, Float32Array]:
         """Predict the labels of LAMOST spectra (n, 1462): label name -> (n,), in physical units (teff in K).
 
         Head "mlp1" reads the mean token, "mlp2" the projected vector. `adapters` and `configs` are as in
@@ -179,7 +179,7 @@ class Foundation:
         ivar: ArrayLike | None = None,
         mask: ArrayLike | None = None,
         summary: Summary | None = None,
-    ) -> dict[str, FloatArray]:
+    ) -> dict[str, Float32Array]:
         """Predict with the adapters of S seeds, each leaf (S, ...): label name -> (S, n); else as `predict`.
 
         Where the adapters change nothing that `summarise` runs, as all but LoRA1 do, the seeds share its
@@ -213,12 +213,12 @@ class Foundation:
         *,
         ivar: ArrayLike | None = None,
         mask: ArrayLike | None = None,
-    ) -> FloatArray:
+    ) -> Float32Array:
         """Return what a head reads, not yet standardised: mean token (mlp1) or projected vector (mlp2)."""
         self._require_features(head)
         return self.head_features(self.summarise(flux, ivar=ivar, mask=mask), head)
 
-    def head_features(self, summary: Summary, head: str) -> FloatArray:
+    def head_features(self, summary: Summary, head: str) -> Float32Array:
         """Return the same as `features` from the output of `summarise`."""
         self._require_features(head)
         if head == "mlp1":
@@ -226,7 +226,7 @@ class Foundation:
         projection = {"params": self.params["lamost"]["projection"]}
         return run_projection(self.config, projection, summary.mixed, self.dtype)
 
-    def outside(self, summary: Summary) -> tuple[NDArray[np.float64], NDArray[np.str_]] | None:
+    def outside(self, summary: Summary) -> tuple[FloatArray, StrArray] | None:
         """Tell LAMOST spectra unlike those that the heads were trained on, from this model's `summarise`.
 
         Returns the distance (n,), 1 at the edge, and the flag (n,), "" inside or the kind it seems
@@ -236,7 +236,7 @@ class Foundation:
             return None
         return self.domain.distance(summary.mean), self.domain.flags(summary.mean)
 
-    def predict_from_features(self, features: ArrayLike, head: str) -> dict[str, FloatArray]:
+    def predict_from_features(self, features: ArrayLike, head: str) -> dict[str, Float32Array]:
         """Predict labels from the output (n, d) of `features`."""
         if head not in self.params:
             raise ModelError(f"this model has no head {head!r}")
@@ -309,7 +309,7 @@ class Foundation:
 
     def prepare(
         self, flux: ArrayLike, survey: str, ivar: ArrayLike | None = None, mask: ArrayLike | None = None
-    ) -> tuple[FloatArray, NDArray[np.bool_]]:
+    ) -> tuple[Float32Array, BoolArray]:
         """Check spectra (n, pixels) and fill masked pixels: what the towers read, (flux float32, valid)."""
         self._require_encoder(survey)
         pixels = pixel_count(self.config, survey)
@@ -328,7 +328,7 @@ class Foundation:
             masked = np.broadcast_to(masked.all(-1, keepdims=True), masked.shape)
         return np.asarray(values, np.float32), ~masked
 
-    def _run(self, program: str, flux: FloatArray, valid: NDArray[np.bool_]) -> FloatArray:
+    def _run(self, program: str, flux: Float32Array, valid: BoolArray) -> Float32Array:
         return run_program(self.config, program, self._placed, flux, valid, self.dtype)
 
     @functools.cached_property

@@ -13,11 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from specjax.errors import ModelError
-
-FloatArray = NDArray[np.float64]
+from specjax.typing import FloatArray, StrArray
 
 QUANTILE = 0.999
 """Share of the training spectra that lie inside."""
@@ -73,7 +72,7 @@ class Domain:
         offset = np.asarray(features, np.float64) - self.mean
         return np.asarray(np.linalg.norm(offset @ self.whitening, axis=1) / self.limit)
 
-    def flags(self, features: ArrayLike) -> NDArray[np.str_]:
+    def flags(self, features: ArrayLike) -> StrArray:
         """Return for (n, d) features "", the kind of stars that they look like, or UNLIKE."""
         offset = np.asarray(features, np.float64) - self.mean
         flags = np.where(self.distance(features) > 1, UNLIKE, "").astype("<U32")

@@ -17,9 +17,10 @@ from specjax.prepare.columns import stack
 from specjax.prepare.plan import Plan
 from specjax.prepare.work import Part, read_part
 from specjax.preprocess import to_gaia_xp
-from specjax.spectra import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, FloatArray, Spectra
+from specjax.spectra import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, Spectra
 from specjax.surveys import prepared
 from specjax.surveys.io.tables import write_table
+from specjax.typing import FloatArray
 
 _EMPTY = {"flux": 0.0, "ivar": 0.0, "mask": True}  # of a star without a Gaia XP partner
 _UNITS = {"ra": "deg", "dec": "deg", "wavelength": "Angstrom", "teff": "K", "logg": "dex", "fe_h": "dex"}

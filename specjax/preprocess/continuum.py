@@ -11,14 +11,13 @@ through three points is the identity.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.polynomial import chebyshev
-from numpy.typing import NDArray
 from scipy import ndimage
 
-from specjax.spectra import BoolArray, FloatArray, Spectra
+from specjax.spectra import Spectra
+from specjax.typing import AnyArray, BoolArray, FloatArray
 
 BLUE, RED = 3700.0, 5700.0
 """The range that is fitted, Angstrom."""
@@ -154,7 +153,7 @@ class _Polynomial:
         return np.matmul(self.basis, coefficients[:, :, None])[:, :, 0]
 
     @staticmethod
-    def _moments(flux: FloatArray, basis: NDArray[Any]) -> FloatArray:
+    def _moments(flux: FloatArray, basis: AnyArray) -> FloatArray:
         """(n, k) sums over the pixels of (n, p) flux times (p, k) or (n, p, k) basis."""
         return flux @ basis if basis.ndim == 2 else np.matmul(flux[:, None, :], basis)[:, 0]
 
@@ -187,7 +186,7 @@ def _row_median(values: FloatArray, use: BoolArray) -> FloatArray:
     return np.where(count > 0, middle, 0.0)
 
 
-def _median(values: FloatArray, counted: NDArray[np.bool_]) -> FloatArray:
+def _median(values: FloatArray, counted: BoolArray) -> FloatArray:
     """(m,) medians of the counted ones of (m, k) values; the others must be inf. 0 where none is counted."""
     ordered, count = np.sort(values, axis=1), counted.sum(axis=1)
     row = np.arange(len(values))

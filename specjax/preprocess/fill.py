@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from specjax.errors import DataError
-from specjax.spectra import BoolArray, FloatArray
+from specjax.typing import BoolArray, FloatArray
 
 _ROWS_AT_ONCE = 256
 

@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from scipy import sparse
 
-from specjax.spectra import BoolArray, FloatArray
+from specjax.typing import BoolArray, FloatArray
 
 SIGMA_PER_FWHM = 1.0 / np.sqrt(8.0 * np.log(2.0))
 _KERNEL_REACH = 4.0  # standard deviations; the Gaussian beyond holds 6e-5 of its area

@@ -9,7 +9,8 @@ import numpy as np
 from specjax.preprocess.continuum import BLUE, RED
 from specjax.preprocess.resample import SPEED_OF_LIGHT
 from specjax.preprocess.velocity import measure_velocity
-from specjax.spectra import BoolArray, FloatArray, Spectra
+from specjax.spectra import Spectra
+from specjax.typing import BoolArray, FloatArray
 
 LOWEST, HIGHEST = -1.0, 5.0
 """Flux over the level around it between which a pixel is believed, not a cosmic ray or bad subtraction."""

@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike
 from specjax.errors import DataError
 from specjax.preprocess import operators
 from specjax.preprocess.operators import Operator
-from specjax.spectra import FloatArray, Spectra
+from specjax.spectra import Spectra
+from specjax.typing import FloatArray
 
 SPEED_OF_LIGHT = 299792.458
 """km/s."""

@@ -12,7 +12,8 @@ from specjax.errors import ConfigError, DataError
 from specjax.preprocess.continuum import normalise
 from specjax.preprocess.quality import doubts, too_fast, without_spikes
 from specjax.preprocess.resample import SPEED_OF_LIGHT, interpolate, rebin, smooth
-from specjax.spectra import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, BoolArray, FloatArray, Spectra
+from specjax.spectra import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, Spectra
+from specjax.typing import BoolArray, FloatArray
 
 MAX_MASKED = 0.2
 """Share of masked pixels above which a row is flagged."""

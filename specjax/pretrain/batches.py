@@ -7,15 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
-from numpy.typing import NDArray
 
 from specjax.devices import AXIS
 from specjax.pretrain.augment import AugmentConfig, augment, mix
 from specjax.pretrain.label_model import LabelModel
 from specjax.pretrain.recipe import PretrainConfig
 from specjax.report.metrics import r2, robust_sigma
-
-Tree = Any
+from specjax.typing import FloatArray, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Scored:
     """
 
     flux: jax.Array
-    labels: NDArray[np.float64]
+    labels: FloatArray
     held_out: bool
 
     def scores(self, predicted: jax.Array, scaler: Tree, column: int) -> dict[str, float]:

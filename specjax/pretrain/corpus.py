@@ -24,6 +24,7 @@ from specjax.preprocess.to_grid import MAX_MASKED, OVERSAMPLED, OVERSMOOTH
 from specjax.simulate import grism
 from specjax.spectra import LAMOST_WAVELENGTH, Spectra
 from specjax.surveys import mastar, miles, stelib
+from specjax.typing import BoolArray, Float32Array, FloatArray, StrArray
 
 LABELS = ("teff", "logg", "fe_h")
 TEFF_RANGE = (3800.0, 7500.0)  # K: cooler and hotter stars show [Fe/H] in other ways, or not at all
@@ -35,9 +36,6 @@ RENDITIONS = tuple(np.geomspace(5, 32, 8).round(1).tolist())  # FWHM (A)
 NOISELESS = 1e6  # S/N
 FILL_COMPONENTS = 30
 MIN_COMMON = 50  # XP samples, 1000 A, that say which library spectrum is like a star
-
-FloatArray = NDArray[np.float32]
-BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,13 +53,13 @@ class Pairs:
             noise, or None.
     """
 
-    flux: FloatArray
-    xp_flux: FloatArray
+    flux: Float32Array
+    xp_flux: Float32Array
     xp_valid: BoolArray
-    labels: NDArray[np.float64]
-    id: NDArray[np.str_]
-    renditions: FloatArray | None = None
-    rendition_width: FloatArray | None = None
+    labels: FloatArray
+    id: StrArray
+    renditions: Float32Array | None = None
+    rendition_width: Float32Array | None = None
 
     def __len__(self) -> int:
         return len(self.id)
@@ -119,7 +117,7 @@ def _source_stars(libraries: Path) -> Spectra:
     return source[np.array([normalise_star_name(name) not in shared for name in source.meta["name"]])]
 
 
-def _renditions(source: Spectra, fill: PrincipalFill, say: Callable[[str], None]) -> FloatArray:
+def _renditions(source: Spectra, fill: PrincipalFill, say: Callable[[str], None]) -> Float32Array:
     made = []
     for fwhm in RENDITIONS:
         say(f"rendering the stars at FWHM {fwhm:g} A")
@@ -129,7 +127,7 @@ def _renditions(source: Spectra, fill: PrincipalFill, say: Callable[[str], None]
     return np.stack(made, axis=1)
 
 
-def noise_width(fwhm: NDArray[np.float64]) -> FloatArray:
+def noise_width(fwhm: FloatArray) -> Float32Array:
     """Gaussian sigma in LAMOST pixels by which `to_lamost` smooths spectra of that FWHM (Angstrom).
 
     It takes a spectrum from its FWHM to OVERSMOOTH times that. The sigma is that in the middle of the grid,
@@ -142,7 +140,7 @@ def noise_width(fwhm: NDArray[np.float64]) -> FloatArray:
 
 def outside(
     libraries: Path, fill: PrincipalFill, say: Callable[[str], None] = lambda text: None
-) -> dict[str, FloatArray]:
+) -> dict[str, Float32Array]:
     """Spectra of MILES stars beyond the model's range: {kind: (m, 1 + k, 1462)}, as observed and renditions.
 
     The kinds are "hotter_than_training" and "cooler_than_training". As in the corpus, stars of STELIB are not
@@ -162,7 +160,7 @@ def outside(
     return found
 
 
-def in_range(labels: NDArray[np.float64]) -> BoolArray:
+def in_range(labels: FloatArray) -> BoolArray:
     """Return which (n, 3) labels are complete and within TEFF_RANGE."""
     teff = labels[:, 0]
     return np.isfinite(labels).all(axis=1) & (teff >= TEFF_RANGE[0]) & (teff <= TEFF_RANGE[1])
@@ -197,7 +195,7 @@ def xp_partners(spectra: Spectra, fwhm: float, library: Spectra | None = None) -
     return replace(own, flux=flux, mask=mask, ivar=ivar).with_meta(masked_fraction=fraction, flag=flag)
 
 
-def _best_match(flux: NDArray[np.float64], mask: BoolArray, library: Spectra) -> int | None:
+def _best_match(flux: FloatArray, mask: BoolArray, library: Spectra) -> int | None:
     """Return the row of the library that is most like a spectrum, None where too few samples tell."""
     both = ~mask & ~library.mask
     ratio = np.divide(library.flux, flux, out=np.ones_like(library.flux), where=both & (flux > 0))
@@ -207,12 +205,12 @@ def _best_match(flux: NDArray[np.float64], mask: BoolArray, library: Spectra) ->
 
 
 def _continued(
-    flux: NDArray[np.float64],
+    flux: FloatArray,
     mask: BoolArray,
-    other: NDArray[np.float64],
+    other: FloatArray,
     other_mask: BoolArray,
     join: int = 20,
-) -> tuple[NDArray[np.float64], BoolArray]:
+) -> tuple[FloatArray, BoolArray]:
     """Take over the other spectrum's samples where the own ones are masked, scaled at the nearest join."""
     valid = np.flatnonzero(~mask)
     flux, mask = flux.copy(), mask.copy()

@@ -20,8 +20,7 @@ from specjax.pretrain.augment import augment
 from specjax.pretrain.auxiliary_head import label_loss
 from specjax.pretrain.batches import Scored, draw, rows_apart
 from specjax.pretrain.recipe import PretrainConfig
-
-Tree = Any
+from specjax.typing import Tree
 
 AT_ONCE = 256  # spectra that the towers embed at a time
 

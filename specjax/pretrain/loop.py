@@ -19,8 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from specjax.checkpoints import latest_step, restore_training_state, save_training_state
 from specjax.devices import copied, mesh_for
-
-Tree = Any
+from specjax.typing import Tree
 
 # (params, batch_stats, data, key) -> loss, (batch_stats, metrics)
 StageLoss = Callable[[Tree, Tree, Tree, jax.Array], tuple[jax.Array, tuple[Tree, dict[str, jax.Array]]]]

@@ -31,8 +31,7 @@ from specjax.pretrain.loop import StageConfig, run_stage
 from specjax.pretrain.recipe import PretrainConfig
 from specjax.progress import Say
 from specjax.train import losses
-
-Tree = Any
+from specjax.typing import Tree
 
 
 class Pretraining:

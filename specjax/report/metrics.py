@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+from specjax.typing import BoolArray, FloatArray
 
 Array = Any  # a NumPy or a JAX array; the functions below follow what they are given
 
@@ -66,7 +68,7 @@ def bias(truth: Array, predicted: Array) -> Array:
     return xp.median(predicted - truth)
 
 
-def subset_masks(fe_h: ArrayLike) -> dict[str, NDArray[np.bool_]]:
+def subset_masks(fe_h: ArrayLike) -> dict[str, BoolArray]:
     """Which stars belong to each of `SUBSETS`, by literature [Fe/H] of any shape; NaN is in "all" only."""
     values = np.asarray(fe_h, dtype=np.float64)
     return {"all": np.ones(values.shape, dtype=bool), "fe_h>=-1": values >= -1.0, "fe_h<-1": values < -1.0}
@@ -140,8 +142,7 @@ def summarise(
     return rows
 
 
-Values = NDArray[np.float64]
-Score = Callable[[Values, Values, Values], float]
+Score = Callable[[FloatArray, FloatArray, FloatArray], float]
 
 _SCORES: dict[str, Score] = {  # of the truth, the predictions and the reference's predictions
     "sigma": lambda y, p, q: float(robust_sigma(p - y)),
@@ -151,17 +152,17 @@ _SCORES: dict[str, Score] = {  # of the truth, the predictions and the reference
 }
 
 
-def _per_seed(score: Score, where: NDArray[np.bool_], *arrays: Values) -> tuple[float, float, float]:
+def _per_seed(score: Score, where: BoolArray, *arrays: FloatArray) -> tuple[float, float, float]:
     """Mean, standard deviation and standard error of a score that each seed has."""
     values = [score(*(a[k][where[k]] for a in arrays)) for k in range(len(where))]
     return _over_seeds(np.array(values))
 
 
-def _jackknife(score: Score, where: NDArray[np.bool_], *arrays: Values) -> tuple[float, float, float]:
+def _jackknife(score: Score, where: BoolArray, *arrays: FloatArray) -> tuple[float, float, float]:
     """Score of all seeds' predictions together, its spread and error from leaving out a seed at a time."""
     seeds = np.arange(len(where))
 
-    def pooled(rows: NDArray[np.bool_]) -> float:
+    def pooled(rows: BoolArray) -> float:
         return score(*(a[rows][where[rows]] for a in arrays))
 
     value = pooled(seeds >= 0)
@@ -177,7 +178,7 @@ def _whole(value: float) -> float:
     return int(value) if value == int(value) else round(value, 2)
 
 
-def _over_seeds(values: NDArray[np.float64]) -> tuple[float, float, float]:
+def _over_seeds(values: FloatArray) -> tuple[float, float, float]:
     """Mean, standard deviation (ddof 1) and standard error of the mean; the last two are NaN for one seed."""
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
     return float(np.mean(values)), deviation, deviation / np.sqrt(len(values))

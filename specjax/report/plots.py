@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from specjax.atomic import atomic_file
 from specjax.report.metrics import r2, robust_sigma
 from specjax.report.results import configuration_kind
+from specjax.typing import AnyArray, FloatArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,9 +38,9 @@ class StarPredictions:
     ``spread`` is the standard deviation over the seeds in which a star was tested, 0 if it was tested once.
     """
 
-    truth: NDArray[np.float64]
-    predicted: NDArray[np.float64]
-    spread: NDArray[np.float64]
+    truth: FloatArray
+    predicted: FloatArray
+    spread: FloatArray
 
 
 def per_star(stars: ArrayLike, truth: ArrayLike, predicted: ArrayLike) -> StarPredictions:
@@ -170,9 +171,7 @@ def _draw_residuals(axis: "Axes", stars: StarPredictions, reach: float, colour: 
     axis.set_ylim(-reach, reach)
 
 
-def _draw_beyond(
-    axis: "Axes", x: NDArray[Any], y: NDArray[Any], limits: tuple[float, float], colour: str
-) -> None:
+def _draw_beyond(axis: "Axes", x: AnyArray, y: AnyArray, limits: tuple[float, float], colour: str) -> None:
     """Arrows at the edges for the points that lie beyond them."""
     inset = 0.05 * (limits[1] - limits[0])
     for beyond, mark, place in (

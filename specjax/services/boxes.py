@@ -6,18 +6,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from specjax.errors import DataError
 from specjax.progress import Say
 from specjax.services.sparcl import Record, Search, Sparcl
+from specjax.typing import FloatArray
 
 FIND_LIMIT = 20_000
 """Records of metadata asked for in one call (about 5 MB)."""
 
 _SMALLEST = 1e-5  # degrees; a box of this size that still holds too many is not split further
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,9 @@ from specjax.services.retry import Patience
 from specjax.services.sparcl import Sparcl
 from specjax.services.stack import Stack
 from specjax.services.star_list import Targets, from_ids, read_targets
-from specjax.spectra import FloatArray, Spectra
+from specjax.spectra import Spectra
 from specjax.surveys import sparcl as reader
+from specjax.typing import FloatArray
 
 IDS = ("sparcl_id", "targetid", "specid")
 """Columns by which a table may name spectra, in order of preference; else ra and dec."""

@@ -11,7 +11,6 @@ import numpy as np
 from astropy import units
 from astropy.coordinates import SkyCoord
 from astropy.table import Column, Table
-from numpy.typing import NDArray
 
 from specjax.catalogues import sky
 from specjax.errors import DataError
@@ -22,6 +21,7 @@ from specjax.spectra import Spectra
 from specjax.surveys import sparcl
 from specjax.surveys.io import tables as label_tables
 from specjax.surveys.signal import median_snr
+from specjax.typing import FloatArray
 
 _SAME = ("specid", "targetid")  # what both answers say of a record, and must agree on
 
@@ -59,7 +59,7 @@ def signal_to_noise(spectrum: Spectra) -> float:
     return float(median_snr(spectrum.flux, spectrum.ivar, spectrum.valid)[0])
 
 
-def near(records: Sequence[Record], places: NDArray[np.float64], radius: float) -> list[Record]:
+def near(records: Sequence[Record], places: FloatArray, radius: float) -> list[Record]:
     """The records within `radius` arcsec of one of the places, (k, 2) degrees."""
     at = _positions(records)
     known = np.flatnonzero(np.isfinite(at).all(axis=1))
@@ -155,11 +155,11 @@ def report(
         say(f"and {len(left_out) - 3} more: see the column left_out")
 
 
-def _positions(records: Sequence[Record]) -> NDArray[np.float64]:
+def _positions(records: Sequence[Record]) -> FloatArray:
     return np.stack([_floats(records, "ra"), _floats(records, "dec")], axis=1)
 
 
-def _floats(rows: Sequence[Record], name: str) -> NDArray[np.float64]:
+def _floats(rows: Sequence[Record], name: str) -> FloatArray:
     """A column of numbers; what is not one is NaN."""
     values = np.full(len(rows), np.nan)
     for row, record in enumerate(rows):

@@ -53,7 +53,7 @@ def fetch_specclip(
         ConfigError: nothing to fetch under these names.
         ModelError: none of the files is one of the published networks.
     """
-    from specjax.services.stellar_libraries import cache_folder
+    from specjax.cache import cache_folder
 
     out = Path(out) if out is not None else cache_folder() / "specclip"
     folder = Path(source).expanduser()

@@ -9,9 +9,9 @@ from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
-from specjax.spectra import FloatArray, Spectra
+from specjax.spectra import Spectra
+from specjax.typing import AnyArray, FloatArray
 
 _SAME = 1e-9  # relative: wavelengths that went through text are the same wavelengths
 
@@ -47,7 +47,7 @@ class Stack:
 
     def append(self, parts: Sequence[Spectra]) -> None:
         """Write spectra that fit and have an inverse variance."""
-        rows: dict[str, list[NDArray[Any]]] = {}
+        rows: dict[str, list[AnyArray]] = {}
         for part in parts:
             arrays = {"flux": part.flux, "ivar": part.ivar, "mask": part.mask, "id": part.id, **part.meta}
             for name, array in arrays.items():
@@ -55,7 +55,7 @@ class Stack:
         for name, pieces in rows.items():
             self._extend(name, np.concatenate(pieces), self._units.get(name))
 
-    def _extend(self, name: str, rows: NDArray[Any], unit: str | None) -> None:
+    def _extend(self, name: str, rows: AnyArray, unit: str | None) -> None:
         kind: Any = h5py.string_dtype() if rows.dtype.kind == "U" else rows.dtype
         if name not in self._file:
             self._file.create_dataset(

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table
-from numpy.typing import NDArray
 
 from specjax.errors import ConfigError, DataError
-from specjax.spectra import FloatArray
 from specjax.surveys.io.fits import open_fits
 from specjax.surveys.io.sniff import is_fits
+from specjax.typing import FloatArray, StrArray
 
 _TEXT = {".csv": "ascii.csv", ".txt": "ascii", ".dat": "ascii", ".tsv": "ascii.tab"}
 
@@ -34,8 +33,8 @@ class Targets:
     """
 
     kind: str
-    values: NDArray[np.str_]
-    names: NDArray[np.str_]
+    values: StrArray
+    names: StrArray
     sky: FloatArray | None = None
     aliases: tuple[tuple[str, str], ...] = ()
 
@@ -83,7 +82,7 @@ def read_targets(path: str | Path, columns: Sequence[str], *, sky: bool) -> Targ
 
 
 def from_ids(
-    kind: str, values: Sequence[str] | NDArray[np.str_], names: Any = None, where: str = "the ids"
+    kind: str, values: Sequence[str] | StrArray, names: Any = None, where: str = "the ids"
 ) -> Targets:
     """Stars by ids, each once; whole numbers unless `kind` is sparcl_id.
 
@@ -146,7 +145,7 @@ def _matching(names: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
     return {name: by_case[name.lower()] for name in wanted if name.lower() in by_case} | exact
 
 
-def _texts(column: Any) -> NDArray[np.str_]:
+def _texts(column: Any) -> StrArray:
     """Texts of a column, masked ones empty; a float has lost the digits of an id and is refused."""
     if column.dtype.kind == "f":
         raise DataError(f"column {column.name} holds ids as floating-point numbers, which lose digits")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from specjax.cache import cache_folder
 from specjax.errors import DownloadError
 from specjax.progress import say
 
@@ -21,19 +21,6 @@ FOLDERS = {"miles": 984, "stelib": 255, "mastarhc_v2": 65}
 """The folders taken out of the wheel and how many spectra each holds."""
 
 _INSIDE = "mangadap/data/spectral_templates"
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: $SPECJAX_CACHE, or `specjax` in the user's cache folder of the platform."""
-    if chosen := os.environ.get("SPECJAX_CACHE"):
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "specjax"
 
 
 def stellar_libraries_folder(cache: Path | None = None) -> Path:

@@ -9,7 +9,8 @@ import numpy as np
 
 from specjax.errors import ConfigError
 from specjax.preprocess.resample import crop, smooth
-from specjax.spectra import FloatArray, Spectra
+from specjax.spectra import Spectra
+from specjax.typing import FloatArray
 
 FWHM = 24.0
 """Resolution of the slitless survey, Angstrom."""

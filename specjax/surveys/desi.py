@@ -10,20 +10,19 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from astropy.io import fits
-from numpy.typing import NDArray
 
 from specjax.catalogues.generic import best_of_each
 from specjax.errors import DataError
-from specjax.spectra import BoolArray, FloatArray, Spectra
+from specjax.spectra import Spectra
 from specjax.surveys import redrock
 from specjax.surveys.io.fits import open_fits
 from specjax.surveys.io.many import leave_out, read_folder
 from specjax.surveys.io.sniff import FitsSummary, fits_files, look
 from specjax.surveys.signal import median_snr
+from specjax.typing import AnyArray, BoolArray, FloatArray, IntArray
 
 WAVELENGTH: FloatArray = np.round(3600.0 + 0.8 * np.arange(7781, dtype=np.float64), 6)
 """(7781,) vacuum Angstrom: the grid that all arms lie on."""
@@ -150,7 +149,7 @@ def _arm_names(names: set[str] | tuple[str, ...]) -> list[str]:
     return sorted(name.removesuffix("_WAVELENGTH") for name in names if name.endswith("_WAVELENGTH"))
 
 
-def _fibermap(path: Path, hdus: fits.HDUList) -> tuple[NDArray[np.int64], dict[str, NDArray[Any]]]:
+def _fibermap(path: Path, hdus: fits.HDUList) -> tuple[IntArray, dict[str, AnyArray]]:
     table = hdus["FIBERMAP"].data
     if "TARGETID" not in table.names:
         raise DataError(f"{path} is not {_WHAT}: its FIBERMAP has no column TARGETID")
@@ -210,7 +209,7 @@ def _coadd(arms: list[_Arm], count: int) -> tuple[FloatArray, FloatArray, BoolAr
     return np.divide(weighted, ivar, out=np.zeros_like(weighted), where=good), ivar, ~good
 
 
-def _flux_table(path: Path, hdus: fits.HDUList) -> tuple[NDArray[np.int64], FloatArray]:
+def _flux_table(path: Path, hdus: fits.HDUList) -> tuple[IntArray, FloatArray]:
     """Ids and (n, 7781) flux of a table WAVELENGTH, TARGET1, TARGET2, ...; NaN where it has no pixel.
 
     Its rows are the pixels of all arms in the order of wavelength, so that a wavelength occurs twice where

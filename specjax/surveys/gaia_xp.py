@@ -24,11 +24,12 @@ from astropy.io.votable.exceptions import VOWarning
 from astropy.table import Table
 
 from specjax.errors import DataError
-from specjax.spectra import GAIA_XP_WAVELENGTH, FloatArray, Spectra
+from specjax.spectra import GAIA_XP_WAVELENGTH, Spectra
 from specjax.surveys.io import xp_tables
 from specjax.surveys.io.fits import open_fits
 from specjax.surveys.io.many import log, read_folder
 from specjax.surveys.io.sniff import SUFFIXES, is_fits, summary
+from specjax.typing import FloatArray
 
 _WHAT = "a table of Gaia XP spectra"
 _TEXT, _VOTABLE = (".csv", ".csv.gz", ".ecsv", ".ecsv.gz"), (".vot", ".vot.gz", ".xml", ".votable")

@@ -14,10 +14,11 @@ import numpy as np
 from astropy.io import fits
 
 from specjax.errors import DataError
-from specjax.spectra import FloatArray, Spectra
+from specjax.spectra import Spectra
 from specjax.surveys.io.fits import open_fits
 from specjax.surveys.io.many import read_folder
 from specjax.surveys.io.sniff import FitsSummary, fits_files, look, stem
+from specjax.typing import FloatArray
 
 _WHAT = "a LAMOST spectrum"
 _ROWS = ("flux", "ivar", "wavelength", "andmask")

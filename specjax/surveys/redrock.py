@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
 from specjax.surveys.io.fits import open_fits
+from specjax.typing import AnyArray, IntArray
 
 PREFIXES = ("redrock", "zbest")
 """How its files begin where the coadd's begins with "coadd"."""
@@ -27,7 +26,7 @@ _COLUMNS = {
 }
 
 
-def unknown(count: int) -> dict[str, NDArray[Any]]:
+def unknown(count: int) -> dict[str, AnyArray]:
     """The meta columns of DESI targets of which nothing is known."""
     return {
         **{key: np.full(count, np.nan) for key in ("ra", "dec", "snr", "redshift", "redshift_err")},
@@ -37,7 +36,7 @@ def unknown(count: int) -> dict[str, NDArray[Any]]:
     }
 
 
-def classify(coadd: Path, ids: NDArray[np.int64], meta: dict[str, NDArray[Any]]) -> None:
+def classify(coadd: Path, ids: IntArray, meta: dict[str, AnyArray]) -> None:
     """Fill meta columns from the redrock file beside a coadd, by TARGETID; without such a file do nothing.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from specjax.spectra import BoolArray, FloatArray
+from specjax.typing import BoolArray, FloatArray
 
 
 def median_snr(flux: FloatArray, ivar: FloatArray, good: BoolArray) -> FloatArray:

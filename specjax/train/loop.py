@@ -19,8 +19,7 @@ import optax
 from jax.sharding import Mesh
 
 from specjax.devices import AXIS, copied, gathered, spread
-
-Tree = Any
+from specjax.typing import Tree
 
 # (trainable tree of one seed, frozen tree, shared data, this seed's data, key) -> scalar
 Loss = Callable[[Tree, Tree, Tree, Tree, jax.Array], jax.Array]

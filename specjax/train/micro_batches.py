@@ -6,12 +6,11 @@ part's activations are held at a time. Inside a `vmap` over seeds each part has 
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-Tree = Any
+from specjax.typing import Tree
 
 # (what is trained, what is constant, one part of the batch) -> scalar
 PartLoss = Callable[[Tree, Tree, Tree], jax.Array]

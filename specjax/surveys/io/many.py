@@ -12,7 +12,8 @@ from typing import TypeVar
 import numpy as np
 
 from specjax.errors import DataError
-from specjax.spectra import FloatArray, Spectra
+from specjax.spectra import Spectra
+from specjax.typing import FloatArray
 
 log = logging.getLogger(__name__)
 

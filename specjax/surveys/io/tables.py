@@ -14,7 +14,7 @@ from astropy.table import Table
 
 from specjax.atomic import atomic_file
 from specjax.errors import DataError
-from specjax.spectra import FloatArray
+from specjax.typing import FloatArray
 
 UNITS = {"teff": "K", "logg": "dex", "fe_h": "dex", "radial_velocity": "km / s"}
 """Units written beside the columns of these names, and those that start with them and "_"."""
