@@ -26,7 +26,10 @@ from specjax.errors import ModelError
 Tree = dict[str, Any]
 
 FACTORS = ("lora_a", "lora_b")
-HEADS = ("mlp1", "mlp2")
+HEAD_GROUPS = {"mlp1": "lora2", "mlp2": "lora4"}
+"""The group of factors that adapts each label head."""
+
+HEADS = tuple(HEAD_GROUPS)
 
 # Which dense layers each group adapts, by the path of the layer.
 _TARGETS = {
@@ -97,6 +100,27 @@ def combine(first: Mapping[str, Any], second: Mapping[str, Any]) -> Tree:
     return _nest(leaves | others)
 
 
+def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Tree:
+    """Return the base tree with the leaves of `changes` added, or in place of its own."""
+    return _nest(_leaves(base) | _leaves(changes))
+
+
+@jax.jit
+def scale_updates(factors: Tree, scale: jax.Array) -> Tree:
+    """Multiply the low-rank updates of S seeds, leaves (S, ...), by one number per seed, scale (S,).
+
+    Only lora_b is multiplied, so that the product B A is. A scale of 0 gives zeros even if training diverged.
+    """
+
+    def scaled(path: Any, leaf: jax.Array) -> jax.Array:
+        by = jnp.reshape(scale, (-1,) + (1,) * (leaf.ndim - 1)).astype(leaf.dtype)
+        scaled_leaf = leaf * by if path[-1].key == "lora_b" else leaf
+        return jnp.where((by == 0) & ~jnp.isfinite(scaled_leaf), 0, scaled_leaf)
+
+    result: Tree = jax.tree_util.tree_map_with_path(scaled, factors)
+    return result
+
+
 def init_adapters(key: jax.Array, params: Mapping[str, Any], configs: Mapping[str, LoRAConfig]) -> Tree:
     """Make fresh factors for the groups in `configs`, from the shapes of the base kernels.
 
@@ -151,11 +175,11 @@ def count_parameters(tree: Any) -> int:
 
 
 def _leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return flatten_dict(tree, sep="/")
+    return dict(flatten_dict(tree, sep="/"))
 
 
 def _nest(leaves: dict[str, Any]) -> Tree:
-    return unflatten_dict(leaves, sep="/")
+    return dict(unflatten_dict(leaves, sep="/"))
 
 
 def _targets(params: Mapping[str, Any], groups: Iterable[str]) -> Iterator[tuple[str, Any, str]]:

@@ -9,14 +9,14 @@ import numpy as np
 
 from specjax.adapt.adaptation import AdaptConfig
 from specjax.adapt.heads import HeadStage
-from specjax.adapt.target import Grid, Target
+from specjax.adapt.target import Target
 from specjax.adapt.towers import UnlabelledStage
 from specjax.config import DecoderConfig, LabelHeadConfig, XPAutoencoderConfig
 from specjax.foundation import Foundation
 from specjax.pretrain.augment import AugmentConfig
 from specjax.pretrain.corpus import Pairs
 from specjax.train.optimizer import GroupSchedule
-from tests.models.tiny import TINY, random_system
+from tests.models.tiny import TINY, on_grid, random_system
 
 CONFIG = dataclasses.replace(
     TINY,
@@ -94,28 +94,25 @@ def corpus(n=40, seed=0):
     )
 
 
-def grid(values, prefix, seed, xp=True, bias=0.3):
+def observed(values, prefix, seed, bias=0.3):
+    """LAMOST-like Spectra, some of whose pixels are masked, and the XP-like ones of the same stars."""
     flux, xp_flux = spectra(values, seed, bias)
     mask = np.random.default_rng(seed).random(flux.shape) < 0.03
-    return Grid(
-        flux=np.where(mask, 1.0, flux),
-        ivar=None,
-        mask=mask,
-        id=np.array([f"{prefix}{k}" for k in range(len(values))]),
-        xp_flux=xp_flux if xp else None,
-        xp_valid=np.ones(xp_flux.shape, bool) if xp else None,
-    )
+    ids = [f"{prefix}{k}" for k in range(len(values))]
+    return on_grid(flux, mask=mask, id=ids), on_grid(xp_flux, id=ids, survey="gaia_xp")
 
 
 def target(unlabelled=12, xp=True, **changes):
     """A survey whose spectra are tilted against the model's, with the label fe_h."""
     values = labels(40, seed=5)
+    others, others_xp = observed(labels(12, seed=7), "U", 8)
     made = Target(
         name="tilted",
-        labelled=grid(values, "L", 6, xp),
+        labelled=observed(values, "L", 6)[0],
         truth=values[:, 1],
         label="fe_h",
-        unlabelled=grid(labels(12, seed=7), "U", 8, xp)[:unlabelled],
+        unlabelled=others[:unlabelled],
+        unlabelled_xp=others_xp[:unlabelled] if xp else None,
         fe_h=values[:, 1],
     )
     return dataclasses.replace(made, **changes)

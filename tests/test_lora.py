@@ -336,3 +336,17 @@ class TestCost:
             for c in (TINY.head, config)
         )
         assert lora.count_parameters(four) == 4 * lora.count_parameters(one)
+
+
+class TestScalingUpdates:
+    def test_scales_the_product_and_keeps_the_start(self):
+        tree = {"mlp1": {"dense_0": {"lora_a": jnp.ones((2, 3, 1)), "lora_b": jnp.ones((2, 1, 4))}}}
+        half = lora.scale_updates(tree, jnp.asarray([0.5, 0.0]))["mlp1"]["dense_0"]
+        np.testing.assert_array_equal(half["lora_a"], 1)
+        np.testing.assert_array_equal(half["lora_b"][0], 0.5)
+        np.testing.assert_array_equal(half["lora_b"][1], 0)
+        assert half["lora_b"].dtype == jnp.float32
+
+    def test_by_nothing_also_where_training_left_no_number(self):
+        tree = {"mlp1": {"dense_0": {"lora_b": jnp.full((2, 1, 4), jnp.nan)}}}
+        np.testing.assert_array_equal(lora.scale_updates(tree, jnp.zeros(2))["mlp1"]["dense_0"]["lora_b"], 0)

@@ -1,10 +1,9 @@
-"""Frozen features on disk: what the backbone as it is makes of the same stars is computed once for all runs.
+"""Features of the frozen backbone on disk, so that later runs on the same stars need not compute them again.
 
-A file holds the `Summary` of a set of spectra, under a name that is a hash of everything it follows from: the
-tower's parameters, its sizes, the type it computes in, the program code, the device and the prepared spectra.
-So a file is never wrong, and one that is damaged is made again. Files are in `features` under $SPECJAX_CACHE
-(or the user's cache folder); the oldest go when they exceed $SPECJAX_FEATURES_MIB, 256 by default. 0 keeps
-nothing.
+A file holds the `BackboneFeatures` of a set of spectra. Its name is a hash of everything that they depend on:
+the tower's parameters, its sizes, the type it computes in, the program code, the device and the spectra
+themselves; a damaged file is computed again. Files are in `features` in the cache folder; the oldest are
+removed when they exceed $SPECJAX_FEATURES_MIB, 256 by default. 0 keeps nothing.
 """
 
 import functools
@@ -14,43 +13,40 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from specjax.atomic import atomic_file
+from specjax.cache import cache_folder
 from specjax.errors import ConfigError
-from specjax.foundation import Foundation
-from specjax.foundation.inference import Summary
+from specjax.foundation import BackboneFeatures, Foundation, ModelInput
 
 VARIABLE = "SPECJAX_FEATURES_MIB"
 DEFAULT_MIB = 256
 
 
-def remembered(make: Callable[[], Summary], model: Foundation, flux: Any, valid: Any) -> Summary:
-    """Return what `make` gives for prepared spectra, flux and valid (n, pixels), or what it gave before.
+def cached(compute: Callable[[], BackboneFeatures], model: Foundation, data: ModelInput) -> BackboneFeatures:
+    """Return what `compute` gives for n spectra, from disk if it was computed before.
 
-    `make` must run `model`'s backbone without any factors.
+    `compute` must run `model`'s backbone without any adapter.
 
     Raises:
-        ConfigError: $SPECJAX_FEATURES_MIB is no number.
+        ConfigError: $SPECJAX_FEATURES_MIB is not a number.
     """
     limit = _limit()
     if not limit:
-        return make()
-    from specjax.cache import cache_folder
-
-    path = cache_folder() / "features" / f"{_key(model, flux, valid)}.npz"
+        return compute()
+    path = cache_folder() / "features" / f"{_key(model, data)}.npz"
     if (known := _read(path)) is not None:
         return known
-    summary = Summary(*map(np.asarray, make()))
-    _write(path, summary, limit)
-    return summary
+    features = BackboneFeatures(*map(np.asarray, compute()))
+    _write(path, features, limit)
+    return features
 
 
 def _limit() -> int:
-    """The bytes that the files may take together."""
+    """Return the bytes that all files together may take."""
     text = os.environ.get(VARIABLE, "") or DEFAULT_MIB
     try:
         return max(int(float(text) * 2**20), 0)
@@ -58,11 +54,11 @@ def _limit() -> int:
         raise ConfigError(f"{VARIABLE} must be a number of MiB, not {text!r}") from None
 
 
-def _key(model: Foundation, flux: Any, valid: Any) -> str:
+def _key(model: Foundation, data: ModelInput) -> str:
     device = jax.local_devices()[0]
     about = (model.config, model.dtype, jax.__version__, device.platform, device.device_kind)
     digest = hashlib.sha256(f"{about}{_code()}".encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path((model.params["lamost"], flux, valid)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path((model.params["lamost"], *data)):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)}{array.dtype}{array.shape}".encode())
         digest.update(array.tobytes())
@@ -71,29 +67,30 @@ def _key(model: Foundation, flux: Any, valid: Any) -> str:
 
 @functools.cache
 def _code() -> str:
-    """A hash of the modules that the towers are made of: features of another version are not taken."""
-    files = sorted((Path(__file__).parents[1] / "models").glob("*.py"))
+    """Return a hash of the modules that compute features, so that those of another version are not used."""
+    package = Path(__file__).parents[1]
+    files = [*sorted((package / "models").glob("*.py")), package / "foundation" / "networks.py"]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def _read(path: Path) -> Summary | None:
-    """What a file holds; nothing where it is missing or damaged. It counts as used now."""
+def _read(path: Path) -> BackboneFeatures | None:
+    """Read a file and mark it as used now; None if it is missing or damaged."""
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            found = Summary(**{name: file[name] for name in Summary._fields})
+            found = BackboneFeatures(**{name: file[name] for name in BackboneFeatures._fields})
         os.utime(path)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     return found
 
 
-def _write(path: Path, summary: Summary, limit: int) -> None:
-    """Keep a summary, and of all the newest within the limit; where it cannot be written, nothing."""
-    if sum(array.nbytes for array in summary) > limit:
+def _write(path: Path, features: BackboneFeatures, limit: int) -> None:
+    """Write a file and remove the oldest beyond the limit; does nothing if the folder is not writable."""
+    if sum(array.nbytes for array in features) > limit:
         return
     try:
         with atomic_file(path) as temporary:
-            np.savez(temporary, **summary._asdict())
+            np.savez(temporary, **features._asdict())
         newest = sorted(path.parent.glob("*.npz"), key=lambda file: file.stat().st_mtime, reverse=True)
         total = 0
         for file in newest:

@@ -1,248 +1,99 @@
-"""Who trains, validates, tests and stays unlabelled, for every seed, as columns of a table of labels.
+"""Random splits of labelled stars into training, validation and test stars, one per seed."""
 
-The paper's sample (arXiv:2507.20972): of 495 labelled stars 89 train, 9 validate and the rest is tested on;
-164 other spectra of S/N above 50 stay unlabelled, for LoRA1 and LoRA3.
-"""
-
-from __future__ import annotations
-
-import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
-from astropy.table import Table
 
-from specjax.adapt.target import Splits, Target
-from specjax.errors import ConfigError, DataError
-from specjax.surveys.io.tables import floats, id_texts, read_table, write_table
-from specjax.typing import BoolArray, FloatArray, IntArray, StrArray
+from specjax.errors import DataError
+from specjax.typing import FloatArray, IntArray
 
-TRAIN, VALIDATE, TEST, UNLABELLED = "train", "validate", "test", "unlabelled"
+MIN_TRAIN = 10
+"""Training stars below which cross-validation within them means nothing."""
 
-_COLUMN = re.compile(r"split_(\d+)")
-_STRATA = 10  # groups of stars of like metallicity, of one size
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitConfig:
-    """Sizes of the parts; the defaults are the paper's.
-
-    Attributes:
-      label: the label that a star must have to train, validate or be tested on.
-      train, validate: stars of each seed.
-      test: stars of each seed; all that are left where None.
-      unlabelled: spectra that stay unlabelled, the same for all seeds.
-      min_snr: S/N that these must exceed; 0 takes any.
-      seeds: how many splits.
-      seed: the first of the seeds; other numbers give other splits.
-      stratify: a column, usually fe_h, of which every part shall have the same distribution; None for chance.
-    """
-
-    label: str = "fe_h"
-    train: int = 89
-    validate: int = 9
-    test: int | None = None
-    unlabelled: int = 164
-    min_snr: float = 50.0
-    seeds: int = 16
-    seed: int = 0
-    stratify: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that mean nothing: ConfigError."""
-        if self.train < 10:
-            raise ConfigError(f"{self.train} training stars are too few: at least 10 are needed")
-        if self.validate < 0 or self.unlabelled < 0 or self.seeds < 1 or self.seed < 0:
-            raise ConfigError("numbers of stars and seeds must be positive")
-        if self.test is not None and self.test < 1:
-            raise ConfigError("at least one star must be left to test on")
+_STRATA = 10  # groups of stars of similar label, of equal size
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Roles:
-    """The part that each spectrum has in each split.
+class Splits:
+    """Rows of the labelled spectra for S seeds.
 
     Attributes:
-      id: (n,) strings.
-      role: (n, S) "train", "validate", "test", "unlabelled" or "".
+        train: (S, a) rows.
+        validate: (S, b) rows.
+        test: (S, c) rows.
+        seeds: (S,) numbers that all random numbers of a seed derive from; 0 to S - 1 by default.
     """
 
-    id: StrArray
-    role: StrArray
+    train: IntArray
+    validate: IntArray
+    test: IntArray
+    seeds: IntArray | None = None
 
-    @property
-    def seeds(self) -> int:
-        """How many splits there are."""
-        return self.role.shape[1]
+    def __post_init__(self) -> None:
+        if self.seeds is None:
+            object.__setattr__(self, "seeds", np.arange(len(self.train)))
 
-    def labelled(self, ids: Sequence[str] | StrArray) -> BoolArray:
-        """(m,) whether spectra of these ids train, validate or are tested on in any split."""
-        chosen = self.id[np.isin(self.role, (TRAIN, VALIDATE, TEST)).any(axis=1)]
-        return np.isin(np.asarray(ids), chosen)
+    def __len__(self) -> int:
+        return len(self.train)
+
+    def __getitem__(self, seeds: slice) -> "Splits":
+        return replace(self, **{name: rows[seeds] for name, rows in self.__dict__.items()})
 
 
-def draw_roles(
-    labelled: BoolArray, spare: BoolArray, config: SplitConfig, values: FloatArray | None = None
-) -> StrArray:
-    """Draw the part of each of n spectra in each split.
-
-    The split of a seed depends on neither the number of seeds nor the unlabelled ones.
+def draw_splits(
+    n: int,
+    *,
+    seeds: int,
+    train: int,
+    validate: int,
+    test: int | None = None,
+    first_seed: int = 0,
+    stratify: FloatArray | None = None,
+) -> Splits:
+    """Split n stars at random, once per seed; the split of a seed does not depend on the number of seeds.
 
     Args:
-      labelled: (n,) may train, validate or test.
-      spare: (n,) may stay unlabelled; disjoint from `labelled`.
-      config: sizes.
-      values: (n,) what to stratify by; None for chance alone.
-
-    Returns:
-      (n, seeds) roles, "" for those that have none.
+        n: stars.
+        seeds: splits to draw.
+        train: training stars in each split.
+        validate: validation stars in each split.
+        test: test stars in each split; all remaining ones by default.
+        first_seed: the number of the first seed.
+        stratify: (n,) values, such as [Fe/H], that all parts shall have the same distribution of.
 
     Raises:
-      DataError: too few stars.
+        DataError: too few stars, or sizes that make no sense.
     """
-    rows, spares = np.flatnonzero(labelled), np.flatnonzero(spare)
-    least = config.train + config.validate + (config.test or 1)
-    if least > len(rows):
+    if seeds < 1 or validate < 0:
+        raise DataError(f"cannot draw {seeds} seeds with {validate} validation stars")
+    if train < MIN_TRAIN:
+        raise DataError(f"{train} training stars are too few: at least {MIN_TRAIN} are needed")
+    if train + validate + (test or 1) > n:
+        tested = "at least one test star" if test is None else f"{test} test stars"
         raise DataError(
-            f"{len(rows)} labelled stars cannot give {config.train} to train, {config.validate} to validate"
-            f" and {config.test or 'some'} to test"
+            f"{n} labelled stars are too few for {train} training, {validate} validation and {tested}"
         )
-    if config.unlabelled > len(spares):
-        raise DataError(f"{config.unlabelled} unlabelled spectra are asked for, and there are {len(spares)}")
-    role = np.full((len(labelled), config.seeds), "", dtype="<U10")
-    kept = np.random.default_rng([config.seed, 1]).permutation(spares)[: config.unlabelled]
-    role[kept] = UNLABELLED
-    ends = np.cumsum([config.train, config.validate])
-    stop = len(rows) if config.test is None else int(ends[1]) + config.test
-    for column in range(config.seeds):
-        rng = np.random.default_rng([config.seed + column, 0])
-        order = rows[rng.permutation(len(rows)) if values is None else _evenly(values[rows], rng)]
-        role[order[: ends[0]], column] = TRAIN
-        role[order[ends[0] : ends[1]], column] = VALIDATE
-        role[order[ends[1] : stop], column] = TEST
-    return role
+    order = np.stack([_order(n, seed, stratify) for seed in range(first_seed, first_seed + seeds)])
+    end = train + validate
+    return Splits(
+        train=order[:, :train],
+        validate=order[:, train:end],
+        test=order[:, end : n if test is None else end + test],
+    )
 
 
-def split_table(table: Table, config: SplitConfig) -> Table:
-    """The table with columns split_0, split_1, ..., one a seed, of what each spectrum is for.
+def _order(n: int, seed: int, stratify: FloatArray | None) -> IntArray:
+    rng = np.random.default_rng([seed, n])
+    return rng.permutation(n) if stratify is None else _stratified_order(stratify, rng)
 
-    A labelled star must have the label and, where `table` has these columns of `label_spectra`, no flag. An
-    unlabelled spectrum must have no label, no flag, an S/N above `min_snr`, and not be another spectrum of a
-    labelled star (`duplicate_of`).
 
-    Raises:
-      DataError: columns that are missing, too few stars, or a star to stratify without a value.
+def _stratified_order(values: FloatArray, rng: np.random.Generator) -> IntArray:
+    """Return an order of the rows in which any stretch has equal shares of all strata of `values`.
+
+    Stars are sorted and cut into strata of equal size, shuffled within each, and dealt out in turn.
     """
-    _require(table, ["id", config.label, *([config.stratify] if config.stratify else [])])
-    has = np.isfinite(floats(table[config.label], f"column {config.label}"))
-    trusted = _texts(table, "flag") == ""
-    spare = ~has & trusted & (_texts(table, "duplicate_of") == "")
-    if config.unlabelled and config.min_snr > 0:
-        _require(table, ["snr"])
-        spare &= floats(table["snr"], "column snr") > config.min_snr  # NaN is not
-    labelled = has & trusted
-    values = None
-    if config.stratify:
-        values = floats(table[config.stratify], f"column {config.stratify}")
-        labelled &= np.isfinite(values)
-    role = draw_roles(labelled, spare, config, values)
-    result = Table(table, copy=True)
-    for column in [name for name in result.colnames if _COLUMN.fullmatch(name)]:
-        result.remove_column(column)
-    for column in range(config.seeds):
-        result[f"split_{column}"] = role[:, column]
-    sizes = {name: int((role[:, 0] == name).sum()) for name in (TRAIN, VALIDATE, TEST, UNLABELLED)}
-    result.meta.update({f"split_{name}": count for name, count in sizes.items()})
-    result.meta.update(split_seeds=config.seeds, split_seed=config.seed, stratify=config.stratify or "")
-    return result
-
-
-def split_file(labels: Path, out: Path, config: SplitConfig, *, say: Callable[[str], None] = print) -> Table:
-    """`split_table` from a file to a file; `say` takes the sizes.
-
-    Raises:
-      SpecjaxError: one line on what is wrong with the table, or too few stars.
-    """
-    table = split_table(read_table(labels), config)
-    table["id"] = id_texts(table["id"])
-    write_table(out, {name: table[name] for name in table.colnames}, table.meta)
-    sizes = [f"{table.meta[f'split_{part}']} {part}" for part in (TRAIN, VALIDATE, TEST, UNLABELLED)]
-    say(f"{config.seeds} splits of {', '.join(sizes)}")
-    return table
-
-
-def read_roles(path: str | Path) -> Roles | None:
-    """The columns split_0, split_1, ... of a table of labels; None where it has none.
-
-    Raises:
-      DataError: not a table, no ids, or a word that is no role.
-    """
-    table = read_table(path)
-    numbered = sorted((int(found[1]), name) for name in table.colnames if (found := _COLUMN.fullmatch(name)))
-    if not numbered:
-        return None
-    _require(table, ["id"])
-    role = np.stack([id_texts(table[name]) for _, name in numbered], axis=1)
-    unknown = set(role.ravel().tolist()) - {TRAIN, VALIDATE, TEST, UNLABELLED, ""}
-    if unknown:
-        raise DataError(
-            f"{path}: {min(unknown)!r} in its split columns is not train, validate, test or unlabelled"
-        )
-    return Roles(id=id_texts(table["id"]), role=role)
-
-
-def apply_roles(roles: Roles, target: Target) -> tuple[Target, Splits]:
-    """The target with the unlabelled spectra that were chosen, and its splits as rows of the labelled ones.
-
-    Raises:
-      DataError: a star of the splits is not among the target's labelled ones (it has no spectrum, no label,
-        or a flag), or splits of different sizes.
-    """
-    row_of = {name: row for row, name in enumerate(target.labelled.id.tolist())}
-    named = roles.id[roles.labelled(roles.id)]
-    absent = [name for name in named.tolist() if name not in row_of]
-    if absent:
-        why = target.refused.get(absent[0], "no usable spectrum or no label")
-        raise DataError(
-            f"{target.name}: {len(absent)} of {len(named)} stars of the splits cannot be used, the first "
-            f"{absent[0]} ({why}); draw the splits anew from the stars that can"
-        )
-    parts = {}
-    for part in (TRAIN, VALIDATE, TEST):
-        chosen = [roles.id[roles.role[:, seed] == part].tolist() for seed in range(roles.seeds)]
-        if len({len(names) for names in chosen}) > 1:
-            raise DataError(f"{target.name}: the splits differ in how many stars {part}")
-        rows = [[row_of[name] for name in names] for names in chosen]
-        parts[part] = np.array(rows, dtype=np.int64).reshape(roles.seeds, -1)
-    if not parts[TRAIN].size or not parts[TEST].size:
-        raise DataError(f"{target.name}: the splits have no stars to train on, or none to test on")
-    unlabelled = roles.id[(roles.role == UNLABELLED).any(axis=1)]  # the same for all seeds
-    kept = np.flatnonzero(np.isin(target.unlabelled.id, unlabelled))
-    return replace(target, unlabelled=target.unlabelled[kept]), Splits(**parts)
-
-
-def _evenly(values: FloatArray, rng: np.random.Generator) -> IntArray:
-    """An order of the rows of which any stretch has stars of all strata of `values` in equal shares.
-
-    Stars are sorted and cut into strata of one size, shuffled within each, and dealt out like cards.
-    """
-    ranked = np.lexsort((rng.permutation(len(values)), values))  # equal values by chance
+    ranked = np.lexsort((rng.permutation(len(values)), values))  # ties in random order
     place = np.empty(len(values))
     for stratum in np.array_split(ranked, min(_STRATA, len(values))):
         place[stratum] = (rng.permutation(len(stratum)) + rng.random()) / len(stratum)
     return np.argsort(place, kind="stable")
-
-
-def _texts(table: Table, name: str) -> StrArray:
-    """A column of texts; all "" where the table does not have it."""
-    return id_texts(table[name]) if name in table.colnames else np.full(len(table), "")
-
-
-def _require(table: Table, names: Sequence[str]) -> None:
-    missing = [name for name in names if name not in table.colnames]
-    if missing:
-        raise DataError(
-            f"the table of labels has no column {', '.join(missing)}: it has {', '.join(table.colnames)}"
-        )

@@ -1,6 +1,6 @@
-"""A study: configurations on targets, into a folder with table, predictions, plots and adapters.
+"""A study: configurations on targets, written to a folder with table, predictions, plots and adapters.
 
-`specjax adapt` runs it on a user's survey and `experiments/main_table.py` on the stellar libraries.
+`specjax adapt` runs one on a user's survey, and `experiments/main_table.py` on the stellar libraries.
 """
 
 import dataclasses
@@ -12,21 +12,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from specjax.adapt.adaptation import Adaptation, AdaptConfig, Adapter
-from specjax.adapt.configuration import CONFIGURATIONS, zero_shot_of
-from specjax.adapt.target import Splits, Target, draw_splits
+from specjax.adapt.adaptation import Adaptation, AdaptationResult, AdaptConfig
+from specjax.adapt.configuration import Configuration
+from specjax.adapt.splits import Splits, draw_splits
+from specjax.adapt.target import Target
 from specjax.atomic import atomic_folder
 from specjax.checkpoints import save_adapter
 from specjax.errors import ModelError
 from specjax.foundation import Foundation
-from specjax.progress import Say
+from specjax.progress import Say, silent
 from specjax.report import metrics, plots, results
 from specjax.typing import FloatArray, IntArray
+from specjax.units import symbol_and_unit
 
-# (target, splits) -> {baseline: predictions (S, n)}
 Baselines = Callable[[Target, Splits], Mapping[str, FloatArray]]
-
-TITLES = {"fe_h": ("[Fe/H]", "dex"), "teff": ("Teff", "K"), "logg": ("log g", "dex")}
+"""(target, splits) -> {baseline: predictions (S, n)}."""
 
 
 def run_study(
@@ -35,87 +35,119 @@ def run_study(
     config: AdaptConfig,
     out: Path,
     *,
-    configurations: Sequence[str] = CONFIGURATIONS,
+    configurations: Sequence[Configuration],
     baselines: Baselines | None = None,
     floor: Mapping[str, float] | None = None,
     record: Mapping[str, Any] | None = None,
     splits: Mapping[str, Splits] | None = None,
-    say: Say = print,
+    say: Say = silent,
 ) -> list[results.Row]:
     """Adapt to each target with each configuration, score all on the same splits, and write the run folder.
 
-    Zero-shot rows that a gain needs are added. The folder holds config.json, table.json, predictions.ecsv
-    (one row a target, configuration, seed and test star), predictions_TARGET.png, sigma.png, and
-    adapters/TARGET/CONFIGURATION. It appears whole or not at all.
+    Zero-shot rows that gains are measured against are added. The folder holds config.json, table.json,
+    predictions.ecsv (one row per target, configuration, seed and test star), predictions_TARGET.png,
+    sigma.png, and adapters/TARGET/CONFIGURATION. It appears whole or not at all.
 
     Args:
-        out: the folder; what a former run left there is replaced.
-        baselines: more predictions for the table, made from the same splits, in a thread beside the stages.
-        floor: by target, a scatter to draw as a line (of the literature's own labels).
-        record: what else belongs into config.json.
-        splits: by target, the splits of `config.seeds` seeds; drawn by chance for the others.
+        model: the model to adapt.
+        targets: surveys, all with the same label.
+        config: seeds, splits and stages.
+        out: the folder; an earlier run in it is replaced.
+        configurations: rows of the table.
+        baselines: further predictions for the table, from the same splits, made in a thread of their own.
+        floor: by target, a scatter to draw as a line (that between the literature's own labels).
+        record: further entries of config.json.
+        splits: by target, the splits of `config.seeds` seeds; drawn at random for the others.
+        say: receives lines of progress.
 
     Raises:
-        SpecjaxError: whatever a target, the model or the folder has wrong.
+        SpecjaxError: what is wrong with a target, the model or the folder.
     """
-    names = _with_zero_shot(configurations)
-    if any(results.configuration_kind(name) == "adapted" for name in names):
-        _digest(model)  # not after an hour of training
-    unit = TITLES.get(targets[0].label, (targets[0].label, ""))[1]
+    wanted = _with_zero_shot(configurations)
+    if any(configuration.is_adapted for configuration in wanted):
+        _digest(model)  # fail now, not after the training
+    unit = symbol_and_unit(targets[0].label)[1]
     rows: list[results.Row] = []
     columns: list[dict[str, Any]] = []
-    with atomic_folder(out) as folder, ThreadPoolExecutor(1) as beside:
+    with atomic_folder(out) as folder, ThreadPoolExecutor(1) as thread:
         for target in targets:
             drawn = (splits or {}).get(target.name) or draw_splits(
                 len(target.labelled), seeds=config.seeds, train=config.train, validate=config.validate
             )
-            more = beside.submit(baselines, target, drawn) if baselines is not None else None
-            adapter = Adapter(model, target, drawn, config, say)
-            found: dict[str, Adaptation] = {}
-            for name in names:
-                say(f"{target.name}: {name}")
-                found[name] = adapter.run(name)
-            predictions = {name: one.predictions for name, one in found.items()}
-            if more is not None:
-                predictions |= more.result()
-            scored = score(target, drawn, predictions)
+            pending = thread.submit(baselines, target, drawn) if baselines is not None else None
+            adaptation = Adaptation(model, target, drawn, config, say)
+            adapted: list[AdaptationResult] = []
+            for configuration in wanted:
+                say(f"{target.name}: {configuration.name}")
+                adapted.append(adaptation.run(configuration))
+            others = {} if pending is None else pending.result()
+            scored = score(target, drawn, adapted, others)
             rows += scored
-            columns.append(_columns(target, drawn, predictions))
-            _save_adapters(folder / "adapters" / target.name, model, target, config, found, scored)
-            _plot_target(folder, target, drawn, found, scored)
+            columns.append(_columns(target, drawn, adapted, others))
+            _save_adapters(folder / "adapters" / target.name, model, target, config, adapted, scored)
+            _plot_target(folder, target, drawn, adapted, scored)
+        names = [configuration.name for configuration in wanted]
         results.write_config(folder, {"adapt": config, "configurations": names, **(record or {})})
         results.write_table(folder, rows)
-        results.write_predictions(folder, _joined(columns))
+        joined = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
+        results.write_predictions(folder, joined)
         plots.plot_sigma(folder / "sigma.png", rows, unit=unit, floor=floor)
     return rows
 
 
-def score(target: Target, splits: Splits, predictions: Mapping[str, FloatArray]) -> list[results.Row]:
-    """Score predictions (S, n) on each seed's test stars; gains against zero-shot with the same head."""
-    test = {name: _taken(values, splits.test) for name, values in predictions.items()}
-    truth, fe_h = target.truth[splits.test], target.fe_h[splits.test]
+def score(
+    target: Target,
+    splits: Splits,
+    adapted: Sequence[AdaptationResult],
+    baselines: Mapping[str, FloatArray] | None = None,
+) -> list[results.Row]:
+    """Score predictions on the test stars of each seed; gains are against zero-shot with the same head."""
+    by_name = {one.configuration.name: one.predictions for one in adapted}
     rows = []
-    for name, values in test.items():
-        adapted = results.configuration_kind(name) == "adapted"
-        reference = test[zero_shot_of(name)] if adapted else None
-        scores = metrics.summarise(
-            truth, values, fe_h=fe_h, reference=reference, stars=target.labelled.id[splits.test]
-        )
-        rows += results.table_rows(target.name, name, scores)
+    for one in adapted:
+        configuration = one.configuration
+        reference = by_name[configuration.zero_shot.name] if configuration.is_adapted else None
+        scores = _scores(target, splits, one.predictions, reference)
+        rows += results.table_rows(target.name, configuration.name, scores, kind=_kind(configuration))
+    for name, predictions in (baselines or {}).items():
+        scores = _scores(target, splits, predictions)
+        rows += results.table_rows(target.name, name, scores, kind="baseline")
     return rows
 
 
-def _with_zero_shot(configurations: Sequence[str]) -> list[str]:
+def _kind(configuration: Configuration) -> str:
+    return "adapted" if configuration.is_adapted else "zero-shot"
+
+
+def _scores(
+    target: Target, splits: Splits, predictions: FloatArray, reference: FloatArray | None = None
+) -> list[dict[str, Any]]:
+    rows = splits.test
+    return metrics.summarise(
+        target.truth[rows],
+        _taken(predictions, rows),
+        fe_h=target.fe_h[rows],
+        reference=None if reference is None else _taken(reference, rows),
+        stars=target.labelled.id[rows],
+    )
+
+
+def _with_zero_shot(configurations: Sequence[Configuration]) -> list[Configuration]:
+    """Return the configurations once each, preceded by the zero-shot ones that they need."""
     wanted = list(dict.fromkeys(configurations))
-    needed = [zero_shot_of(name) for name in wanted]
-    return [name for name in dict.fromkeys([*needed, *wanted])] if set(needed) - set(wanted) else wanted
+    needed = [configuration.zero_shot for configuration in wanted]
+    return list(dict.fromkeys([*needed, *wanted])) if set(needed) - set(wanted) else wanted
 
 
 def _taken(values: FloatArray, rows: IntArray) -> FloatArray:
     return np.take_along_axis(np.broadcast_to(values, (len(rows), values.shape[-1])), rows, axis=1)
 
 
-def _columns(target: Target, splits: Splits, predictions: Mapping[str, FloatArray]) -> dict[str, Any]:
+def _columns(
+    target: Target, splits: Splits, adapted: Sequence[AdaptationResult], baselines: Mapping[str, FloatArray]
+) -> dict[str, Any]:
+    """Return the columns of predictions.ecsv."""
+    predictions = {one.configuration.name: one.predictions for one in adapted} | dict(baselines)
     seeds, stars = splits.test.shape
     count = seeds * stars
     repeat = len(predictions)
@@ -131,21 +163,20 @@ def _columns(target: Target, splits: Splits, predictions: Mapping[str, FloatArra
     }
 
 
-def _joined(columns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
-
-
 def _save_adapters(
     folder: Path,
     model: Foundation,
     target: Target,
     config: AdaptConfig,
-    found: Mapping[str, Adaptation],
+    adapted: Sequence[AdaptationResult],
     rows: Sequence[results.Row],
 ) -> None:
     """Write the factors of all seeds of each adapted configuration, with the scatter that they reached."""
     sigma = {row["configuration"]: row["sigma"] for row in rows if row["subset"] == "all"}
-    for name, adaptation in found.items():
+    for one in adapted:
+        if not one.adapters:
+            continue
+        name = one.configuration.name
         description = {
             "configuration": name,
             "label": target.label,
@@ -155,17 +186,16 @@ def _save_adapters(
             "seeds": config.seeds,
             "sigma": sigma[name],
             "lora": {
-                group: dataclasses.asdict(lora) for group, lora in model.config.loras.items() if group in name
+                group: dataclasses.asdict(model.config.loras[group]) for group in one.configuration.groups
             },
-            "chosen": results.plain(adaptation.chosen),
+            "chosen": results.plain(one.chosen),
         }
-        if adaptation.adapters:
-            save_adapter(
-                folder / name,
-                config=description,
-                arrays=jax.tree.map(np.asarray, adaptation.adapters),
-                base=_digest(model),
-            )
+        save_adapter(
+            folder / name,
+            config=description,
+            arrays=jax.tree.map(np.asarray, one.adapters),
+            base=_digest(model),
+        )
 
 
 def _digest(model: Foundation) -> str:
@@ -175,14 +205,18 @@ def _digest(model: Foundation) -> str:
 
 
 def _plot_target(
-    folder: Path, target: Target, splits: Splits, found: Mapping[str, Adaptation], rows: Sequence[results.Row]
+    folder: Path,
+    target: Target,
+    splits: Splits,
+    adapted: Sequence[AdaptationResult],
+    rows: Sequence[results.Row],
 ) -> None:
     stars, truth = target.labelled.id[splits.test], target.truth[splits.test]
     panels = {
-        name: plots.per_star(stars, truth, _taken(one.predictions, splits.test))
-        for name, one in found.items()
+        one.configuration.name: plots.per_star(stars, truth, _taken(one.predictions, splits.test))
+        for one in adapted
     }
-    label, unit = TITLES.get(target.label, (target.label, ""))
+    label, unit = symbol_and_unit(target.label)
     plots.plot_predictions(
         folder / f"predictions_{target.name}.png",
         panels,

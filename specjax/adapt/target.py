@@ -1,85 +1,48 @@
-"""A target survey, ready for adaptation: spectra on the model grid, labels, the unlabelled rest, and splits.
-
-NumPy only. What was left out and why is kept, so that a run can say it.
-"""
+"""The target survey of an adaptation: labelled spectra on the model grid, and the unlabelled rest."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from specjax.errors import DataError
+from specjax.flags import USABLE, Flag
 from specjax.spectra import Spectra
-from specjax.typing import AnyArray, BoolArray, FloatArray, IntArray, StrArray
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Grid:
-    """n spectra on the LAMOST grid, and where there are any, their Gaia XP partners.
-
-    Attributes:
-        flux: (n, 1462) continuum-normalised.
-        ivar: (n, 1462), or None where the survey gives none.
-        mask: (n, 1462), True = do not use.
-        id: (n,) strings.
-        xp_flux, xp_valid: (n, 343) or None.
-    """
-
-    flux: FloatArray
-    ivar: FloatArray | None
-    mask: BoolArray
-    id: StrArray
-    xp_flux: FloatArray | None = None
-    xp_valid: BoolArray | None = None
-
-    @classmethod
-    def of(cls, lamost: Spectra, xp: Spectra | None = None) -> "Grid":
-        """Take what `preprocess.to_lamost` and `to_gaia_xp` (same rows) gave."""
-        return cls(
-            flux=lamost.flux,
-            ivar=lamost.ivar if lamost.has_ivar else None,
-            mask=lamost.mask,
-            id=lamost.id,
-            xp_flux=None if xp is None else xp.flux,
-            xp_valid=None if xp is None else ~xp.mask,
-        )
-
-    def __len__(self) -> int:
-        return len(self.id)
-
-    def __getitem__(self, rows: AnyArray) -> "Grid":
-        parts: dict[str, Any] = {
-            name: None if value is None else value[rows] for name, value in self.__dict__.items()
-        }
-        return replace(self, **parts)
+from specjax.typing import BoolArray, FloatArray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Target:
-    """What an adaptation needs of a survey.
+    """A survey to adapt to.
 
     Attributes:
         name: of the survey.
-        labelled: the n spectra that have the label.
+        labelled: the n spectra on the LAMOST grid that have the label and pass the quality checks.
         truth: (n,) the label, in physical units.
         label: its name, one of the model's.
-        unlabelled: spectra for LoRA1 and LoRA3, disjoint from the labelled ones; may be empty.
-        refused: {id: flag} of the spectra that cannot be labelled ones; some of them serve unlabelled.
-        fe_h: (n,) literature [Fe/H], which sorts stars into the table's subsets; NaN where unknown.
-        fwhm: the resolution that `preprocess.to_lamost` was told, Angstrom; None where it was not.
-        preparation: all that it did, as `Spectra.prepared` has it; what predicts later does the same.
+        unlabelled: m spectra on the LAMOST grid for LoRA1 and LoRA3, none of them labelled; m may be 0.
+        unlabelled_xp: their Gaia XP spectra in the same order, wholly masked where there is none; None if no
+            star has one.
+        fe_h: (n,) literature [Fe/H], which divides the stars into the table's subsets; NaN where unknown.
+        refused: id -> flag of the spectra that may not be labelled ones; some of them are unlabelled ones.
+        fwhm: the spectral resolution that `preprocess.to_lamost` was given, in Angstrom; None if none was.
     """
 
     name: str
-    labelled: Grid
+    labelled: Spectra
     truth: FloatArray
     label: str
-    unlabelled: Grid
+    unlabelled: Spectra
+    unlabelled_xp: Spectra | None = None
     fe_h: FloatArray
     refused: dict[str, str] = field(default_factory=dict)
     fwhm: float | None = None
-    preparation: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def preparation(self) -> Mapping[str, Any]:
+        """How the spectra were put on the grid (`Spectra.prepared`); spectra to predict need the same."""
+        return dict(self.labelled.prepared or {})
 
 
 def make_target(
@@ -93,80 +56,37 @@ def make_target(
     xp: Spectra | None = None,
     fwhm: float | None = None,
 ) -> Target:
-    """Sort the rows of a survey into labelled, unlabelled and refused.
+    """Divide the spectra of a survey into labelled, unlabelled and refused ones.
 
     Args:
+        name: of the survey.
         lamost: n spectra from `preprocess.to_lamost`, with their flags.
         truth: (n,) the label, NaN where unknown.
         label: its name.
-        fe_h: (n,) [Fe/H] for the subsets; `truth` itself where the label is fe_h.
-        usable: (n,) rows that may be labelled ones; the others stay unlabelled.
-        xp: n spectra from `preprocess.to_gaia_xp`.
-        fwhm: what `to_lamost` was told.
+        fe_h: (n,) [Fe/H] for the subsets; by default `truth` if the label is fe_h.
+        usable: (n,) spectra that may be labelled ones; all by default.
+        xp: n Gaia XP spectra from `preprocess.to_gaia_xp`.
+        fwhm: the resolution that `to_lamost` was given.
 
     Raises:
-        DataError: no row has both a label and a usable spectrum.
+        DataError: no spectrum is usable and has a label.
     """
     flag = lamost.meta["flag"]
     has_label = np.isfinite(truth) & (np.ones(len(truth), bool) if usable is None else usable)
-    chosen = np.flatnonzero(has_label & (flag == ""))
-    rest = np.flatnonzero(~has_label | (flag == "masked_fraction"))
-    rest = rest[np.isin(flag[rest], ("", "masked_fraction"))]
-    if not chosen.size:
+    labelled = np.flatnonzero(has_label & (flag == Flag.GOOD))
+    rest = np.flatnonzero((~has_label & np.isin(flag, USABLE)) | (flag == Flag.MASKED_FRACTION))
+    if not labelled.size:
         raise DataError(f"{name}: none of {len(lamost)} spectra has both {label} and a usable spectrum")
-    grid = Grid.of(lamost, xp)
     if fe_h is None:
         fe_h = truth if label == "fe_h" else np.full(len(truth), np.nan)
     return Target(
         name=name,
-        labelled=grid[chosen],
-        truth=np.asarray(truth, np.float64)[chosen],
+        labelled=lamost[labelled],
+        truth=np.asarray(truth, np.float64)[labelled],
         label=label,
-        unlabelled=grid[rest],
-        fe_h=np.asarray(fe_h, np.float64)[chosen],
-        refused={str(lamost.id[row]): str(flag[row]) for row in np.flatnonzero(flag != "")},
+        unlabelled=lamost[rest],
+        unlabelled_xp=None if xp is None else xp[rest],
+        fe_h=np.asarray(fe_h, np.float64)[labelled],
+        refused={str(lamost.id[row]): str(flag[row]) for row in np.flatnonzero(flag != Flag.GOOD)},
         fwhm=fwhm,
-        preparation=dict(lamost.prepared or {}),
     )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Splits:
-    """Rows of the labelled spectra for S seeds: train (S, a), validate (S, b), test (S, c).
-
-    seeds (S,) says which they are, 0 to S - 1 where it is not given: it is what random numbers follow from.
-    """
-
-    train: IntArray
-    validate: IntArray
-    test: IntArray
-    seeds: IntArray | None = None
-
-    def __post_init__(self) -> None:
-        if self.seeds is None:
-            object.__setattr__(self, "seeds", np.arange(len(self.train)))
-
-    def __len__(self) -> int:
-        return len(self.train)
-
-    def __getitem__(self, seeds: slice) -> "Splits":
-        return replace(self, **{name: rows[seeds] for name, rows in self.__dict__.items()})
-
-
-def draw_splits(n: int, *, seeds: int, train: int, validate: int) -> Splits:
-    """Split n stars at random, once a seed; the split of a seed does not depend on how many there are.
-
-    Raises:
-        DataError: no star is left to test on, or too few to train on; or numbers that mean nothing.
-    """
-    if seeds < 1 or validate < 0:
-        raise DataError(f"{seeds} seeds with {validate} to validate cannot be drawn")
-    if train < 10:
-        raise DataError(f"{train} training stars are too few: at least 10 are needed")
-    if train + validate >= n:
-        raise DataError(
-            f"{n} labelled stars cannot give {train} to train, {validate} to validate and some to test"
-        )
-    order = np.stack([np.random.default_rng([seed, n]).permutation(n) for seed in range(seeds)])
-    cuts = np.split(order, [train, train + validate], axis=1)
-    return Splits(train=cuts[0], validate=cuts[1], test=cuts[2])

@@ -36,7 +36,7 @@ class Predict:
         from specjax.cache import use_compilation_cache
 
         use_compilation_cache()
-        from specjax.adapt.survey import predict_survey
+        from specjax.adapt.predict import predict_survey
 
         predict_survey(
             model=self.model,

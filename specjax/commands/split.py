@@ -42,7 +42,7 @@ class Split:
 
     def run(self) -> None:
         """Draw, write, say the sizes on stderr and print the table's path."""
-        from specjax.adapt.splits import SplitConfig, split_file
+        from specjax.adapt.roles import SplitConfig, split_file
 
         config = SplitConfig(
             label=self.label,

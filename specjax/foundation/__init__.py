@@ -1,5 +1,7 @@
-"""A trained model: its parameters, what can be asked of it, and the spectra that it does not know."""
+"""A trained model: its parameters, its compiled inference, and its out-of-domain flags."""
 
-from specjax.foundation.model import SURVEYS, Foundation, load
+from specjax.foundation.inputs import SURVEYS, ModelInput, SpectraLike
+from specjax.foundation.model import Foundation, load
+from specjax.foundation.networks import BackboneFeatures
 
-__all__ = ["SURVEYS", "Foundation", "load"]
+__all__ = ["SURVEYS", "BackboneFeatures", "Foundation", "ModelInput", "SpectraLike", "load"]

@@ -1,7 +1,7 @@
-"""`Foundation`: a trained model with its parameters, and what a user asks of it.
+"""`Foundation`: a trained model with its parameters, and the operations that a user asks of it.
 
-The methods take spectra on the model grids as NumPy or JAX arrays and return NumPy arrays, for any number of
-spectra and without recompiling (see models/inference.py).
+Spectra are given as `Spectra` on a model grid, with their masks and uncertainties, or as bare arrays of flux.
+Results are NumPy arrays, for any number of spectra and without recompiling (see `inference`).
 """
 
 import functools
@@ -18,21 +18,12 @@ from numpy.typing import ArrayLike
 from specjax import lora
 from specjax.config import LoRAConfig, ModelConfig, from_dict, to_dict
 from specjax.errors import ConfigError, DataError, ModelError
-from specjax.foundation.inference import (
-    DTYPES,
-    Placement,
-    Summary,
-    place,
-    run_head,
-    run_program,
-    run_projection,
-    run_summary,
-)
-from specjax.foundation.inputs import as_array, check_values, pixel_count
-from specjax.foundation.ood import Domain
-from specjax.typing import BoolArray, Float32Array, FloatArray, StrArray
-
-SURVEYS = ("lamost", "gaia_xp")
+from specjax.foundation.inference import Placement, Program, place, run, run_head, run_projection
+from specjax.foundation.inputs import SURVEYS, ModelInput, SpectraLike, model_input, survey_of
+from specjax.foundation.networks import DTYPES, BackboneFeatures, Networks
+from specjax.foundation.ood import OutOfDomain
+from specjax.preprocess.fill import PrincipalFill
+from specjax.typing import Float32Array, FloatArray, StrArray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,200 +32,140 @@ class Foundation:
 
     Attributes:
         config: sizes and label names.
-        variables: {"params": ..., "batch_stats": ...}, the trees of models/ and of the heads "mlp1", "mlp2".
-            A part that is not there (a bare encoder has no projection, no heads) is simply missing.
+        variables: {"params": ..., "batch_stats": ...}, the trees of the modules and of the heads "mlp1" and
+            "mlp2". A part that the model does not have (a bare encoder has no projection and no heads) is
+            missing.
         stats: for each head feature_mean, feature_std (d,) and label_mean, label_std (labels,), as
-            {"mlp1": {...}}; what is missing counts as 0 and 1.
-        fill: the basis that replaces masked LAMOST pixels, an object with apply(flux, ivar, mask) -> flux.
-            Without one, masked pixels are left out of mean and std and enter the tokens as the mean.
-        domain: where the spectra that the heads were trained on lie in the space of the mean token; None
-            where that is not known, as for imported weights.
-        digest: the digest of the folder that the model was read from; adapters name it.
-        dtype: what the matrix products of the towers are computed in, "float32" or "bfloat16"; parameters,
-            norms, the softmax and results are float32 with both.
+            {"mlp1": {...}}; missing ones are 0 and 1.
+        fill: replaces masked LAMOST pixels. Without it, masked pixels are left out of mean and standard
+            deviation and enter the tokens as the mean.
+        ood: flags spectra unlike those that the heads were trained on; None if that is not known, as for
+            imported weights.
+        digest: the digest of the folder that the model was read from; adapters refer to it.
+        dtype: the type of the towers' matrix products, "float32" or "bfloat16"; parameters, norms, the
+            softmax and results are float32 with both.
     """
 
     config: ModelConfig
     variables: Mapping[str, Any]
     stats: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    fill: Any | None = None
-    domain: Domain | None = None
+    fill: PrincipalFill | None = None
+    ood: OutOfDomain | None = None
     digest: str | None = None
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise ConfigError(f"cannot compute in {self.dtype!r}; there are {' and '.join(DTYPES)}")
-        # Onto the device once, not with every call. jnp.asarray would compile a program for every shape, and
-        # device_put alone shares the memory of a NumPy array, which its owner may change.
+            raise ConfigError(f"dtype must be {' or '.join(DTYPES)}, not {self.dtype!r}")
+        # Moved to the device once, not in every call. jnp.asarray would compile a program for every shape,
+        # and device_put alone shares the memory of a NumPy array, which its owner may change.
         mine = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else np.array(x), dict(self.variables))
         object.__setattr__(self, "variables", jax.device_put(mine))
 
     @property
     def params(self) -> Mapping[str, Any]:
         """The parameter tree."""
-        return self.variables["params"]
+        params: Mapping[str, Any] = self.variables["params"]
+        return params
 
-    def embed(
-        self,
-        flux: ArrayLike,
-        survey: str = "lamost",
-        *,
-        ivar: ArrayLike | None = None,
-        mask: ArrayLike | None = None,
-    ) -> Float32Array:
-        """Embed spectra (n, pixels) as float32 (n, dim).
+    def embed(self, spectra: SpectraLike, survey: str | None = None) -> Float32Array:
+        """Embed spectra as vectors (n, dim).
 
-        The projected vector (shared then private) of a SpecCLIP model, the mean token of a bare LAMOST
-        encoder, the latent of a bare Gaia XP autoencoder (the mean token of its transformer). LAMOST flux is
-        (n, 1462), continuum-normalised; Gaia XP flux is (n, 343), divided by the flux at 550 nm. `mask` (n,
-        pixels) is True where a pixel must not be used and `ivar` (n, pixels) 0 where it says nothing.
+        The projected vector (shared then private) for a SpecCLIP model, the mean token for a bare LAMOST
+        encoder, the latent for a bare Gaia XP autoencoder (the mean token for its transformer).
+
+        Args:
+            spectra: n spectra on a model grid, as `preprocess.to_lamost` or `to_gaia_xp` return them; or an
+                array of flux without masked pixels, continuum-normalised (n, 1462) for LAMOST, divided by the
+                flux at 550 nm (n, 343) for Gaia XP.
+            survey: "lamost" or "gaia_xp", for arrays; LAMOST by default.
 
         Raises:
-            DataError: another survey, a shape that does not fit, or NaN or infinity in an unmasked pixel.
+            DataError: another survey, spectra that are not on a model grid, a shape that does not fit, or NaN
+                or infinity in an unmasked pixel.
             ModelError: the model has no encoder for that survey.
         """
-        program = ("z" if self._is_projected(survey) else "pooled") + "_" + survey
-        return self._run(program, *self.prepare(flux, survey, ivar, mask))
+        survey = self._survey(spectra, survey)
+        if survey == "lamost":
+            program: Program = Networks.lamost_z if self._is_projected(survey) else Networks.lamost_mean
+        else:
+            program = Networks.xp_z if self._is_projected(survey) else Networks.xp_latent
+        return self._run(program, spectra, survey)
 
-    def tokens(
-        self, flux: ArrayLike, *, ivar: ArrayLike | None = None, mask: ArrayLike | None = None
-    ) -> Float32Array:
+    def tokens(self, spectra: SpectraLike) -> Float32Array:
         """Return all output tokens (n, 146, dim) of the LAMOST encoder; otherwise as `embed`."""
-        return self._run("tokens_lamost", *self.prepare(flux, "lamost", ivar, mask))
+        return self._run(Networks.lamost_tokens, spectra, self._survey(spectra, "lamost"))
 
-    def mean_token(
-        self, flux: ArrayLike, *, ivar: ArrayLike | None = None, mask: ArrayLike | None = None
-    ) -> Float32Array:
+    def mean_token(self, spectra: SpectraLike) -> Float32Array:
         """Return the mean (n, dim) over the tokens of the LAMOST encoder; otherwise as `embed`."""
-        return self._run("pooled_lamost", *self.prepare(flux, "lamost", ivar, mask))
+        return self._run(Networks.lamost_mean, spectra, self._survey(spectra, "lamost"))
 
     def reconstruct(
-        self,
-        flux: ArrayLike,
-        survey: str = "lamost",
-        *,
-        ivar: ArrayLike | None = None,
-        mask: ArrayLike | None = None,
-        raw: bool = False,
+        self, spectra: SpectraLike, survey: str | None = None, *, raw: bool = False
     ) -> Float32Array:
-        """Send spectra (n, pixels) through the encoder and back: float32 (n, pixels), in units of the input.
+        """Encode and decode spectra: flux (n, pixels), in units of the input.
 
-        With `raw` the output of the decoder as it stands: standardised flux (n, 1462) from the LAMOST decoder
-        of SpecCLIP, flux (n, 343) from the Gaia XP one, tokens (n, 146, 21) from a bare LAMOST encoder and
-        [mean, std, standardised flux] (n, 345) from a bare autoencoder. Errors as in `embed`; ModelError
-        where a SpecCLIP model has no decoders.
+        With `raw`, the output of the decoder itself: standardised flux (n, 1462) from the LAMOST decoder of
+        SpecCLIP, flux (n, 343) from the Gaia XP one, tokens (n, 146, 21) from a bare LAMOST encoder and
+        [mean, std, standardised flux] (n, 345) from a bare autoencoder. Arguments and errors as in `embed`;
+        ModelError if a SpecCLIP model has no decoders.
         """
-        kind = "decoded" if self._is_projected(survey) else "rebuilt"
-        if kind == "decoded":
+        survey = self._survey(spectra, survey)
+        projected = self._is_projected(survey)
+        if projected:
             self._require_decoders()
-        return self._run(f"{kind}_{survey}" + "_raw" * raw, *self.prepare(flux, survey, ivar, mask))
+        return self._run(_RECONSTRUCT[survey, projected, raw], spectra, survey)
 
-    def translate(
-        self,
-        flux: ArrayLike,
-        *,
-        source: str,
-        target: str,
-        ivar: ArrayLike | None = None,
-        mask: ArrayLike | None = None,
-    ) -> Float32Array:
+    def translate(self, spectra: SpectraLike, *, source: str | None = None, target: str) -> Float32Array:
         """Predict the spectra (n, pixels) of survey `target` from those of survey `source`.
 
-        Gaia XP flux comes out divided by the flux at 550 nm, LAMOST flux continuum-normalised. Errors as in
-        `embed`; DataError where source and target are the same, ModelError where the model has no decoders.
+        Gaia XP flux is returned divided by the flux at 550 nm, LAMOST flux continuum-normalised. `source` is
+        needed for arrays only. Errors as in `embed`; DataError if source and target are the same, ModelError
+        if the model has no decoders.
         """
-        prepared = self.prepare(flux, source, ivar, mask)
+        source = self._survey(spectra, source)
         if target not in SURVEYS or target == source:
             raise DataError(f"cannot translate {source!r} to {target!r}; surveys are {' and '.join(SURVEYS)}")
         self._require_decoders()
-        return self._run(f"translated_{target}", *prepared)
+        program = Networks.lamost_translated if target == "lamost" else Networks.xp_translated
+        return self._run(program, spectra, source)
 
     def predict(
         self,
-        flux: ArrayLike,
+        spectra: SpectraLike,
         head: str = "mlp2",
         *,
         adapters: Mapping[str, Any] | None = None,
         configs: Mapping[str, LoRAConfig] | None = None,
-        ivar: ArrayLike | None = None,
-        mask: ArrayLike | None = None,
     ) -> dict[str, Float32Array]:
-        """Predict the labels of LAMOST spectra (n, 1462): label name -> (n,), in physical units (teff in K).
+        """Predict the labels of LAMOST spectra: label name -> (n,), in physical units (teff in K).
 
-        Head "mlp1" reads the mean token, "mlp2" the projected vector. `adapters` and `configs` are as in
-        `adapted`. Errors as in `embed`; ModelError where the model has no such head.
+        Head "mlp1" reads the mean token, "mlp2" the projected vector. `adapters` and `configs` are those of
+        `adapted`. Errors as in `embed`; ModelError if the model has no such head.
         """
         model = self if adapters is None else self.adapted(adapters, configs)
-        features = model.features(flux, head, ivar=ivar, mask=mask)
-        return model.predict_from_features(features, head)
+        return model.predict_from_features(model.features(spectra, head), head)
 
-    def predict_seeds(
-        self,
-        flux: ArrayLike,
-        head: str = "mlp2",
-        *,
-        adapters: Mapping[str, Any],
-        configs: Mapping[str, LoRAConfig] | None = None,
-        ivar: ArrayLike | None = None,
-        mask: ArrayLike | None = None,
-        summary: Summary | None = None,
-    ) -> dict[str, Float32Array]:
-        """Predict with the adapters of S seeds, each leaf (S, ...): label name -> (S, n); else as `predict`.
+    def backbone_features(self, spectra: SpectraLike) -> BackboneFeatures:
+        """Run the LAMOST backbone once, for both heads and for `out_of_domain`; errors as in `embed`."""
+        flux, valid = self.model_input(spectra, "lamost")
+        features: BackboneFeatures = run(
+            self.config, Networks.lamost_features, self._placed, flux, valid, self.dtype
+        )
+        return features
 
-        Where the adapters change nothing that `summarise` runs, as all but LoRA1 do, the seeds share its
-        `summary` of the spectra, which is made if it is not given.
-        """
-        count = len(jax.tree.leaves(adapters)[0])
-        shared = None
-        if _spares_summary(adapters):
-            shared = summary or self.summarise(flux, ivar=ivar, mask=mask)
-        each = []
-        for seed in range(count):
-            model = self.adapted(jax.tree.map(lambda leaf, seed=seed: leaf[seed], adapters), configs)
-            own = shared or model.summarise(flux, ivar=ivar, mask=mask)
-            each.append(model.predict_from_features(model.head_features(own, head), head))
-        return {name: np.stack([one[name] for one in each]) for name in self.config.labels}
-
-    def summarise(
-        self, flux: ArrayLike, *, ivar: ArrayLike | None = None, mask: ArrayLike | None = None
-    ) -> Summary:
-        """Send LAMOST spectra (n, 1462) through the backbone once, for both heads and `outside`.
-
-        Errors as in `embed`.
-        """
-        prepared = self.prepare(flux, "lamost", ivar, mask)
-        return run_summary(self.config, self._placed, *prepared, self.dtype)
-
-    def features(
-        self,
-        flux: ArrayLike,
-        head: str,
-        *,
-        ivar: ArrayLike | None = None,
-        mask: ArrayLike | None = None,
-    ) -> Float32Array:
-        """Return what a head reads, not yet standardised: mean token (mlp1) or projected vector (mlp2)."""
+    def features(self, spectra: SpectraLike, head: str) -> Float32Array:
+        """Return what a head reads before it is standardised: mean token or projected vector (n, d)."""
         self._require_features(head)
-        return self.head_features(self.summarise(flux, ivar=ivar, mask=mask), head)
+        return self.head_features(self.backbone_features(spectra), head)
 
-    def head_features(self, summary: Summary, head: str) -> Float32Array:
-        """Return the same as `features` from the output of `summarise`."""
+    def head_features(self, features: BackboneFeatures, head: str) -> Float32Array:
+        """Return the same as `features` from the output of `backbone_features`."""
         self._require_features(head)
         if head == "mlp1":
-            return summary.mean
+            return features.mean
         projection = {"params": self.params["lamost"]["projection"]}
-        return run_projection(self.config, projection, summary.mixed, self.dtype)
-
-    def outside(self, summary: Summary) -> tuple[FloatArray, StrArray] | None:
-        """Tell LAMOST spectra unlike those that the heads were trained on, from this model's `summarise`.
-
-        Returns the distance (n,), 1 at the edge, and the flag (n,), "" inside or the kind it seems
-        to be: see `domain.Domain`. None where the model does not know its domain.
-        """
-        if self.domain is None:
-            return None
-        return self.domain.distance(summary.mean), self.domain.flags(summary.mean)
+        return run_projection(self.config, projection, features.mixed, self.dtype)
 
     def predict_from_features(self, features: ArrayLike, head: str) -> dict[str, Float32Array]:
         """Predict labels from the output (n, d) of `features`."""
@@ -244,14 +175,25 @@ class Foundation:
         labels = run_head(self.config, variables, self.stats.get(head, {}), np.asarray(features, np.float32))
         return {name: labels[:, index] for index, name in enumerate(self.config.labels)}
 
+    def out_of_domain(self, features: BackboneFeatures) -> tuple[FloatArray, StrArray] | None:
+        """Flag spectra unlike those that the heads were trained on, from this model's `backbone_features`.
+
+        Returns the distance (n,), 1 at the edge of the training domain, and the flag (n,), see
+        `ood.OutOfDomain`. None if the model does not know its training domain.
+        """
+        if self.ood is None:
+            return None
+        return self.ood.distance(features.mean), self.ood.flags(features.mean)
+
     def adapted(
         self, adapters: Mapping[str, Any], configs: Mapping[str, LoRAConfig] | None = None
     ) -> "Foundation":
         """Return the model with an adapter merged into it.
 
-        `adapters` is a small tree: low-rank factors, which are merged with the alpha and rank of `configs`
-        (by default the model's own), and any other leaves, which replace the model's (a head trained as a
-        whole).
+        Args:
+            adapters: low-rank factors, which are merged with the alpha and rank of `configs`, and other
+                leaves, such as a whole head, which replace the model's.
+            configs: by LoRA group; the model's own by default.
 
         Raises:
             ModelError: a leaf that the model does not have, or of another shape.
@@ -269,17 +211,17 @@ class Foundation:
         return replace(self, variables={**self.variables, "params": unflatten_dict(merged, sep="/")})
 
     def save(self, folder: str | Path, *, half: bool = False, record: Mapping[str, Any] | None = None) -> str:
-        """Write a folder that `load` reads, parameters as float16 with `half`; returns its digest.
+        """Write a folder that `load` reads, with `half` the parameters as float16; returns its digest.
 
-        `record` is kept in config.json beside the model's sizes: how it was made.
+        `record`, a description of how the model was made, is kept in config.json beside its sizes.
         """
         from specjax.checkpoints import save_model
 
         arrays = {**self.variables, "stats": self.stats}
         if self.fill is not None:
             arrays["fill"] = self.fill.to_arrays()
-        if self.domain is not None:
-            arrays["domain"] = self.domain.to_arrays()
+        if self.ood is not None:
+            arrays["domain"] = self.ood.to_arrays()
         return save_model(
             folder,
             config={"model": to_dict(self.config), **(record or {})},
@@ -287,19 +229,33 @@ class Foundation:
             half=("params/*",) if half else (),
         )
 
-    def _is_projected(self, survey: str) -> bool:
+    def model_input(self, spectra: SpectraLike, survey: str | None = None) -> ModelInput:
+        """Return what the networks read: checked spectra with masked pixels filled; errors as in `embed`."""
+        survey = self._survey(spectra, survey)
+        return model_input(spectra, survey, self.config, self.fill if survey == "lamost" else None)
+
+    def _run(self, program: Program, spectra: SpectraLike, survey: str) -> Float32Array:
+        flux, valid = self.model_input(spectra, survey)
+        result: Float32Array = run(self.config, program, self._placed, flux, valid, self.dtype)
+        return result
+
+    def _survey(self, spectra: SpectraLike, survey: str | None) -> str:
+        """Return the survey of the spectra, for which the model has an encoder."""
+        survey = survey_of(spectra, survey)
         self._require_encoder(survey)
-        return "projection" in self.params[survey]
+        return survey
 
     def _require_encoder(self, survey: str) -> None:
-        if survey not in SURVEYS:
-            raise DataError(f"unknown survey {survey!r}; surveys are {' and '.join(SURVEYS)}")
         if survey not in self.params:
             raise ModelError(f"this model has no encoder for {survey!r}")
+
+    def _is_projected(self, survey: str) -> bool:
+        return "projection" in self.params[survey]
 
     def _require_features(self, head: str) -> None:
         if head not in lora.HEADS:
             raise ModelError(f"there is no head {head!r}; heads are {' and '.join(lora.HEADS)}")
+        self._require_encoder("lamost")
         if head == "mlp2" and not self._is_projected("lamost"):
             raise ModelError("head 'mlp2' reads the projected vector, which a bare encoder does not have")
 
@@ -307,33 +263,22 @@ class Foundation:
         if "lamost_cross_decoder" not in self.params:
             raise ModelError("this model has no decoders")
 
-    def prepare(
-        self, flux: ArrayLike, survey: str, ivar: ArrayLike | None = None, mask: ArrayLike | None = None
-    ) -> tuple[Float32Array, BoolArray]:
-        """Check spectra (n, pixels) and fill masked pixels: what the towers read, (flux float32, valid)."""
-        self._require_encoder(survey)
-        pixels = pixel_count(self.config, survey)
-        values = as_array(flux, "flux", np.float64, pixels)
-        masked = np.zeros(values.shape, bool)
-        weights = None
-        if mask is not None:
-            masked |= as_array(mask, "mask", np.bool_, pixels, rows=len(values))
-        if ivar is not None:
-            weights = as_array(ivar, "ivar", np.float64, pixels, rows=len(values))
-            masked |= ~(weights > 0)
-        check_values(values, masked)
-        values = np.where(masked, 1.0, values)
-        if self.fill is not None and survey == "lamost" and masked.any():
-            values = self.fill.apply(values, weights, masked)
-            masked = np.broadcast_to(masked.all(-1, keepdims=True), masked.shape)
-        return np.asarray(values, np.float32), ~masked
-
-    def _run(self, program: str, flux: Float32Array, valid: BoolArray) -> Float32Array:
-        return run_program(self.config, program, self._placed, flux, valid, self.dtype)
-
     @functools.cached_property
     def _placed(self) -> Placement:
         return place(self.variables)
+
+
+# (survey, with projection, raw) -> program of `Foundation.reconstruct`.
+_RECONSTRUCT: Mapping[tuple[str, bool, bool], Program] = {
+    ("lamost", True, False): Networks.lamost_decoded,
+    ("lamost", True, True): Networks.lamost_decoded_raw,
+    ("lamost", False, False): Networks.lamost_rebuilt,
+    ("lamost", False, True): Networks.lamost_rebuilt_raw,
+    ("gaia_xp", True, False): Networks.xp_decoded,
+    ("gaia_xp", True, True): Networks.xp_decoded,
+    ("gaia_xp", False, False): Networks.xp_rebuilt,
+    ("gaia_xp", False, True): Networks.xp_rebuilt_raw,
+}
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -342,17 +287,11 @@ def _merged(kernels: Any, factors: Any, loras: tuple[tuple[str, LoRAConfig], ...
     return lora.merge(kernels, factors, dict(loras))
 
 
-def _spares_summary(adapters: Mapping[str, Any]) -> bool:
-    """Whether all that adapters change in the towers comes after `Foundation.summarise`."""
-    towers = {name: tree for name, tree in adapters.items() if name not in lora.HEADS}
-    return set(jax.tree.leaves(lora.partition_labels(towers))) <= {"lora3"}
-
-
 def load(model: str | Path = "mini", *, dtype: str = "float32") -> Foundation:
     """Read a model folder; the name "mini" is the small model that ships with the package.
 
-    `dtype` "bfloat16" computes the towers' matrix products in half precision: for accelerators, where it is
-    many times as fast and moves the numbers of an embedding by under a hundredth of their spread.
+    `dtype` "bfloat16" computes the towers' matrix products in half precision. On accelerators that is many
+    times as fast, and it changes an embedding by less than a hundredth of the embeddings' spread.
 
     Raises:
         ModelError: the folder is missing, damaged, or of another kind or version.
@@ -365,18 +304,13 @@ def load(model: str | Path = "mini", *, dtype: str = "float32") -> Foundation:
     if "model" not in stored.config or "params" not in stored.arrays:
         raise ModelError(f"{folder} holds no model")
     arrays = dict(stored.arrays)
-    stats, fill, domain = arrays.pop("stats", {}), arrays.pop("fill", None), arrays.pop("domain", None)
-    if fill is not None:
-        from specjax.preprocess.fill import PrincipalFill
-
-        fill = PrincipalFill.from_arrays(fill)
-    config = from_dict(stored.config["model"])
+    stats, fill, domain = (arrays.pop(name, None) for name in ("stats", "fill", "domain"))
     return Foundation(
-        config=config,
+        config=from_dict(stored.config["model"]),
         variables=arrays,
-        stats=stats,
-        fill=fill,
-        domain=None if domain is None else Domain.from_arrays(domain),
+        stats=stats or {},
+        fill=None if fill is None else PrincipalFill.from_arrays(fill),
+        ood=None if domain is None else OutOfDomain.from_arrays(domain),
         digest=stored.digest,
         dtype=dtype,
     )

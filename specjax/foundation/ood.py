@@ -1,10 +1,10 @@
-"""Whether a spectrum is like those that a model has learnt from, told by the features that its head reads.
+"""Out-of-domain flags: spectra unlike those that a model was trained on.
 
-A network answers with a number whatever it is shown. Two things tell when not to trust it. The features of
-the spectra that the heads were trained on fill a part of their space: a new spectrum outside of it, by
-Mahalanobis distance, is unlike all of them. And stars just beyond the model's range of labels, of which the
-libraries have some, lie in known directions: a linear discriminant for each kind (hotter, cooler) finds
-others of it.
+A network returns a number for any input. Two tests decide when not to trust it, both on the features that the
+label head reads. First, a spectrum whose Mahalanobis distance from the training spectra is large is unlike
+all of them. Second, stars just outside the model's range of labels, some of which the stellar libraries
+contain, lie in known directions: one linear discriminant per kind (hotter, cooler) recognises further stars
+of that kind.
 """
 
 from __future__ import annotations
@@ -16,30 +16,28 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from specjax.errors import ModelError
-from specjax.typing import FloatArray, StrArray
+from specjax.flags import FLAG_DTYPE, Flag
+from specjax.typing import AnyArray, FloatArray, StrArray
 
 QUANTILE = 0.999
-"""Share of the training spectra that lie inside."""
+"""Fraction of the training spectra within the limiting distance."""
 
 SIDE_QUANTILE = 0.995
-"""Share of the training spectra that lie on the inner side of each discriminant."""
+"""Fraction of the training spectra on the inner side of each discriminant."""
 
 RIDGE = 1e-4
-"""Variance added to every direction, relative to the mean one: some hold rounding errors only."""
-
-UNLIKE = "unlike_training"
-"""The flag of a spectrum that is unlike all training spectra; beyond a side it is the side's name."""
+"""Variance added in every direction, relative to the mean; some directions hold rounding errors only."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Domain:
-    """A Gaussian in feature space with a limit, and half-spaces of known kinds of stars outside.
+class OutOfDomain:
+    """A Gaussian in feature space with a limiting distance, and half-spaces of known kinds of stars outside.
 
     Attributes:
-        mean: (d,) of the features.
-        whitening: (d, d) matrix W with (x - mean) W of unit covariance.
-        limit: the Mahalanobis distance that is the edge.
-        sides: for each kind of stars outside (d,) a direction v; the kind has (x - mean) v > 1.
+        mean: (d,) mean feature vector.
+        whitening: (d, d) matrix W such that (x - mean) W has unit covariance.
+        limit: Mahalanobis distance of the edge.
+        sides: flag -> (d,) direction v; a spectrum with (x - mean) v > 1 is of that kind.
     """
 
     mean: FloatArray
@@ -48,11 +46,12 @@ class Domain:
     sides: Mapping[str, FloatArray] = field(default_factory=dict)
 
     @classmethod
-    def fit(cls, features: ArrayLike, outside: Mapping[str, ArrayLike] | None = None) -> Domain:
-        """Fit the domain of features (n, d); `outside` has those (m, d) of known kinds of other spectra.
+    def fit(cls, features: ArrayLike, outside: Mapping[str, ArrayLike] | None = None) -> OutOfDomain:
+        """Fit to features (n, d) of training spectra; `outside` has those (m, d) of stars outside.
 
-        Each kind's direction is Fisher's discriminant, S^-1 (mean of the kind - mean) with S the mean of both
-        covariances, in units of the score that SIDE_QUANTILE of the features stay below.
+        The direction of each kind is Fisher's linear discriminant, S^-1 (mean of the kind - mean) with S the
+        mean of both covariances, scaled such that the fraction SIDE_QUANTILE of the training spectra score
+        below 1.
         """
         x = np.asarray(features, np.float64)
         mean, covariance = x.mean(axis=0), _covariance(x)
@@ -68,20 +67,20 @@ class Domain:
         return cls(mean=mean, whitening=whitening, limit=float(np.quantile(distance, QUANTILE)), sides=sides)
 
     def distance(self, features: ArrayLike) -> FloatArray:
-        """Return how far (n, d) features lie from the centre, (n,): above 1 they are outside."""
+        """Return the distance (n,) of features (n, d) from the training spectra; above 1 they are outside."""
         offset = np.asarray(features, np.float64) - self.mean
         return np.asarray(np.linalg.norm(offset @ self.whitening, axis=1) / self.limit)
 
     def flags(self, features: ArrayLike) -> StrArray:
-        """Return for (n, d) features "", the kind of stars that they look like, or UNLIKE."""
+        """Return a flag (n,) for features (n, d): good, unlike the training spectra, or one of `sides`."""
         offset = np.asarray(features, np.float64) - self.mean
-        flags = np.where(self.distance(features) > 1, UNLIKE, "").astype("<U32")
+        flags = np.where(self.distance(features) > 1, Flag.UNLIKE_TRAINING, Flag.GOOD).astype(FLAG_DTYPE)
         for name, direction in self.sides.items():
             flags[offset @ direction > 1] = name
         return flags
 
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """The domain as arrays that any array file holds."""
+    def to_arrays(self) -> dict[str, AnyArray]:
+        """Return the arrays that `from_arrays` takes, in single precision."""
         return {
             "mean": self.mean.astype(np.float32),
             "whitening": self.whitening.astype(np.float32),
@@ -90,8 +89,12 @@ class Domain:
         }
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Domain:
-        """The domain that `to_arrays` gave. Raises ModelError if one of its arrays is missing."""
+    def from_arrays(cls, arrays: Mapping[str, AnyArray]) -> OutOfDomain:
+        """Restore from the output of `to_arrays`.
+
+        Raises:
+            ModelError: an array is missing.
+        """
         sides = {
             key.removeprefix("side_"): np.asarray(value, np.float64)
             for key, value in arrays.items()
@@ -101,7 +104,7 @@ class Domain:
             mean, whitening = (np.asarray(arrays[key], np.float64) for key in ("mean", "whitening"))
             return cls(mean=mean, whitening=whitening, limit=float(arrays["limit"]), sides=sides)
         except KeyError as error:
-            raise ModelError(f"the model's domain has no array {error}") from None
+            raise ModelError(f"the model's out-of-domain test lacks the array {error}") from None
 
 
 def _covariance(x: FloatArray) -> FloatArray:

@@ -1,7 +1,7 @@
 """Apply a module to its variables, typed as what our modules return.
 
-Flax types `Module.apply` as an output or a pair of output and mutated variables; which one it is depends on the
-arguments of the call.
+Flax types `Module.apply` as an output or a pair of output and mutated variables; which one it is depends on
+the arguments of the call.
 """
 
 from collections.abc import Mapping

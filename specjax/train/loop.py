@@ -1,11 +1,11 @@
-"""The compiled loop: many seeds at once by vmap, many steps at once by scan, one jitted program a stage.
+"""The compiled loop: one jitted program per stage, vmapped over seeds and scanned over steps.
 
 A stage trains the leaves of some groups on top of a frozen tree. The frozen tree and the data that all seeds
 share are not batched; factors, optimizer state, per-seed data and random numbers are. Nothing returns to the
-host before the stage ends. The optimizer state is made and updated inside the program, so nothing of it is an
-argument that could be donated; the initial factors are the caller's and stay so.
+host before the stage ends. The optimizer state is made and updated inside the program, so that no argument
+could be donated; the initial factors remain the caller's.
 
-Where there are several devices, each trains its share of the seeds.
+On several devices, each trains its share of the seeds.
 """
 
 import functools
@@ -26,9 +26,10 @@ Loss = Callable[[Tree, Tree, Tree, Tree, jax.Array], jax.Array]
 
 
 class Fit(NamedTuple):
-    """What a stage returns: leaves of `snapshots` are (seeds, snapshots, ...), `loss` (seeds, snapshots).
+    """The result of a stage: leaves of `snapshots` are (seeds, snapshots, ...), `loss` is (seeds, snapshots).
 
-    Snapshot e is the state after (e + 1)/snapshots of the steps and its loss the mean over that part.
+    Snapshot e is the state after (e + 1)/snapshots of the steps, and its loss the mean over the steps since
+    the snapshot before.
     """
 
     snapshots: Tree
@@ -54,22 +55,22 @@ def fit(
     shapes of the data.
 
     Args:
-        loss: the objective; gradients are taken in its first argument only.
+        loss: the objective; gradients are taken with respect to its first argument only.
         optimizer: see `optimizer.make_optimizer`.
-        frozen: parameters that do not train, one copy for all seeds.
+        frozen: parameters that are not trained, one copy for all seeds.
         trainable: initial factors, each leaf with a leading axis S.
         shared: data that all seeds read.
         per_seed: data of each seed (splits, indices, cached features), each leaf with a leading axis S.
-        keys: (S,) keys of `jax.random.key`; step k of a seed uses fold_in(key, k), so a seed inside the
+        keys: (S,) keys of `jax.random.key`; step k of a seed uses fold_in(key, k), so that a seed inside the
             vmap trains as it does alone.
         steps: optimizer steps.
-        snapshots: how many states to return, evenly spaced, the last one at the end.
-        devices: over which the seeds are spread, by default all of all processes. Where they do not divide
-            the seeds, some train a copy of a seed that is dropped. Arguments whose keys are on several
-            devices already are taken as they are placed, and so is what they give.
+        snapshots: number of states to return, evenly spaced, the last one at the end.
+        devices: devices that share the seeds, by default all of all processes. If their number does not
+            divide that of the seeds, some train a copy of a seed, which is dropped. If the keys are on
+            several devices already, all arguments are used as they are placed.
 
     Returns:
-        The fit, on the devices that trained it; under `jax.distributed` on one of each process, whole.
+        The fit, on the devices that trained it; under `jax.distributed` on one device of each process, whole.
 
     Raises:
         ValueError: steps is not a multiple of snapshots.
@@ -88,7 +89,7 @@ def fit(
 
 
 def _seeds_of(result: Fit, seeds: int, mesh: Mesh) -> Fit:
-    """Drop the copies that filled up the devices; where processes share a mesh, give each the whole."""
+    """Drop the copies of seeds; if processes share the mesh, give each the whole result."""
     if not mesh.is_multi_process:
         return result if len(result.loss) == seeds else jax.tree.map(lambda leaf: leaf[:seeds], result)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf[:seeds]), gathered(result))
@@ -116,13 +117,3 @@ def _program(
         return Fit(states, values)
 
     return jax.jit(jax.vmap(one_seed, in_axes=(None, 0, None, 0, 0)))
-
-
-def stack(trees: list[Tree]) -> Tree:
-    """Put the trees of single seeds on a new leading axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def snapshot(fit_: Fit, index: int = -1) -> Tree:
-    """Take one snapshot of all seeds: leaves (seeds, ...)."""
-    return jax.tree.map(lambda leaf: leaf[:, index], fit_.snapshots)

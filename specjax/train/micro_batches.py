@@ -1,7 +1,8 @@
-"""The gradient of a batch that does not fit into memory: part after part, added up.
+"""Gradient accumulation: the gradient of a batch that does not fit into memory, summed over its parts.
 
-A loss that is a sum over parts has the sum of their gradients, so that nothing is computed twice and only one
-part's activations are held at a time. Inside a `vmap` over seeds each part has rows of all seeds.
+The gradient of a loss that is a sum over parts is the sum of their gradients, so that nothing is computed
+twice and the activations of only one part are held at a time. Inside a `vmap` over seeds each part has rows
+of all seeds.
 """
 
 import functools
@@ -20,7 +21,7 @@ PartLoss = Callable[[Tree, Tree, Tree], jax.Array]
 def summed(loss: PartLoss, trained: Tree, constant: Tree, parts: Tree) -> jax.Array:
     """Return the sum of `loss` over the leading axis of the leaves of `parts`.
 
-    Its gradient exists in `trained` only: for `constant` and `parts` it is zero.
+    It is differentiable with respect to `trained` only; the gradients of `constant` and `parts` are zero.
     """
 
     def add(total: jax.Array, part: Tree) -> tuple[jax.Array, None]:

@@ -1,13 +1,13 @@
-"""AdamW for a partitioned tree: `optax.multi_transform`, a schedule for each group, the rest frozen."""
+"""The partitioned optimizer: `optax.multi_transform` with a schedule per group, everything else frozen."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import optax
 
 from specjax.lora import partition_labels
+from specjax.typing import Tree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,16 +31,16 @@ class GroupSchedule:
 def make_optimizer(
     schedules: Mapping[str, GroupSchedule], *, steps: int, clip: float = 1.0
 ) -> optax.GradientTransformation:
-    """Make the optimizer of a (sub)tree of a model.
+    """Make the optimizer of a model, or of a subtree of it.
 
-    Groups are those of `lora.partition_labels`; one that has no schedule is frozen with `set_to_zero` and
-    keeps no state. The global norm that `clip` bounds is that of the scheduled groups only: each group is
-    masked to its own leaves before clipping, so a frozen leaf costs and changes nothing.
+    Groups are those of `lora.partition_labels`. A group without a schedule is frozen with `set_to_zero` and
+    has no optimizer state. The global norm that `clip` bounds is that of each scheduled group alone: a group
+    is masked to its own leaves before clipping, so that frozen leaves cost nothing and change nothing.
     """
 
-    def label(params: Any) -> Any:
-        known = partition_labels(params)
-        return jax.tree.map(lambda group: group if group in schedules else "frozen", known)
+    def label(params: Tree) -> Tree:
+        groups = partition_labels(params)
+        return jax.tree.map(lambda group: group if group in schedules else "frozen", groups)
 
     transforms = {
         group: optax.chain(optax.clip_by_global_norm(clip), schedule(steps))

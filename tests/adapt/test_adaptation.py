@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from specjax import lora
-from specjax.adapt.adaptation import Adapter, predict_with
-from specjax.adapt.configuration import CONFIGURATIONS, parse_configuration, zero_shot_of
+from specjax.adapt.adaptation import Adaptation
+from specjax.adapt.configuration import PAPER, Configuration
+from specjax.adapt.forward import predict_label, standardise_features
 from specjax.adapt.heads import Heads
-from specjax.adapt.programs import scaled
-from specjax.adapt.selection import fold_of, left_out_of
-from specjax.adapt.target import draw_splits
+from specjax.adapt.objectives import initial_factors
+from specjax.adapt.selection import fold_of, stars_of_folds
+from specjax.adapt.splits import draw_splits
 from specjax.errors import ConfigError, DataError, ModelError
 from specjax.train.optimizer import GroupSchedule
 from tests import synthetic
@@ -29,7 +30,22 @@ CLOSE = {"rtol": 1e-4, "atol": 2e-4}
 
 def make(target=None, splits=SPLITS, say=lambda text: None, **changes):
     config = dataclasses.replace(CONFIG, seeds=len(splits), **changes)
-    return Adapter(synthetic.foundation(), target or synthetic.target(), splits, config, say)
+    return Adaptation(synthetic.foundation(), target or synthetic.target(), splits, config, say)
+
+
+def run(adaptation, name):
+    return adaptation.run(Configuration.parse(name))
+
+
+def zero_shot_of(name):
+    return Configuration.parse(name).zero_shot.name
+
+
+def predict_again(result, target=None, model=None):
+    """Predict the labelled stars with the factors of a result."""
+    labelled = (target or synthetic.target()).labelled
+    heads = result.configuration.heads
+    return predict_label(model or synthetic.foundation(), heads, result.adapters, labelled, "fe_h")
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +55,12 @@ def said():
 
 @pytest.fixture(scope="module")
 def results(said):
-    adapter = make(say=said.append)
-    return {name: adapter.run(name) for name in (*CONFIGURATIONS, *OTHERS)}
+    adaptation = make(say=said.append)
+    return {name: run(adaptation, name) for name in (*PAPER, *OTHERS)}
+
+
+def initial(towers, group):
+    return initial_factors(towers.model.config, group)(towers.keys, towers.model.params)
 
 
 def rows_of(part, seed):
@@ -59,68 +79,28 @@ def assert_same(first, second, seeds=slice(None), others=slice(None)):
     )
 
 
-class TestNames:
-    @pytest.mark.parametrize(
-        ("name", "groups", "heads"),
-        [
-            ("zero-shot-mlp1", (), ("mlp1",)),
-            ("zero-shot-mlp2", (), ("mlp2",)),
-            ("lora1", ("lora1",), ("mlp1",)),
-            ("lora2", ("lora2",), ("mlp1",)),
-            ("lora3", ("lora3",), ("mlp2",)),
-            ("lora4", ("lora4",), ("mlp2",)),
-            ("lora1+lora2", ("lora1", "lora2"), ("mlp1",)),
-            ("lora1+lora3", ("lora1", "lora3"), ("mlp2",)),
-            ("lora1+lora4", ("lora1", "lora4"), ("mlp2",)),
-            ("lora2+lora3", ("lora2", "lora3"), ("mlp1", "mlp2")),
-            ("lora2+lora4", ("lora2", "lora4"), ("mlp1", "mlp2")),
-            ("lora3+lora4", ("lora3", "lora4"), ("mlp2",)),
-            ("lora4+lora3+lora1", ("lora1", "lora3", "lora4"), ("mlp2",)),
-            ("lora1+lora2+lora3+lora4", ("lora1", "lora2", "lora3", "lora4"), ("mlp1", "mlp2")),
-        ],
-    )
-    def test_groups_and_heads(self, name, groups, heads):
-        assert parse_configuration(name) == (groups, heads)
-        assert zero_shot_of(name) == f"zero-shot-{heads[-1]}"
-
-    @pytest.mark.parametrize(
-        "name",
-        ["", "lora5", "lora1+", "+lora1", "lora1+lora1", "lora1 + lora2", "LoRA1", "zero-shot", "mlp1"],
-    )
-    def test_what_is_no_configuration(self, name):
-        with pytest.raises(ConfigError, match="no configuration") as caught:
-            parse_configuration(name)
-        assert "\n" not in str(caught.value)
-
-
 class TestResults:
     def test_shapes_and_groups(self, results):
         for name, result in results.items():
-            groups, heads = parse_configuration(name)
-            assert result.configuration == name
+            assert result.configuration == Configuration.parse(name)
             assert result.predictions.shape == (3, 40)
             assert result.predictions.dtype == np.float64
             assert np.isfinite(result.predictions).all()
-            assert tuple(result.chosen) == heads
+            assert tuple(result.chosen) == result.configuration.heads
             assert {len(leaf) for leaf in jax.tree.leaves(result.adapters)} <= {3}
             found = set(jax.tree.leaves(lora.partition_labels(result.adapters)))
-            assert found == set(groups), name
+            assert found == set(result.configuration.groups), name
 
     @pytest.mark.parametrize("head", ["mlp1", "mlp2"])
     def test_zero_shot_is_the_foundation_as_it_is(self, results, head):
-        grid = synthetic.target().labelled
-        expected = synthetic.foundation().predict(grid.flux, head, mask=grid.mask)["fe_h"]
+        expected = synthetic.foundation().predict(synthetic.target().labelled, head)["fe_h"]
         found = results[f"zero-shot-{head}"].predictions
         np.testing.assert_allclose(found, np.tile(expected, (3, 1)), **CLOSE)
         np.testing.assert_array_equal(found[1:], found[:-1])  # there is nothing to differ in
 
-    @pytest.mark.parametrize("name", [n for n in (*CONFIGURATIONS, *OTHERS) if n.startswith("lora")])
+    @pytest.mark.parametrize("name", [n for n in (*PAPER, *OTHERS) if n.startswith("lora")])
     def test_saved_factors_give_the_predictions_again(self, results, name):
-        grid, result = synthetic.target().labelled, results[name]
-        again = predict_with(
-            synthetic.foundation(), name, result.adapters, "fe_h", grid.flux, grid.ivar, grid.mask
-        )
-        np.testing.assert_allclose(again, result.predictions, **CLOSE)
+        np.testing.assert_allclose(predict_again(results[name]), results[name].predictions, **CLOSE)
 
     def test_adapting_helps_where_the_model_is_far_off(self, results):
         truth = synthetic.target().truth
@@ -153,11 +133,11 @@ class TestResults:
         np.testing.assert_array_equal(both, mean)
 
     def test_a_head_is_adapted_to_the_towers_as_they_are_once(self, monkeypatch):
-        adapter, fitted = make(), []
+        adaptation, fitted = make(), []
         fit_head = Heads._fit_head
         monkeypatch.setattr(Heads, "_fit_head", lambda *args: fitted.append(args[2]) or fit_head(*args))
         for name in ("lora2", "lora1+lora2", "lora1+lora2"):
-            adapter.run(name)
+            run(adaptation, name)
         assert fitted == ["lora2"] * 3  # as they are, and LoRA1's in two runs
 
     def test_towers_are_trained_once_for_all_configurations(self, results, said):
@@ -169,7 +149,7 @@ class TestResults:
 @pytest.mark.parametrize("seed", [0, 2])
 def test_a_seed_alone_equals_the_same_seed_among_several(results, seed):
     name = "lora1+lora3+lora4"
-    result = make(splits=SPLITS[seed : seed + 1]).run(name)
+    result = run(make(splits=SPLITS[seed : seed + 1]), name)
     np.testing.assert_allclose(result.predictions[0], results[name].predictions[seed], **CLOSE)
     for key, values in result.chosen["mlp2"].items():
         assert values[0] == results[name].chosen["mlp2"][key][seed]
@@ -183,7 +163,7 @@ def test_labels_of_test_and_validation_stars_are_never_used(results, name, garba
         truth = synthetic.target().truth.copy()
         truth[np.concatenate([rows_of("test", seed), rows_of("validate", seed)])] = garbage
         hidden = synthetic.target(truth=truth, fe_h=np.full(40, garbage))
-        after = make(hidden).run(name)
+        after = run(make(hidden), name)
         assert_same(results[name], after, slice(seed, seed + 1), slice(seed, seed + 1))
 
 
@@ -194,7 +174,7 @@ def test_spectra_of_test_stars_change_nothing_but_their_own_predictions(results)
     flux = grid.flux.copy()
     flux[test] = 1 + 0.3 * np.random.default_rng(0).normal(size=flux[test].shape)
     target = synthetic.target(labelled=dataclasses.replace(grid, flux=flux))
-    after = make(target).run(name)
+    after = run(make(target), name)
     others = np.setdiff1d(np.arange(40), test)
     np.testing.assert_array_equal(after.predictions[seed, others], results[name].predictions[seed, others])
     assert (after.predictions[seed, test] != results[name].predictions[seed, test]).all()
@@ -204,7 +184,7 @@ def test_training_labels_are_used(results):
     target = synthetic.target()
     truth = target.truth.copy()
     truth[rows_of("train", 0)] += 1.0
-    moved = make(dataclasses.replace(target, truth=truth)).run("lora4").predictions[0]
+    moved = run(make(dataclasses.replace(target, truth=truth)), "lora4").predictions[0]
     change = moved - results["lora4"].predictions[0]
     assert 0.3 < np.median(change) < 1.5  # most of a shift of 1 dex is followed
 
@@ -213,12 +193,9 @@ class TestNotAtAll:
     """Every way to adapt by nothing is the zero-shot row, bit for bit."""
 
     @pytest.mark.parametrize("name", ["lora2", "lora1+lora3+lora4", "lora1+lora2+lora4", "lora3"])
-    @pytest.mark.parametrize(
-        "changes", [{"head_shrinkage": (0.0,), "tower_shrinkage": (0.0,)}, {"caution": 1e9}]
-    )
-    def test_is_zero_shot_exactly(self, results, name, changes):
-        result = make(**changes).run(name)
-        heads = parse_configuration(name)[1]
+    def test_is_zero_shot_exactly(self, results, name):
+        result = run(make(head_shrinkage=(0.0,), tower_shrinkage=(0.0,)), name)
+        heads = result.configuration.heads
         expected = np.mean([results[f"zero-shot-{head}"].predictions for head in heads], axis=0)
         np.testing.assert_array_equal(result.predictions, expected)
         for chosen in result.chosen.values():
@@ -229,45 +206,42 @@ class TestNotAtAll:
 
     def test_it_is_always_among_the_choices(self, results):
         """Also where the user lists only real steps."""
-        offered = make(head_shrinkage=(1.0,), tower_shrinkage=(1.0,), caution=1e9)
+        wild = GroupSchedule(learning_rate=1e30)
+        stages = {
+            name: dataclasses.replace(getattr(CONFIG, name), schedule=wild) for name in ("lora1", "head")
+        }
+        offered = make(head_shrinkage=(1.0,), tower_shrinkage=(1.0,), **stages)
         for name in ("lora4", "lora1", "lora1+lora2"):
             np.testing.assert_array_equal(
-                offered.run(name).predictions, results[zero_shot_of(name)].predictions
+                run(offered, name).predictions, results[zero_shot_of(name)].predictions
             )
 
     def test_fresh_factors_in_the_towers_change_nothing(self):
         towers = make().towers
-        start = lora.combine(towers.start("lora1"), towers.start("lora3"))
-        for kind in ("mean", "projected"):
-            base, fresh = (towers.features(kind, factors) for factors in ({}, start))
+        start = lora.combine(*(initial(towers, group) for group in ("lora1", "lora3")))
+        for head in ("mlp1", "mlp2"):
+            base, fresh = (towers.features(head, factors) for factors in ({}, start))
             np.testing.assert_allclose(fresh, jnp.broadcast_to(base, fresh.shape), **CLOSE)
 
     def test_two_heads_share_the_scale_of_the_towers(self, results):
         """Whatever each would choose alone: there is one set of tower factors to save."""
-        grid = synthetic.target().labelled
-        model = synthetic.foundation()
         alone = {head: [] for head in ("mlp1", "mlp2")}
         for shift in (0.0, 0.5, 1.0):
             truth = synthetic.target().truth + shift
-            adapter = make(synthetic.target(truth=truth), tower_shrinkage=(0.0, 0.25, 0.5, 1.0), caution=0.0)
+            adaptation = make(synthetic.target(truth=truth), tower_shrinkage=(0.0, 0.25, 0.5, 1.0))
             for name, head in (("lora1+lora2", "mlp1"), ("lora1+lora4", "mlp2")):
-                alone[head].append(adapter.run(name).chosen[head]["tower"])
-            both = adapter.run("lora1+lora2+lora4")
+                alone[head].append(run(adaptation, name).chosen[head]["tower"])
+            both = run(adaptation, "lora1+lora2+lora4")
             np.testing.assert_array_equal(both.chosen["mlp1"]["tower"], both.chosen["mlp2"]["tower"])
             np.testing.assert_array_equal(both.chosen["mlp2"]["tower"], alone["mlp2"][-1])
-            again = predict_with(model, both.configuration, both.adapters, "fe_h", grid.flux, None, grid.mask)
-            np.testing.assert_allclose(again, both.predictions, **CLOSE)
+            np.testing.assert_allclose(predict_again(both), both.predictions, **CLOSE)
         assert (np.array(alone["mlp1"]) != np.array(alone["mlp2"])).any()  # the case is real
 
     def test_training_that_diverges_is_not_chosen(self, results):
         wild = GroupSchedule(learning_rate=1e30)
-        result = make(head=dataclasses.replace(CONFIG.head, schedule=wild)).run("lora2")
+        result = run(make(head=dataclasses.replace(CONFIG.head, schedule=wild)), "lora2")
         np.testing.assert_array_equal(result.predictions, results["zero-shot-mlp1"].predictions)
-        grid = synthetic.target().labelled
-        again = predict_with(
-            synthetic.foundation(), "lora2", result.adapters, "fe_h", grid.flux, None, grid.mask
-        )
-        np.testing.assert_allclose(again, result.predictions, **CLOSE)
+        np.testing.assert_allclose(predict_again(result), result.predictions, **CLOSE)
 
 
 class TestCrossValidation:
@@ -286,13 +260,14 @@ class TestCrossValidation:
 
     @pytest.mark.parametrize(("count", "folds"), [(20, 5), (23, 5), (3, 5), (7, 2)])
     def test_stars_that_a_fold_leaves_out(self, count, folds):
-        left_out, star = left_out_of(count, folds), np.arange(count)
+        left_out, star = stars_of_folds(count, folds), np.arange(count)
         np.testing.assert_array_equal(left_out[fold_of(count, folds), star // folds], star)
 
     def test_folds_part_the_training_stars(self):
-        adapter = make()
-        features = adapter.heads._standardised_features("mlp1", adapter.towers.features("mean", {}))
-        data = adapter.heads._training_data("mlp1", features)
+        adaptation = make()
+        features = standardise_features(adaptation.model, "mlp1", adaptation.towers.features("mlp1", {}))
+        features = jnp.broadcast_to(features, (3, *features.shape[1:]))
+        data = adaptation.heads._training_data("mlp1", features)
         weights = np.asarray(data["weight"]).reshape(3, 6, 20)
         np.testing.assert_array_equal(weights[:, 0], 1)
         np.testing.assert_array_equal((1 - weights[:, 1:]).sum(axis=1), 1)  # left out once
@@ -301,41 +276,17 @@ class TestCrossValidation:
         for seed, rows in enumerate(SPLITS.train):
             np.testing.assert_array_equal(x[seed], np.broadcast_to(features[seed][rows], x[seed].shape))
 
-    def test_balance_gives_rare_labels_their_weight(self):
-        truth = synthetic.target().truth.copy()
-        truth[SPLITS.train[0][0]] = -5.0  # far from all others
-        adapter = make(synthetic.target(truth=truth), balance=0.5)
-        weight = adapter.heads.weights("mlp2")
-        np.testing.assert_allclose(weight.mean(axis=1), 1, rtol=1e-12)  # so the learning rate means the same
-        assert weight[0].argmax() == 0
-        np.testing.assert_array_equal(make().heads.weights("mlp2"), 1)
-
-
-class TestShrinking:
-    def test_scales_the_product_and_keeps_the_start(self):
-        tree = {"mlp1": {"dense_0": {"lora_a": jnp.ones((2, 3, 1)), "lora_b": jnp.ones((2, 1, 4))}}}
-        half = scaled(tree, jnp.asarray([0.5, 0.0]))["mlp1"]["dense_0"]
-        np.testing.assert_array_equal(half["lora_a"], 1)
-        np.testing.assert_array_equal(half["lora_b"][0], 0.5)
-        np.testing.assert_array_equal(half["lora_b"][1], 0)
-        assert half["lora_b"].dtype == jnp.float32
-
-    def test_by_nothing_also_where_training_left_no_number(self):
-        tree = {"mlp1": {"dense_0": {"lora_b": jnp.full((2, 1, 4), jnp.nan)}}}
-        np.testing.assert_array_equal(scaled(tree, jnp.zeros(2))["mlp1"]["dense_0"]["lora_b"], 0)
-
 
 class TestUnlabelled:
     def test_pairs_without_gaia_xp_do_not_take_part(self):
         target = synthetic.target()
-        grid = target.unlabelled
-        valid = grid.xp_valid.copy()
-        valid[::3] = False
+        xp = target.unlabelled_xp
+        mask = xp.mask.copy()
+        mask[::3] = True
         results = []
-        for filler in (0.0, np.nan):
-            flux = np.where(valid, grid.xp_flux, filler)
-            part = dataclasses.replace(grid, xp_flux=flux, xp_valid=valid)
-            results.append(make(dataclasses.replace(target, unlabelled=part)).run("lora3"))
+        for filler in (0.0, 1e30):
+            part = dataclasses.replace(xp, flux=np.where(mask, filler, xp.flux), mask=mask)
+            results.append(run(make(dataclasses.replace(target, unlabelled_xp=part)), "lora3"))
         assert_same(*results)
 
     @pytest.mark.parametrize(
@@ -349,13 +300,13 @@ class TestUnlabelled:
     def test_what_is_missing_is_said(self, target, names, message):
         for name in names:
             with pytest.raises(DataError, match=message) as caught:
-                make(target).run(name)
+                run(make(target), name)
             assert "\n" not in str(caught.value)
 
     def test_a_target_without_gaia_xp_serves_all_else(self, results):
-        adapter = make(synthetic.target(xp=False))
+        adaptation = make(synthetic.target(xp=False))
         for name in ("lora1+lora2", "lora4"):
-            assert_same(adapter.run(name), results[name])
+            assert_same(run(adaptation, name), results[name])
 
 
 def test_a_label_that_the_model_does_not_predict():
@@ -378,7 +329,7 @@ def test_a_model_without_the_part_that_a_configuration_needs(lost, names, messag
     bare = dataclasses.replace(model, variables={**model.variables, "params": params})
     for name in names:
         with pytest.raises(ModelError, match=message) as caught:
-            Adapter(bare, synthetic.target(), SPLITS, CONFIG).run(name)
+            run(Adaptation(bare, synthetic.target(), SPLITS, CONFIG), name)
         assert "\n" not in str(caught.value)
 
 
@@ -386,14 +337,13 @@ def test_a_bare_encoder_has_nothing_to_adapt():
     model = synthetic.foundation()
     params = {"lamost": {"backbone": model.params["lamost"]["backbone"]}}
     bare = dataclasses.replace(model, variables={"params": params})
-    for name in CONFIGURATIONS:
+    for name in PAPER:
         with pytest.raises(ModelError, match="no head"):
-            Adapter(bare, synthetic.target(), SPLITS, CONFIG).run(name)
+            run(Adaptation(bare, synthetic.target(), SPLITS, CONFIG), name)
 
 
 def test_statistics_that_a_model_lacks_count_as_zero_and_one():
     model = dataclasses.replace(synthetic.foundation(), stats={})
-    grid = synthetic.target().labelled
-    found = Adapter(model, synthetic.target(), SPLITS, CONFIG).run("zero-shot-mlp2").predictions
-    expected = model.predict(grid.flux, "mlp2", mask=grid.mask)["fe_h"]
+    found = run(Adaptation(model, synthetic.target(), SPLITS, CONFIG), "zero-shot-mlp2").predictions
+    expected = model.predict(synthetic.target().labelled, "mlp2")["fe_h"]
     np.testing.assert_allclose(found, np.tile(expected, (3, 1)), **CLOSE)

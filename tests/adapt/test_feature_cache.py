@@ -9,14 +9,13 @@ import pytest
 
 from specjax.adapt import feature_cache
 from specjax.errors import ConfigError
-from specjax.foundation import Foundation
-from specjax.foundation.inference import Summary
+from specjax.foundation import BackboneFeatures, Foundation, ModelInput
 from tests.models.tiny import TINY, random_system
 
 FLUX = np.random.default_rng(0).normal(1, 0.1, (5, TINY.specformer.num_pixels)).astype(np.float32)
 VALID = np.ones(FLUX.shape, bool)
 RANDOM = np.random.default_rng(1)
-MADE = Summary(*(RANDOM.normal(size=(1, 5, d)).astype(np.float32) for d in (24, 28)))
+MADE = BackboneFeatures(*(RANDOM.normal(size=(1, 5, d)).astype(np.float32) for d in (24, 28)))
 
 
 @pytest.fixture
@@ -34,7 +33,7 @@ def folder(tmp_path, monkeypatch):
 def ask(model, flux=FLUX, valid=VALID):
     """(was it made, what came back)"""
     calls = []
-    found = feature_cache.remembered(lambda: calls.append(1) or MADE, model, flux, valid)
+    found = feature_cache.cached(lambda: calls.append(1) or MADE, model, ModelInput(flux, valid))
     return bool(calls), found
 
 

@@ -6,9 +6,11 @@ import pytest
 from astropy.table import Table
 
 from specjax.adapt import study
-from specjax.adapt.adaptation import Adapter, predict_with
+from specjax.adapt.adaptation import Adaptation, AdaptationResult
+from specjax.adapt.configuration import Configuration
+from specjax.adapt.forward import predict_label
+from specjax.adapt.splits import draw_splits
 from specjax.adapt.study import run_study, score
-from specjax.adapt.target import draw_splits
 from specjax.atomic import MARKERS
 from specjax.checkpoints import load_adapter
 from specjax.errors import ConfigError, DataError, ModelError, SpecjaxError
@@ -41,6 +43,10 @@ def targets():
     return [first, dataclasses.replace(first, name="shallow", labelled=labelled)]
 
 
+def parsed(*names):
+    return [Configuration.parse(name) for name in names]
+
+
 def known_answer(target, splits):
     """A baseline that is right but for 0.1 dex in turn, and knows nothing of stars that are not tested."""
     values = np.full((len(splits), len(target.labelled)), np.nan)
@@ -58,7 +64,7 @@ def run(model, tmp_path_factory):
         targets(),
         CONFIG,
         out,
-        configurations=["lora4", "lora1+lora2"],
+        configurations=parsed("lora4", "lora1+lora2"),
         baselines=known_answer,
         floor={"tilted": 0.05},
         record={"model": "somewhere", "spectra": out / "x"},
@@ -70,6 +76,7 @@ def run(model, tmp_path_factory):
 def cheap(model, out, **options):
     """A study of one row, which compiles nothing new."""
     given = {"targets": targets()[:1], "config": CONFIG, "configurations": ["zero-shot-mlp2"]} | options
+    given["configurations"] = parsed(*given["configurations"])
     return run_study(model, out=out, say=lambda text: None, **given)
 
 
@@ -156,8 +163,8 @@ class TestFolder:
                 assert stored.config["label"] == "fe_h"
                 assert stored.config["seeds"] == 3
                 assert set(stored.config["lora"]) == set(name.split("+"))
-                grid = target.labelled
-                again = predict_with(model, name, stored.arrays, "fe_h", grid.flux, grid.ivar, grid.mask)
+                heads = Configuration.parse(name).heads
+                again = predict_label(model, heads, stored.arrays, target.labelled, "fe_h")
                 part = table[(table["target"] == target.name) & (table["configuration"] == name)]
                 expected = np.take_along_axis(again, SPLITS.test, axis=1).ravel()
                 # merged factors against factors beside the base: float32
@@ -225,7 +232,7 @@ class TestFailure:
         assert not list(tmp_path.iterdir())
 
     def test_a_model_without_a_folder_is_told_so_before_it_trains(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(Adapter, "run", lambda *_: pytest.fail("it trained"))
+        monkeypatch.setattr(Adaptation, "run", lambda *_: pytest.fail("it trained"))
         with pytest.raises(ModelError, match="loaded from a folder"):
             cheap(synthetic.foundation(), tmp_path / "run", configurations=["lora4"])
         assert not list(tmp_path.iterdir())
@@ -250,7 +257,12 @@ def test_scores_use_test_stars_only():
     values = np.tile(target.truth, (3, 1))
     for row, train, validate in zip(values, SPLITS.train, SPLITS.validate, strict=True):
         row[np.concatenate([train, validate])] = np.nan
-    rows = score(target, SPLITS, {"right": values})
+    right = AdaptationResult(
+        configuration=Configuration.parse("zero-shot-mlp1"), predictions=values, adapters={}, chosen={}
+    )
+    rows = score(target, SPLITS, [right], {"also right": values})
+    assert [row["kind"] for row in rows[::3]] == ["zero-shot", "baseline"]
+    assert rows[3]["sigma"] == 0
     assert rows[0]["sigma"] == 0
     assert rows[0]["r2"] == 1
     assert rows[0]["n_distinct"] == len(np.unique(SPLITS.test))

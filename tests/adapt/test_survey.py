@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from astropy.table import Table, vstack
 
+from specjax.adapt import predict as predict_module
 from specjax.adapt import survey
-from specjax.adapt.splits import SplitConfig, split_table
+from specjax.adapt.roles import SplitConfig, split_table
 from specjax.checkpoints import load_adapter
 from specjax.config import (
     DecoderConfig,
@@ -19,7 +20,8 @@ from specjax.config import (
 )
 from specjax.errors import ConfigError, DataError, ModelError
 from specjax.foundation import Foundation, inference, load
-from specjax.foundation.ood import Domain
+from specjax.foundation.networks import Networks
+from specjax.foundation.ood import OutOfDomain
 from specjax.preprocess import to_lamost
 from specjax.report.results import read_table
 from specjax.spectra import Spectra
@@ -76,7 +78,7 @@ def files(folder):
     spectra = write(folder / "survey.npz", flux, ids)
     model = Foundation(config=SMALL, variables=random_system(SMALL))
     given = read(spectra)
-    features = {head: model.features(to_lamost(given).flux, head) for head in ("mlp1", "mlp2")}
+    features = {head: model.features(to_lamost(given), head) for head in ("mlp1", "mlp2")}
     stats = {
         head: {"feature_mean": x.mean(0), "feature_std": x.std(0) + 1e-3, **scale}
         for head, x in features.items()
@@ -97,7 +99,7 @@ def adapted(files, folder):
 
 
 def predict(files, adapter, spectra, out, **options):
-    return survey.predict_survey(
+    return predict_module.predict_survey(
         model=files["model"], adapter=adapter, spectra=[spectra], out=out, say=lambda text: None,
         wavelength_medium="vacuum", wavelength_unit="angstrom", **options,
     )  # fmt: skip
@@ -123,7 +125,7 @@ def test_a_table_of_labels_with_splits_says_who_trains(files, tmp_path):
         **{**files, "labels": tmp_path / "stars.ecsv"}, out=tmp_path / "run", configurations=["lora4"],
         config=CONFIG, say=said.append, wavelength_medium="vacuum", wavelength_unit="angstrom",
     )  # fmt: skip
-    assert any("trains (11), validates (1)" in line for line in said)
+    assert any("11 training and 1 validation stars" in line for line in said)
     assert any("18 labelled and 5 unlabelled" in line for line in said)
     assert {row["n_stars"] for row in rows if row["subset"] == "all"} == {4}
     scored = Table.read(tmp_path / "run" / "predictions.ecsv")
@@ -182,17 +184,17 @@ def test_spectra_outside_the_models_domain_keep_their_number_and_are_flagged(fil
     )  # fmt: skip
     stored, model = load_adapter(adapter), load(files["model"])
     grid = to_lamost(spectra)
-    features = model.mean_token(grid.flux, mask=grid.mask)
-    plain = survey.predict(model, spectra, stored.arrays, stored.config)
+    features = model.mean_token(grid)
+    plain = predict_module.predict(model, spectra, stored.arrays, stored.config)
     assert np.isnan(plain["distance"]).all()  # a model that knows no domain flags nothing
     d, apart = features.shape[1], np.linalg.norm(features - features[0], axis=1)
-    domain = Domain(
+    domain = OutOfDomain(
         mean=features[0].astype(float),
         whitening=np.eye(d),
         limit=float(np.median(apart[[1, 3, 4]])) * 1.001,
         sides={"hotter_than_training": np.zeros(d)},
     )
-    columns = survey.predict(replace(model, domain=domain), spectra, stored.arrays, stored.config)
+    columns = predict_module.predict(replace(model, ood=domain), spectra, stored.arrays, stored.config)
     outside = apart > domain.limit
     assert outside[[1, 3, 4]].sum() == 1
     expected = np.where(outside, "unlike_training", "")
@@ -203,7 +205,7 @@ def test_spectra_outside_the_models_domain_keep_their_number_and_are_flagged(fil
     np.testing.assert_allclose(columns["distance"], apart / domain.limit, rtol=1e-3, atol=1e-3)
     side = (features[3] - features[0]).astype(float)
     domain = replace(domain, sides={"hotter_than_training": 2 * side / (side**2).sum()})
-    flag = survey.predict(replace(model, domain=domain), spectra, stored.arrays, stored.config)["flag"]
+    flag = predict_module.predict(replace(model, ood=domain), spectra, stored.arrays, stored.config)["flag"]
     assert flag[3] == "hotter_than_training"
     assert flag[0] == ""
 
@@ -212,12 +214,12 @@ def test_labels_and_domain_come_from_one_pass_through_the_tower(files, adapted, 
     (adapter,) = (adapted[0] / "adapters").glob("*/lora4")
     stored, model = load_adapter(adapter), load(files["model"])
     d = model.config.specformer.dim
-    model = replace(model, domain=Domain(mean=np.zeros(d), whitening=np.eye(d), limit=1.0))
-    ran, run = [], inference._program
-    monkeypatch.setattr(inference, "_program", lambda *given: ran.append(given[1]) or run(*given))
+    model = replace(model, ood=OutOfDomain(mean=np.zeros(d), whitening=np.eye(d), limit=1.0))
+    ran, run = [], inference._run
+    monkeypatch.setattr(inference, "_run", lambda *given: ran.append(given[1]) or run(*given))
     one_batch = read(files["spectra"])[: inference.FEW_ROWS[0]]
-    columns = survey.predict(model, one_batch, stored.arrays, stored.config)
-    assert ran == ["summary_lamost"]
+    columns = predict_module.predict(model, one_batch, stored.arrays, stored.config)
+    assert ran == [Networks.lamost_features]
     assert np.isfinite([columns["fe_h"], columns["distance"]]).all()
 
 
@@ -232,13 +234,15 @@ def test_flagged_rows_have_no_number(files, adapted):
         id=np.array(list("abcd")), has_ivar=False,
     )  # fmt: skip
     stored = load_adapter(adapter)
-    columns = survey.predict(load(files["model"]), spectra, stored.arrays, stored.config)
+    columns = predict_module.predict(load(files["model"]), spectra, stored.arrays, stored.config)
     assert columns["flag"].tolist() == ["", "no_coverage", "masked_fraction", ""]
     for name in ("fe_h", "fe_h_std", "fe_h_err"):
         np.testing.assert_array_equal(np.isfinite(columns[name]), [True, False, True, True])
     assert columns["masked_fraction"][1] == 1
     assert 0.2 < columns["masked_fraction"][2] < 0.5
-    nothing = survey.predict(load(files["model"]), spectra[np.array([1])], stored.arrays, stored.config)
+    nothing = predict_module.predict(
+        load(files["model"]), spectra[np.array([1])], stored.arrays, stored.config
+    )
     assert np.isnan(nothing["fe_h"]).all()
 
 
@@ -246,13 +250,13 @@ def test_one_bad_file_is_left_out_and_said(files, adapted, tmp_path, caplog):
     (adapter,) = (adapted[0] / "adapters").glob("*/lora4")
     (tmp_path / "bad.npz").write_text("no spectra")
     options = {"model": files["model"], "adapter": adapter, "say": lambda text: None}
-    columns = survey.predict_survey(
+    columns = predict_module.predict_survey(
         **options, spectra=[tmp_path / "bad.npz", files["spectra"]], out=tmp_path / "labels.ecsv"
     )
     assert len(columns["id"]) == 24
     assert [text.startswith(f"left out: {tmp_path}/bad.npz is not") for text in caplog.messages] == [True]
     with pytest.raises(DataError, match=r"bad\.npz is not a readable"):
-        survey.predict_survey(**options, spectra=[tmp_path / "bad.npz"], out=tmp_path / "none.ecsv")
+        predict_module.predict_survey(**options, spectra=[tmp_path / "bad.npz"], out=tmp_path / "none.ecsv")
 
 
 def test_an_adapter_of_another_model_is_refused(files, adapted, tmp_path):
@@ -267,7 +271,7 @@ def test_an_adapter_of_another_model_is_refused(files, adapted, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"configurations": ["lora3+lora4"]}, ConfigError, "needs the Gaia XP side"),
+        ({"configurations": ["lora3+lora4"]}, ConfigError, "needs Gaia XP spectra"),
         ({"configurations": ["lora3"], "fwhm": 3.0}, DataError, "give --xp"),
         ({"configurations": ["lora7"]}, ConfigError, "no configuration"),
         ({"label": "logg"}, DataError, "no column logg"),

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from specjax import lora
-from specjax.adapt import feature_cache, programs, towers
-from specjax.adapt.adaptation import Adapter
-from specjax.adapt.target import draw_splits
+from specjax.adapt import feature_cache, forward, objectives
+from specjax.adapt.adaptation import Adaptation
+from specjax.adapt.configuration import Configuration
+from specjax.adapt.splits import draw_splits
 from specjax.models import SpecCLIP
 from specjax.train import losses
 from tests import synthetic
@@ -24,27 +25,37 @@ CLOSE = {"rtol": 1e-4, "atol": 2e-4}  # float32 in batches of other shapes
 
 
 def make(model=None):
-    return Adapter(model or synthetic.foundation(), synthetic.target(), SPLITS, synthetic.ADAPT)
+    return Adaptation(model or synthetic.foundation(), synthetic.target(), SPLITS, synthetic.ADAPT)
+
+
+def run(adaptation, name):
+    return adaptation.run(Configuration.parse(name))
+
+
+def initial(tower, group, add=0.05):
+    """Draw a group's factors, all of them moved so that they change something."""
+    drawn = objectives.initial_factors(tower.model.config, group)(tower.keys, tower.model.params)
+    return jax.tree.map(lambda leaf: leaf + add, drawn)
 
 
 @pytest.fixture
 def passes(monkeypatch):
     """Through the backbone: (with LoRA1, how many rows) of each call."""
-    found, make_program = [], programs.summary_program
+    found, make_program = [], forward._backbone_program
 
-    def counted(config, adapted, dtype):
-        program = make_program(config, adapted, dtype)
-        return lambda *given: found.append((adapted, len(given[2]))) or program(*given)
+    def counted(config, groups, dtype):
+        program = make_program(config, groups, dtype)
+        return lambda *given: found.append((bool(groups), len(given[2]))) or program(*given)
 
-    monkeypatch.setattr(programs, "summary_program", counted)
+    monkeypatch.setattr(forward, "_backbone_program", counted)
     return found
 
 
 def test_labelled_stars_pass_an_adapted_backbone_once(passes):
     """For both heads, with and without LoRA3; once more for the unlabelled ones that LoRA3 trains on."""
-    adapter = make()
+    adaptation = make()
     for name in ("zero-shot-mlp1", "zero-shot-mlp2", "lora1+lora2", "lora1+lora3+lora4", "lora1+lora4"):
-        adapter.run(name)
+        run(adaptation, name)
     # 3 seeds share 64 rows at a time: 21 of 40 labelled, and then of 12 unlabelled stars.
     assert [rows for adapted, rows in passes if adapted] == [21, 21, 21]
     assert [rows for adapted, rows in passes if not adapted] == [64]
@@ -56,8 +67,8 @@ def test_a_second_run_with_the_same_stars_skips_the_backbone_as_it_is(passes, tm
     monkeypatch.setenv(feature_cache.VARIABLE, "1")
     runs, adapted = [], []
     for _ in range(2):
-        adapter = make()
-        runs.append([adapter.run(name).predictions for name in ("lora3", "lora1")])
+        adaptation = make()
+        runs.append([run(adaptation, name).predictions for name in ("lora3", "lora1")])
         adapted.append([with_lora1 for with_lora1, _ in passes])
         passes.clear()
     assert adapted[0] == [
@@ -71,26 +82,25 @@ def test_a_second_run_with_the_same_stars_skips_the_backbone_as_it_is(passes, tm
 
 
 def test_scales_and_factors_are_told_apart(passes):
-    adapter = make()
-    tower = adapter.towers
-    first, other = (jax.tree.map(lambda x, by=by: x + by, tower.start("lora1")) for by in (0.05, 0.1))
+    tower = make().towers
+    first, other = (initial(tower, "lora1", by) for by in (0.05, 0.1))
     found = [
-        np.asarray(tower.features("mean", *given)) for given in ((first, 1.0), (first, 0.5), (other, 1.0))
+        np.asarray(tower.features("mlp1", *given)) for given in ((first, 1.0), (first, 0.5), (other, 1.0))
     ]
     assert np.abs(found[0] - found[1]).max() > 1e-3
     assert np.abs(found[0] - found[2]).max() > 1e-3
     count = len(passes)
-    np.testing.assert_array_equal(tower.features("mean", first, 0.5), found[1])
+    np.testing.assert_array_equal(tower.features("mlp1", first, 0.5), found[1])
     assert len(passes) == count
-    np.testing.assert_array_equal(tower.features("mean", first, 0.0), tower.features("mean", {}))
+    np.testing.assert_array_equal(tower.features("mlp1", first, 0.0), tower.features("mlp1", {}))
 
 
 def test_rows_at_a_time_do_not_matter(monkeypatch):
     tower = make().towers
-    factors = jax.tree.map(lambda x: x + 0.05, lora.combine(tower.start("lora1"), tower.start("lora3")))
-    expected = tower.features("projected", factors)
-    monkeypatch.setattr(towers, "rows_that_fit", lambda config, size: 8)
-    np.testing.assert_allclose(make().towers.features("projected", factors), expected, **CLOSE)
+    factors = lora.combine(initial(tower, "lora1"), initial(tower, "lora3"))
+    expected = tower.features("mlp2", factors)
+    monkeypatch.setattr(forward, "rows_that_fit", lambda config, size: 8)
+    np.testing.assert_allclose(make().towers.features("mlp2", factors), expected, **CLOSE)
 
 
 def test_lora3_trains_on_one_vector_a_spectrum_as_on_its_tokens():
@@ -112,7 +122,7 @@ def test_lora3_trains_on_one_vector_a_spectrum_as_on_its_tokens():
         return losses.contrastive(z_xp, z)
 
     mixed = SpecCLIP(CONFIG).apply({"params": params}, tokens, method=lambda m, x: m.lamost.projection.mix(x))
-    loss = programs.contrastive_loss(CONFIG, 6)
+    loss = objectives.contrastive_loss(CONFIG, 6)
     shared = {"z_xp": z_xp, "mixed": mixed}
     found = jax.value_and_grad(loss)(factors, frozen, shared, {}, jax.random.key(2))
     for one, other in zip(
@@ -129,8 +139,8 @@ def test_the_products_of_the_towers_have_the_models_type(dtype, half):
     tokens = np.zeros((12, tower.num_tokens, tower.token_dim), np.float32)
     pairs = {name: np.zeros((12, CONFIG.projection.dim), np.float32) for name in ("z_xp", "mixed")}
     cases = [
-        ("lora1", programs.masked_modelling_loss(CONFIG, 6, dtype), tokens),
-        ("lora3", programs.contrastive_loss(CONFIG, 6, dtype), pairs),
+        ("lora1", objectives.masked_modelling_loss(CONFIG, 6, dtype), tokens),
+        ("lora3", objectives.contrastive_loss(CONFIG, 6, dtype), pairs),
     ]
     for group, loss, shared in cases:
         factors = lora.init_adapters(jax.random.key(0), params, {group: CONFIG.loras[group]})
@@ -139,8 +149,8 @@ def test_the_products_of_the_towers_have_the_models_type(dtype, half):
         gradient = jax.eval_shape(jax.grad(loss), *given)
         assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {np.dtype(np.float32)}
     flux = np.ones((6, tower.num_pixels), np.float32)
-    embed = programs.summary_program(CONFIG, False, dtype)
-    given = ({"lamost": params["lamost"]}, towers.NOTHING, flux, flux > 0)
+    embed = forward._backbone_program(CONFIG, (), dtype)
+    given = ({"lamost": params["lamost"]}, forward._per_seed({}, 1), flux, flux > 0)
     assert half_share(embed, *given) == pytest.approx(half, abs=0.05)
     assert {leaf.dtype for leaf in jax.eval_shape(embed, *given)} == {np.dtype(np.float32)}
 
@@ -156,7 +166,7 @@ def half_share(function, *given):
 
 def test_an_adaptation_in_half_precision_is_close():
     model = dataclasses.replace(synthetic.foundation(), dtype="bfloat16")
-    exact, close = (make(m).towers.features("projected", {}) for m in (synthetic.foundation(), model))
+    exact, close = (make(m).towers.features("mlp2", {}) for m in (synthetic.foundation(), model))
     error = float(jnp.sqrt(jnp.mean((close - exact) ** 2)) / exact.std())
     assert 1e-5 < error < 0.03  # bfloat16 holds 8 bits, 0.4% at worst, in a dozen layers
     assert close.dtype == np.float32

@@ -1,7 +1,7 @@
 """What keeps the programs fast, asked of the compiler and not of a clock.
 
 The guards of the training loop (FLOPs of a LoRA step, arguments against seeds, transfers, recompilation) are
-in train/test_ensemble.py and test_lora.py; these are of embedding, of the towers and of the frozen base.
+in train/test_loop.py and test_lora.py; these are of embedding, of the towers and of the frozen base.
 """
 
 import dataclasses
@@ -14,9 +14,10 @@ import pytest
 
 from benchmarks import paper_floors
 from specjax import lora
-from specjax.adapt import programs
+from specjax.adapt import objectives
 from specjax.config import get_preset
 from specjax.foundation import Foundation, inference
+from specjax.foundation.networks import Networks
 from specjax.models import LabelHead, SpecCLIP
 from specjax.models.attention import attend
 from specjax.train import loop
@@ -44,9 +45,10 @@ def shapes(config):
 
 
 def lowered(config, program, rows=2, dtype="float32"):
-    pixels = (config.specformer if program.endswith("lamost") else config.xp_autoencoder).num_pixels
-    flux, valid = (jax.ShapeDtypeStruct((rows, pixels), kind) for kind in (np.float32, bool))
-    return inference._program.lower(config, program, dtype, shapes(config), flux, valid)
+    flux, valid = (
+        jax.ShapeDtypeStruct((rows, config.specformer.num_pixels), kind) for kind in (np.float32, bool)
+    )
+    return inference._run.lower(config, program, dtype, shapes(config), flux, valid)
 
 
 @pytest.mark.parametrize("config", [MINI, PAPER], ids=["mini", "paper"])
@@ -54,8 +56,8 @@ def test_the_floors_of_the_benchmarks_are_what_the_compiler_counts(config):
     """Norms, GELU, softmax and standardisation come on top: little, and more in a narrow model."""
     tower = paper_floors.lamost_tower(config.specformer)
     on_paper = {
-        "pooled_lamost": tower,
-        "z_lamost": tower + paper_floors.lamost_projection(config),
+        Networks.lamost_mean: tower,
+        Networks.lamost_z: tower + paper_floors.lamost_projection(config),
     }
     for program, flops in on_paper.items():
         counted = lowered(config, program).cost_analysis()["flops"] / 2
@@ -65,10 +67,11 @@ def test_the_floors_of_the_benchmarks_are_what_the_compiler_counts(config):
 def test_pooling_makes_no_keys_and_values():
     """They would be two products with all tokens; one query needs a vector a head instead."""
     keys_and_values = 2 * 2 * PAPER.specformer.num_tokens * PAPER.specformer.dim * PAPER.projection.dim
-    programs = (
-        lowered(PAPER, program).cost_analysis()["flops"] / 2 for program in ("z_lamost", "pooled_lamost")
+    projected, pooled = (
+        lowered(PAPER, program).cost_analysis()["flops"] / 2
+        for program in (Networks.lamost_z, Networks.lamost_mean)
     )
-    assert next(programs) - next(programs) < 0.1 * keys_and_values
+    assert projected - pooled < 0.1 * keys_and_values
 
 
 def products(jaxpr):
@@ -84,7 +87,7 @@ def products(jaxpr):
 def test_in_half_precision_all_large_products_are():
     flux, valid = (jax.ShapeDtypeStruct((64, 1462), kind) for kind in (np.float32, bool))
     for dtype, share in (("bfloat16", 1.0), ("float32", 0.0)):
-        traced = inference._program.trace(MINI, "z_lamost", dtype, shapes(MINI), flux, valid)
+        traced = inference._run.trace(MINI, Networks.lamost_z, dtype, shapes(MINI), flux, valid)
         size = {True: 0, False: 0}
         for equation in products(traced.jaxpr.jaxpr):
             left, right = (variable.aval for variable in equation.invars)
@@ -164,8 +167,8 @@ def test_seeds_train_as_one_base_product_and_thin_ones_the_right_way_round():
     own = {"x": (rows, 768), "y": (rows,), "weight": (rows,)}
     own = {name: jax.ShapeDtypeStruct((seeds, *shape), jnp.float32) for name, shape in own.items()}
     program = loop._program(
-        programs.head_loss(config, "mlp2", "lora4", 0),
-        programs.optimizer("lora4", GroupSchedule(learning_rate=1e-3), 4),
+        objectives.head_loss(config, "mlp2", "lora4", 0),
+        objectives.optimizer("lora4", GroupSchedule(learning_rate=1e-3), 4),
         4,
         2,
     )

@@ -11,7 +11,7 @@ from specjax.errors import DataError, ModelError
 from specjax.foundation import Foundation, inference, load
 from specjax.foundation import model as model_module
 from specjax.models import LabelHead, SpecCLIP, SpecFormer, XPAutoencoder, tokenise, xp_vector
-from tests.models.tiny import TINY, random_like, random_system
+from tests.models.tiny import TINY, on_grid, random_like, random_system
 
 LAMOST, XP = TINY.specformer.num_pixels, TINY.xp_autoencoder.num_pixels
 STATS = {
@@ -75,12 +75,12 @@ def test_outputs_are_float32_arrays_for_any_input_type(model):
 def test_any_number_of_rows_without_recompiling(model):
     flux = spectra(sum(inference.batch_sizes(TINY, "float32", None)) + 65)
     whole = model.embed(flux)
-    compiled = inference._program._cache_size()
+    compiled = inference._run._cache_size()
     for n in (1, 2, 8, 9, 64, 65, 72, 73):
         part = model.embed(flux[:n])
         assert part.shape == (n, TINY.projection.dim)
         np.testing.assert_allclose(part, whole[:n], **CLOSE)
-    assert inference._program._cache_size() == compiled
+    assert inference._run._cache_size() == compiled
 
 
 @pytest.mark.parametrize("sizes", [(8,), (8, 64), (8, 64, 1024)])
@@ -159,36 +159,6 @@ def test_adapters_are_merged(model):
     np.testing.assert_array_equal(model.predict(flux)["fe_h"], base)  # the model itself is as it was
 
 
-@pytest.mark.parametrize("groups", [("lora3", "lora4"), ("lora1", "lora4")])
-def test_the_seeds_of_an_adapter_predict_as_each_alone(model, groups, monkeypatch):
-    """And where the backbone is left alone, the spectra go through it once for all."""
-    flux, configs = spectra(3), {group: TINY.loras[group] for group in groups}
-    fresh = [lora.init_adapters(jax.random.key(seed), model.params, configs) for seed in range(3)]
-    seeds = jax.tree.map(lambda *leaves: jnp.stack(leaves) + 0.05, *fresh)
-    alone = [
-        model.predict(flux, adapters=jax.tree.map(lambda leaf, k=k: leaf[k], seeds))["fe_h"] for k in range(3)
-    ]
-    calls, run = [], inference._program
-    monkeypatch.setattr(inference, "_program", lambda *given: calls.append(given[1]) or run(*given))
-    together = model.predict_seeds(flux, adapters=seeds)
-    assert together["teff"].shape == (3, 3)
-    np.testing.assert_array_equal(together["fe_h"], alone)
-    assert len(calls) == (3 if "lora1" in groups else 1)
-    given = model.predict_seeds(flux, adapters=seeds, summary=model.summarise(flux))
-    np.testing.assert_array_equal(given["fe_h"], alone)
-
-
-def test_a_seed_whose_adapter_replaces_what_pools_the_tokens_does_not_read_the_others_summary(model):
-    pool = {"query": np.stack([np.ones((1, 1, 28)), np.zeros((1, 1, 28))]).astype(np.float32)}
-    adapters = {"lamost": {"projection": {"cross_attention": pool}}}
-    shape = model.params["lamost"]["projection"]["cross_attention"]["query"].shape
-    assert pool["query"].shape == (2, *shape)
-    both = model.predict_seeds(spectra(2), adapters=adapters)["fe_h"]
-    for seed in range(2):
-        one = jax.tree.map(lambda leaf, seed=seed: leaf[seed], adapters)
-        np.testing.assert_array_equal(both[seed], model.predict(spectra(2), adapters=one)["fe_h"])
-
-
 def test_an_adapter_may_replace_leaves_but_not_add_any(model):
     bias = {"mlp2": {"dense_2": {"bias": np.full(2, 7.0, np.float32)}}}
     shifted = model.predict(spectra(2), adapters=bias)["teff"] - model.predict(spectra(2))["teff"]
@@ -202,16 +172,37 @@ def test_an_adapter_may_replace_leaves_but_not_add_any(model):
 class TestMasks:
     def test_masked_pixels_may_hold_anything(self, model):
         flux, mask = spectra(3), np.random.default_rng(2).random((3, LAMOST)) < 0.2
-        expected = model.embed(flux, mask=mask)
-        np.testing.assert_array_equal(model.embed(np.where(mask, np.nan, flux), mask=mask), expected)
-        np.testing.assert_array_equal(model.embed(flux, ivar=np.where(mask, 0.0, 4.0)), expected)
+        expected = model.embed(on_grid(flux, mask))
+        other = dataclasses.replace(on_grid(flux, mask), flux=np.where(mask, 1e30, flux))
+        np.testing.assert_array_equal(model.embed(other), expected)
+        without_ivar = on_grid(flux, ivar=np.where(mask, 0.0, 4.0))
+        np.testing.assert_array_equal(model.embed(without_ivar), expected)
         assert np.abs(expected - model.embed(flux)).max() > 1e-3
+
+    def test_spectra_without_masks_are_as_bare_flux(self, model):
+        np.testing.assert_array_equal(model.embed(on_grid(spectra(3))), model.embed(spectra(3)))
+        flux = spectra(3, "gaia_xp")
+        on_xp = on_grid(flux, survey="gaia_xp")
+        np.testing.assert_array_equal(model.embed(on_xp), model.embed(flux, "gaia_xp"))
+        np.testing.assert_array_equal(
+            model.translate(on_xp, target="lamost"),
+            model.translate(flux, source="gaia_xp", target="lamost"),
+        )
+
+    def test_inverse_variances_reach_the_fill(self, model):
+        class Fill:
+            def apply(self, flux, ivar, mask):
+                np.testing.assert_array_equal(ivar, given)
+                return flux
+
+        given = np.where(np.random.default_rng(2).random((3, LAMOST)) < 0.2, 0.0, 4.0)
+        dataclasses.replace(model, fill=Fill()).embed(on_grid(spectra(3), ivar=given))
 
     def test_a_row_without_a_valid_pixel_is_finite(self, model):
         flux = spectra(2)
         mask = np.zeros(flux.shape, bool)
         mask[1] = True
-        out = model.embed(flux, mask=mask)
+        out = model.embed(on_grid(flux, mask))
         assert np.isfinite(out).all()
         np.testing.assert_allclose(out[:1], model.embed(flux[:1]), **CLOSE)
 
@@ -228,9 +219,7 @@ class TestMasks:
 
         truth, mask = spectra(3), np.random.default_rng(2).random((3, LAMOST)) < 0.2
         filled = dataclasses.replace(model, fill=Fill())
-        np.testing.assert_array_equal(
-            filled.embed(np.where(mask, np.nan, truth), mask=mask), model.embed(truth)
-        )
+        np.testing.assert_array_equal(filled.embed(on_grid(truth, mask)), model.embed(truth))
 
 
 @pytest.mark.parametrize(
@@ -258,8 +247,10 @@ def test_requests_that_cannot_be_met(model, bare):
     flux = spectra(1)
     with pytest.raises(DataError, match="unknown survey 'desi'"):
         model.embed(flux, "desi")
-    with pytest.raises(DataError, match=r"mask must have the shape \(1, 41\)"):
-        model.embed(flux, mask=np.ones((2, LAMOST), bool))
+    with pytest.raises(DataError, match="on the grid of 'gaia_xp', not of 'lamost'"):
+        model.mean_token(on_grid(spectra(1, "gaia_xp"), survey="gaia_xp"))
+    with pytest.raises(DataError, match="must be put on the model grid first"):
+        model.embed(dataclasses.replace(on_grid(flux), prepared=None))
     with pytest.raises(DataError, match="cannot translate 'lamost' to 'lamost'"):
         model.translate(flux, source="lamost", target="lamost")
     with pytest.raises(ModelError, match="no decoders"):
@@ -319,7 +310,8 @@ class TestFolders:
         filled.save(tmp_path / "model")
         mask = np.random.default_rng(2).random((2, LAMOST)) < 0.2
         again = load(tmp_path / "model")
-        np.testing.assert_array_equal(again.embed(flux[:2], mask=mask), filled.embed(flux[:2], mask=mask))
+        given = on_grid(flux[:2], mask)
+        np.testing.assert_array_equal(again.embed(given), filled.embed(given))
 
     def test_mini_is_the_model_that_ships(self, monkeypatch, model, tmp_path):
         (tmp_path / "data").mkdir()

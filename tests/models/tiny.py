@@ -14,6 +14,7 @@ from specjax.config import (
     XPAutoencoderConfig,
 )
 from specjax.models import LabelHead, SpecCLIP
+from specjax.spectra import Spectra
 
 TINY = ModelConfig(
     name="tiny",
@@ -63,3 +64,19 @@ def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.nda
     elif name in ("bias", "mean"):
         values *= 0.1
     return values.astype(np.float32)
+
+
+def on_grid(flux, mask=None, ivar=None, id=None, survey="lamost"):
+    """Spectra on a model grid of any number of pixels, as preprocessing would return them."""
+    flux = np.asarray(flux)
+    mask = np.zeros(flux.shape, bool) if mask is None else mask
+    return Spectra(
+        wavelength=4000.0 + np.arange(flux.shape[1]),
+        flux=np.where(mask, 1.0 if survey == "lamost" else 0.0, flux),
+        ivar=np.where(mask, 0.0, 1.0) if ivar is None else ivar,
+        mask=mask,
+        id=np.array([str(k) for k in range(len(flux))] if id is None else id),
+        survey=survey,
+        has_ivar=ivar is not None,
+        prepared={"tower": survey},
+    )

@@ -5,6 +5,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
+from specjax.adapt import predict as predict_module
 from specjax.adapt import survey
 from specjax.errors import ConfigError, DataError
 from specjax.prepare import Options, prepare_spectra
@@ -30,13 +31,13 @@ def predict(monkeypatch, spectra, **config):
     """What reaches the model, and the table."""
     seen = []
 
-    def predict_with(model, configuration, adapter, label, flux, ivar, mask, summary):
-        seen.append((flux, ivar, mask))
-        return flux.mean(axis=1)[None]
+    def predict_label(model, heads, adapters, spectra, label, base):
+        seen.append((spectra.flux, spectra.ivar, spectra.mask))
+        return spectra.flux.mean(axis=1)[None]
 
-    monkeypatch.setattr(survey, "predict_with", predict_with)
-    model = Mock(outside=Mock(return_value=None))  # it knows nothing of what it was trained on
-    columns = survey.predict(model, spectra, {}, {**CONFIG, **config})
+    monkeypatch.setattr(predict_module, "predict_label", predict_label)
+    model = Mock(out_of_domain=Mock(return_value=None))  # it does not know its training domain
+    columns = predict_module.predict(model, spectra, {}, {**CONFIG, **config})
     return [np.concatenate(parts) for parts in zip(*seen, strict=True)], columns
 
 
@@ -44,7 +45,7 @@ def test_predictions_see_the_same_pixels(folder, tmp_path, monkeypatch):
     raw = Spectra.concatenate([read(file) for file in sorted(folder.iterdir())])
     prepared = prepare(folder, tmp_path / "p.h5", fwhm_from=8.0)
     how = {"preparation": to_lamost(raw, fwhm=8.0).prepared, "fwhm": 8.0}
-    monkeypatch.setattr(survey, "_ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(predict_module, "_ROWS_AT_ONCE", 2)
     (flux, ivar, mask), columns = predict(monkeypatch, prepared, **how)
     (flux_raw, ivar_raw, mask_raw), columns_raw = predict(monkeypatch, raw, **how)
     np.testing.assert_allclose(flux, flux_raw, rtol=1e-6)  # float32 in the file

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specjax.adapt.adaptation import Adapter
-from specjax.adapt.target import draw_splits
+from specjax.adapt.adaptation import Adaptation
+from specjax.adapt.configuration import Configuration
+from specjax.adapt.splits import draw_splits
 from specjax.devices import mesh_for
 from specjax.pretrain import stages
 from specjax.pretrain.batches import rows_apart
@@ -140,7 +141,8 @@ def check_adaptation():
     """Three seeds on eight devices, through towers and heads: what eight devices give goes into programs."""
     target, config = synthetic.target(), synthetic.ADAPT
     splits = draw_splits(len(target.labelled), seeds=3, train=config.train, validate=config.validate)
-    found = Adapter(synthetic.foundation(), target, splits, config).run("lora1+lora2")
+    configuration = Configuration.parse("lora1+lora2")
+    found = Adaptation(synthetic.foundation(), target, splits, config).run(configuration)
     assert np.isfinite(found.predictions).all()
     assert found.predictions.shape == (3, len(target.labelled))
 

@@ -9,7 +9,7 @@ from specjax import lora
 from specjax.config import SpecFormerConfig
 from specjax.models import LabelHead, SpecFormer
 from specjax.train import loop, losses
-from specjax.train.loop import Fit, fit, snapshot, stack
+from specjax.train.loop import fit
 from specjax.train.optimizer import GroupSchedule, make_optimizer
 from tests.models.tiny import TINY, random_system
 
@@ -43,6 +43,10 @@ def problem():
         },
         "keys": keys,
     }
+
+
+def snapshot(result, index=-1):
+    return jax.tree.map(lambda leaf: leaf[:, index], result.snapshots)
 
 
 def train(problem, seeds=slice(None), snapshots=3, steps=STEPS):
@@ -142,15 +146,6 @@ def test_nan_in_one_seed_stays_in_it(problem, result):
     chex.assert_trees_all_equal(
         *(jax.tree.map(lambda leaf: np.asarray(leaf)[others], one.snapshots) for one in (after, result))
     )
-
-
-def test_stack_and_snapshot():
-    trees = [{"a": jnp.full((2, 3), float(k))} for k in range(4)]
-    whole = stack(trees)
-    assert whole["a"].shape == (4, 2, 3)
-    made = Fit(snapshots=whole, loss=jnp.zeros((4, 2)))
-    np.testing.assert_array_equal(snapshot(made, 0)["a"], whole["a"][:, 0])
-    np.testing.assert_array_equal(snapshot(made)["a"], whole["a"][:, 1])
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from specjax import devices, lora
-from specjax.adapt import programs
+from specjax.adapt import objectives
 from specjax.config import get_preset
 from specjax.models import SpecFormer
 from specjax.train.micro_batches import summed
@@ -18,7 +18,7 @@ BATCH, MINI = 8, get_preset("mini")
 
 def lora1_step(config, params, rows):
     """The gradient of LoRA1's loss over two seeds, as a function to trace."""
-    loss = programs.masked_modelling_loss(config, BATCH, rows=rows)
+    loss = objectives.masked_modelling_loss(config, BATCH, rows=rows)
     keys = jax.random.split(jax.random.key(1), 2)
     frozen = {"lamost": {"backbone": params["lamost"]["backbone"]}}
     factors = jax.vmap(lambda key: lora.init_adapters(key, params, {"lora1": config.lora1}))(keys)
