@@ -61,7 +61,7 @@ class Desi:
     def run(self) -> None:
         """Fetch the spectra and print their file."""
         from specjax.services.desi import fetch_desi
-        from specjax.services.desi_query import DesiQuery
+        from specjax.services.desi_search import DesiQuery
 
         names = {field.name for field in fields(DesiQuery)}
         query = DesiQuery(**{name: value for name, value in vars(self).items() if name in names})

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from specjax.services.retry import Patience
+from specjax.services.retry import Retry
 from tests.services.archive_server import Archive, star
 
 
@@ -23,9 +23,9 @@ def waits():
 
 
 @pytest.fixture
-def patience(waits):
-    """Patience that takes no time: waits are written down, and each look at the clock is a second later."""
+def retry(waits):
+    """Retry that takes no time: waits are written down, and each look at the clock is a second later."""
     clock = itertools.count()
-    return Patience(
+    return Retry(
         attempts=4, total=8.0, sleep=waits.append, clock=lambda: float(next(clock)), jitter=lambda: 0.5
     )

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specjax.errors import DataError
-from specjax.services.boxes import Box, around, find_in, sky
-from specjax.services.records import near
+from specjax.services.boxes import Box, find_in_boxes, sky_boxes
+from specjax.services.desi_search import near
 
 
 class Positions:
@@ -48,7 +48,7 @@ def test_every_record_is_found_once_whatever_the_limit(seed, limit, count):
     spots = [(r["ra"], r["dec"]) for r in archive.records]
     if count and max(spots.count(spot) for spot in spots) > limit:
         return
-    records = find_in(archive, sky((0.0, 360.0), (-90.0, 90.0)), {}, limit=limit, say=quiet)
+    records = find_in_boxes(archive, sky_boxes((0.0, 360.0), (-90.0, 90.0)), {}, limit=limit, say=quiet)
     assert sorted(r["sparcl_id"] for r in records) == sorted(str(k) for k in range(count))
     assert len(archive.found) == count  # nor is one asked for twice
 
@@ -65,8 +65,8 @@ def test_everything_near_a_target_is_found(seed, radius):
     dec = np.clip(places[:, 1] + offset[:, 1], -90, 90)
     ra = (places[:, 0] + offset[:, 0] / np.cos(np.radians(dec))) % 360
     archive = Positions(ra, dec)
-    boxes = sky((0.0, 360.0), (-90.0, 90.0), targets)
-    found = find_in(
+    boxes = sky_boxes((0.0, 360.0), (-90.0, 90.0), targets)
+    found = find_in_boxes(
         archive,
         boxes,
         {},
@@ -82,28 +82,30 @@ def test_everything_near_a_target_is_found(seed, radius):
 def test_empty_sky_is_not_asked_about():
     archive = Positions(np.linspace(0, 359, 500), np.zeros(500))
     targets = np.array([[10.0, 0.0], [200.0, 0.0]])
-    found = find_in(archive, sky((0.0, 360.0), (-90.0, 90.0), targets), {}, radius=1.0, limit=20, say=quiet)
+    found = find_in_boxes(
+        archive, sky_boxes((0.0, 360.0), (-90.0, 90.0), targets), {}, radius=1.0, limit=20, say=quiet
+    )
     assert len(found) < 10
     assert len(archive.counts) < 20
 
 
 def test_ranges_that_wrap_and_limits():
     archive = Positions([359.0, 1.0, 180.0], [0.0, 0.0, 0.0])
-    wrapped = find_in(archive, sky((350.0, 10.0), (-1.0, 1.0)), {}, say=quiet)
+    wrapped = find_in_boxes(archive, sky_boxes((350.0, 10.0), (-1.0, 1.0)), {}, say=quiet)
     assert [r["sparcl_id"] for r in wrapped] == ["0", "1"]
-    assert len(find_in(archive, sky((0.0, 360.0), (-90.0, 90.0)), {}, wanted=2, say=quiet)) == 2
+    assert len(find_in_boxes(archive, sky_boxes((0.0, 360.0), (-90.0, 90.0)), {}, wanted=2, say=quiet)) == 2
 
 
 def test_too_many_records_in_one_place_are_an_error():
     archive = Positions([10.0] * 30, [5.0] * 30)
     with pytest.raises(DataError, match=r"memory: 30 records at ra (10\.0000|9\.9999)"):
-        find_in(archive, sky((0.0, 360.0), (-90.0, 90.0)), {}, limit=20, say=quiet)
+        find_in_boxes(archive, sky_boxes((0.0, 360.0), (-90.0, 90.0)), {}, limit=20, say=quiet)
 
 
 def test_a_box_without_targets_is_left_out_and_one_with_them_shrinks():
     box = Box(ra=(0.0, 90.0), dec=(0.0, 60.0), targets=np.array([[200.0, 10.0]]))
-    assert around(box, 1.0) is None
-    inside = around(Box(ra=(0.0, 90.0), dec=(0.0, 60.0), targets=np.array([[45.0, 30.0]])), 1.0)
+    assert box.around_targets(1.0) is None
+    inside = Box(ra=(0.0, 90.0), dec=(0.0, 60.0), targets=np.array([[45.0, 30.0]])).around_targets(1.0)
     assert inside.dec == (29.0, 31.0)
     # 1 degree along the sky is 1.17 degrees of right ascension at declination 31
     assert inside.ra == pytest.approx((45 - 1 / np.cos(np.radians(31)), 45 + 1 / np.cos(np.radians(31))))

@@ -14,7 +14,7 @@ from astropy.table import Table
 from specjax import read
 from specjax.errors import ConfigError, DataError, DownloadError
 from specjax.services.desi import fetch_desi
-from specjax.services.desi_query import DesiQuery
+from specjax.services.desi_search import DesiQuery
 from tests.services import troubles
 from tests.services.archive_server import star, uuid
 
@@ -23,11 +23,11 @@ GRID = 3600 + 0.8 * np.arange(60)
 
 
 @pytest.fixture
-def fetch(tmp_path, patience):
+def fetch(tmp_path, retry):
     """Call `fetch_desi` into one folder; `said` has the lines of progress."""
 
     def call(query=QUERY, **options):
-        options = {"out": tmp_path / "desi", "patience": patience, "say": call.said.append} | options
+        options = {"out": tmp_path / "desi", "retry": retry, "say": call.said.append} | options
         return fetch_desi(query, options.pop("out"), **options)
 
     call.said = []
@@ -80,12 +80,12 @@ def test_trouble_that_passes_is_waited_for(archive, fetch, waits, name, path):
 
 
 @pytest.mark.parametrize("name", troubles.PASSING | troubles.FINAL)
-def test_trouble_that_stays_is_one_line_and_loses_nothing(archive, fetch, patience, waits, tmp_path, name):
-    patience = replace(patience, silence=0.1 if name == "silence" else 10.0)
+def test_trouble_that_stays_is_one_line_and_loses_nothing(archive, fetch, retry, waits, tmp_path, name):
+    retry = replace(retry, read=0.1 if name == "silence" else 10.0)
     action, message = (troubles.PASSING | troubles.FINAL)[name]
     archive.fail(action, times=99, after=1)
     with pytest.raises(DownloadError, match=message) as caught:
-        fetch(patience=patience)
+        fetch(retry=retry)
     assert f"{archive.url}/api/spectras/" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(waits) == (0 if name in troubles.FINAL else 3)
@@ -118,7 +118,7 @@ def test_a_redirect_is_followed(archive, fetch):
     assert_whole(fetch(), archive)
 
 
-def test_an_archive_that_is_not_there(fetch, patience, waits):
+def test_an_archive_that_is_not_there(fetch, retry, waits):
     with pytest.raises(DownloadError, match=r"http://127\.0\.0\.1:9/api/datafields/: the connection failed"):
         fetch(url="http://127.0.0.1:9")
     assert len(waits) == 3
@@ -148,12 +148,12 @@ RECORDS = {  # {name: (change of the record of star 5, why it is left out; None 
     "text-for-mask": ({"mask": "none"}, "mask is not"),
     "wavelength-twice": ({"wavelength": [3600.0, *GRID[:-1]]}, "occur twice"),
     "nanometres": ({"wavelength": (GRID / 10).tolist()}, "not optical in Angstrom"),
-    "another-grid": ({"wavelength": (GRID + 0.4).tolist()}, "not those of the others"),
+    "another-grid": ({"wavelength": (GRID + 0.4).tolist()}, "differ from those of the others"),
     "fewer-pixels": (
         {"wavelength": GRID[:30].tolist(), "flux": [1.0] * 30, "ivar": [1.0] * 30, "mask": [0] * 30},
-        "not those of the others",
+        "differ from those of the others",
     ),
-    "another-specid": ({"specid": 7}, "its specid is 7, but find gave 39627652591521186"),
+    "another-specid": ({"specid": 7}, "its specid is 7, but find returned 39627652591521186"),
     "warning-as-text": ({"redshift_warning": "many"}, None),  # read as unknown
 }
 
@@ -188,7 +188,7 @@ def test_two_different_records_of_one_id_are_both_left_out(archive, fetch):
     archive.fail(troubles.changes(lambda answer: [*answer, {**answer[1], "redshift": 0.5}]))
     path = fetch()
     left_out = [text for text in table_of(path)["left_out"].tolist() if text]
-    assert left_out == ["the archive gives two different records of it"]
+    assert left_out == ["the archive returned two different records of it"]
     assert len(read(path)) == 11
 
 
@@ -197,14 +197,14 @@ def test_records_that_never_come_are_reported(archive, fetch):
     path = fetch()
     assert len(read(path)) == 11
     table = table_of(path)
-    assert table["left_out"][7] == "the archive gives no record of it"
+    assert table["left_out"][7] == "the archive returned no record of it"
     assert sum(path == "/api/spectras/" for path, _, _ in archive.asked) == 3 + 2  # asked again, twice
 
 
 def test_nothing_usable_is_an_error(archive, fetch):
     for record in archive.stars.values():
         record["flux"] = record["flux"][:5]
-    with pytest.raises(DataError, match="none of 12 records can be used; the first, 00000000-"):
+    with pytest.raises(DataError, match="none of 12 records is usable; the first, 00000000-"):
         fetch()
 
 
@@ -332,14 +332,14 @@ def test_a_kill_during_the_very_first_write_leaves_the_folder_ours(archive, fetc
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        (DesiQuery(ra=(0.0, 359.0), page=5), "page 4 then, 5 now"),
-        (DesiQuery(ra=(0.0, 350.0), page=4), r"ra \[0.0, 359.0\] then, \[0.0, 350.0\] now"),
-        (DesiQuery(ra=(0.0, 359.0), page=4, min_snr=3.0), "min_snr None then, 3.0 now"),
+        (DesiQuery(ra=(0.0, 359.0), page=5), "page was 4, now 5"),
+        (DesiQuery(ra=(0.0, 350.0), page=4), r"ra was \[0.0, 359.0\], now \[0.0, 350.0\]"),
+        (DesiQuery(ra=(0.0, 359.0), page=4, min_snr=3.0), "min_snr was None, now 3.0"),
     ],
 )
 def test_another_query_in_the_same_folder_is_refused(archive, fetch, query, message):
     path = fetch()
-    with pytest.raises(ConfigError, match=f"another question .*{message}"):
+    with pytest.raises(ConfigError, match=f"a different query .*{message}"):
         fetch(query)
     assert_whole(path, archive)
 
@@ -348,14 +348,14 @@ def test_a_changed_table_of_targets_is_another_query(archive, fetch, tmp_path):
     (tmp_path / "t.csv").write_text("ra,dec\n5.0,0.0\n")
     fetch(DesiQuery(), targets=tmp_path / "t.csv")
     (tmp_path / "t.csv").write_text("ra,dec\n6.0,0.0\n")
-    with pytest.raises(ConfigError, match="another question"):
+    with pytest.raises(ConfigError, match="a different query"):
         fetch(DesiQuery(), targets=tmp_path / "t.csv")
 
 
 def test_folders_that_are_not_ours_or_cannot_be_written(archive, fetch, tmp_path, monkeypatch):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter.txt").write_text("one")
-    with pytest.raises(ConfigError, match="thesis holds something other than a fetch"):
+    with pytest.raises(ConfigError, match="thesis holds something other than a download"):
         fetch(out=tmp_path / "thesis")
     with pytest.raises(ConfigError, match=re.escape("chapter.txt holds something other")):
         fetch(out=tmp_path / "thesis/chapter.txt")
@@ -382,7 +382,7 @@ def test_an_archive_that_gives_fewer_than_it_counts(archive, fetch, lie):
     if lie == 1:
         assert_whole(fetch(), archive)
     else:
-        with pytest.raises(DataError, match="gives 11 different records where it counts 12, twice"):
+        with pytest.raises(DataError, match="counts 12 records but twice returned only 11"):
             fetch()
 
 
@@ -391,7 +391,7 @@ def test_an_archive_that_gives_fewer_than_it_counts(archive, fetch, lie):
 )
 def test_a_count_that_is_none(archive, fetch, answer):
     archive.fail(troubles.sends(200, json.dumps(answer).encode()), "/api/find/", times=99)
-    with pytest.raises(DownloadError, match="the answer has no count"):
+    with pytest.raises(DownloadError, match="the response has no count"):
         fetch()
 
 
@@ -403,8 +403,8 @@ def test_a_count_that_is_none(archive, fetch, answer):
         (lambda: DesiQuery(page=24_001), "1 to 24000"),
         (lambda: DesiQuery(limit=0), "at least 1"),
         (lambda: DesiQuery(radius=0.0), "at most 60"),
-        (lambda: DesiQuery(dec=(-100.0, 0.0)), "dec lies between"),
-        (lambda: DesiQuery(redshift=(0.1, 0.0)), "down to"),
+        (lambda: DesiQuery(dec=(-100.0, 0.0)), "dec must lie between"),
+        (lambda: DesiQuery(redshift=(0.1, 0.0)), "reversed: 0.1 to 0"),
     ],
 )
 def test_options_that_cannot_be_used(make, message):
@@ -415,16 +415,16 @@ def test_options_that_cannot_be_used(make, message):
 def test_questions_that_cannot_be_asked(archive, fetch, tmp_path):
     with pytest.raises(ConfigError, match="every star of DESI-EDR"):
         fetch(DesiQuery(), out=tmp_path / "all")
-    with pytest.raises(ConfigError, match=r"no release 'DESI-XYZ': it has DESI-EDR, SDSS-DR17"):
+    with pytest.raises(ConfigError, match=r"no release 'DESI-XYZ'; it has DESI-EDR, SDSS-DR17"):
         fetch(DesiQuery(release="DESI-XYZ", limit=1))
     assert len(read(fetch(DesiQuery(limit=1)))) == 1  # the corrected question has the folder
     with pytest.raises(ConfigError, match="not both"):
         fetch(ids=[uuid(1)], targets=tmp_path / "t.csv", out=tmp_path / "both")
-    with pytest.raises(ConfigError, match="named by ids"):
+    with pytest.raises(ConfigError, match="combined with ids"):
         fetch(ids=[uuid(1)], out=tmp_path / "ids")
     with pytest.raises(ConfigError, match=r"http\(s\)://host/path, not 'ftp://x/api'"):
         fetch(url="ftp://x", out=tmp_path / "other")
-    with pytest.raises(DataError, match="has no spectrum that was asked for"):
+    with pytest.raises(DataError, match="has no spectrum that fulfils the query"):
         fetch(DesiQuery(), ids=[uuid(99)], out=tmp_path / "none")
     archive.stars[uuid(99)] = star(99)  # that there was nothing is not remembered
     assert read(fetch(DesiQuery(), ids=[uuid(99)], out=tmp_path / "none")).id.tolist() == [uuid(99)]

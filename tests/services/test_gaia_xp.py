@@ -41,12 +41,10 @@ class Played:
 
 
 @pytest.fixture
-def fetch(tmp_path, patience):
+def fetch(tmp_path, retry):
     def call(source, **options):
         options = {"ids": [str(name) for name in IDS], "page": 3, "out": tmp_path / "xp"} | options
-        return fetch_gaia_xp(
-            options.pop("out"), source=source, patience=patience, say=call.said.append, **options
-        )
+        return fetch_gaia_xp(options.pop("out"), source=source, retry=retry, say=call.said.append, **options)
 
     call.said = []
     return call
@@ -137,9 +135,9 @@ def test_the_users_own_ids_may_share_a_source(fetch, tmp_path):
     ("options", "error", "message"),
     [
         ({"ids": ["12x"]}, DataError, "'12x' is not a whole number"),
-        ({"ids": ()}, ConfigError, "give source ids, or a table"),
+        ({"ids": ()}, ConfigError, "give source ids or a table"),
         ({"page": 5001}, ConfigError, "1 to 5000"),
-        ({"ids": ["99"]}, DataError, "none of 1 sources can be used; the first: the archive has no XP"),
+        ({"ids": ["99"]}, DataError, "none of 1 sources is usable; the first: the archive has no XP"),
     ],
 )
 def test_questions_that_cannot_be_asked(fetch, options, error, message):
@@ -158,7 +156,7 @@ def test_a_page_without_any_spectrum_is_asked_for_again(fetch):
 
 def test_other_ids_in_the_same_folder_are_refused(fetch):
     fetch(Played())
-    with pytest.raises(ConfigError, match="another question"):
+    with pytest.raises(ConfigError, match="a different query"):
         fetch(Played(), ids=[str(IDS[0])])
 
 

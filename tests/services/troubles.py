@@ -85,29 +85,29 @@ def cut_json(handler, answer):
 PAGE = b"<html><head><style>b {}</style></head><body><h1>Down for\nmaintenance</h1></body></html>"
 
 PASSING = {  # {name: (action, what the message says if it stays)}
-    "429": (sends(429, b'{"detail": "Request was throttled."}'), r"answers 429 \(Request was throttled\.\)"),
-    "429-retry-after": (sends(429, Retry_After="7"), "answers 429"),
+    "429": (sends(429, b'{"detail": "Request was throttled."}'), r"status 429 \(Request was throttled\.\)"),
+    "429-retry-after": (sends(429, Retry_After="7"), "status 429"),
     "429-retry-after-date": (
         lambda handler, answer: sends(429, Retry_After=formatdate(time.time() + 30, usegmt=True))(handler, 0),
-        "answers 429",
+        "status 429",
     ),
-    "429-retry-after-nonsense": (sends(429, Retry_After="soon"), "answers 429"),
+    "429-retry-after-nonsense": (sends(429, Retry_After="soon"), "status 429"),
     "500": (sends(500, b'{"errorMessage": "database", "errorCode": "UNKNOWN"}'), r"500 \(database\)"),
     "502-proxy-page": (sends(502, PAGE), r"502 \(Down for maintenance\)"),
-    "503-retry-after-0": (sends(503, Retry_After="0"), "answers 503"),
-    "504": (sends(504), "answers 504"),
-    "silence": (be_silent, "no answer"),
+    "503-retry-after-0": (sends(503, Retry_After="0"), "status 503"),
+    "504": (sends(504), "status 504"),
+    "silence": (be_silent, "no response"),
     "connection-reset": (reset, "the connection failed"),
     "hung-up": (hang_up, "the connection failed"),
     "html-with-200": (sends(200, PAGE), r"web page, not JSON \(Down for maintenance\)"),
     "empty-body": (sends(200, b""), "empty"),
     "white-space": (sends(200, b" \n"), "empty"),
-    "cut-json": (cut_json, "not JSON, or is cut off"),
+    "cut-json": (cut_json, "not JSON, or is truncated"),
     "not-utf8": (sends(200, b'["\xff\xfe"]'), "not JSON"),
     "nested-without-end": (sends(200, b"[" * 200_000), "not JSON"),
     "less-than-content-length": (less_than_promised, "the connection failed"),
-    "damaged-gzip": (damaged_gzip, "damaged|cut off"),
-    "cut-gzip": (cut_gzip, "damaged|cut off"),
+    "damaged-gzip": (damaged_gzip, "damaged|truncated"),
+    "cut-gzip": (cut_gzip, "damaged|truncated"),
     "slow-drip": (drip, "took more than 8 s"),
     "json-null": (sends(200, b"null"), "not a list of records"),
     "json-object": (sends(200, b'{"records": []}'), "not a list of records"),
@@ -132,10 +132,10 @@ HARMLESS = {
 """Answers that are used although they are not as they should be."""
 
 FINAL = {
-    "400": (sends(400, b'{"errorMessage": "bad path", "errorCode": "BADPATH"}'), r"answers 400 \(bad path\)"),
+    "400": (sends(400, b'{"errorMessage": "bad path", "errorCode": "BADPATH"}'), r"status 400 \(bad path\)"),
     "401": (sends(401, b'{"errorMessage": "ANONYMOUS is declined access"}'), "declined access"),
-    "404": (sends(404, b""), "answers 404"),
-    "redirect-loop": (sends(307, Location="/api/spectras/"), "redirects without end"),
-    "asks-to-wait-a-day": (sends(429, Retry_After="7200"), "asks to wait 7200 s: run the same command"),
+    "404": (sends(404, b""), "status 404"),
+    "redirect-loop": (sends(307, Location="/api/spectras/"), "too many redirects"),
+    "asks-to-wait-a-day": (sends(429, Retry_After="7200"), "asks to wait 7200 s; run the same command"),
 }
 """Refusals that are not tried again."""
