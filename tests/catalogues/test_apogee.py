@@ -67,7 +67,7 @@ def test_each_cut_by_its_name(tmp_path, cut, absent):
 
 def test_unknown_names_and_missing_columns_are_said(tmp_path):
     path = write(tmp_path / "allStar.fits")
-    with pytest.raises(ConfigError, match="unknown APOGEE cut 'good': there are starflag"):
+    with pytest.raises(ConfigError, match="unknown APOGEE cut 'good'; known are starflag"):
         apogee.read_labels(path, cuts=["good"])
     with pytest.raises(ConfigError, match="unknown APOGEE label 'mg_fe'"):
         apogee.read_labels(path, labels=["mg_fe"])

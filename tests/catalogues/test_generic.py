@@ -62,7 +62,7 @@ def test_a_star_needs_one_of_the_labels_and_no_id(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "where", "error", "message"),
     [
-        ({"fe_h": "feh"}, [], DataError, "has no column feh: it has sobject_id, .*"),
+        ({"fe_h": "feh"}, [], DataError, "has no column feh; it has sobject_id, .*"),
         ({"fe_h": "fe_h"}, ["flag == 0"], DataError, "has no column flag"),
         ({"fe_h": "fe_h"}, ["snr_px_ccd3 > 1000"], DataError, "none of 5 rows .* fulfils snr_px_ccd3 > 1000"),
         ({"id": "sobject_id"}, [], ConfigError, "at least one label"),
@@ -86,5 +86,5 @@ def test_files_that_are_none(tmp_path):
 def test_columns_as_they_are_written():
     assert parse_columns("fe_h = feh, teff") == {"fe_h": "feh", "teff": "teff"}
     for text in ("", "fe_h=", "=feh", "fe_h=a,fe_h=b", "fe_h,,teff"):
-        with pytest.raises(ConfigError, match="does not say columns as"):
+        with pytest.raises(ConfigError, match="is not a mapping of columns"):
             parse_columns(text)

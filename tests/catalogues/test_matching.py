@@ -61,14 +61,14 @@ def test_ids_can_stand_for_the_sky(catalogue):
     table = label_spectra(spectra, catalogue, on="gaia_source_id")
     np.testing.assert_array_equal(table["fe_h"], [0.1, np.nan])
     assert np.isnan(table["snr"]).all()
-    with pytest.raises(DataError, match="no column source_id: they have id"):
+    with pytest.raises(DataError, match="no column source_id; they have id"):
         label_spectra(spectra, catalogue, on="source_id")
 
 
 def test_what_cannot_be_matched_is_one_line(catalogue):
-    with pytest.raises(DataError, match="none of 1 spectra is matched within 1 arcsec to one of 3"):
+    with pytest.raises(DataError, match="none of 1 spectra matches one of 3 labelled stars within 1 arcsec"):
         label_spectra(observed(["a"], [70.0]), catalogue)
-    with pytest.raises(DataError, match=r"matched by id \(a and so on, to 2M1 and so on\) to one of 3"):
+    with pytest.raises(DataError, match=r"one of 3 labelled stars by id \(the first are a and 2M1\)"):
         label_spectra(observed(["a"], [10.0]), catalogue, on="id")
     with pytest.raises(DataError, match="1 ids occur more than once among the spectra, the first a"):
         label_spectra(observed(["a", "a"], [10.0, 20.0]), catalogue)

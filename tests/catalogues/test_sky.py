@@ -30,7 +30,7 @@ def test_the_sky_is_a_sphere():
 def test_nothing_to_match_is_no_pair():
     assert match([], [], [1.0], [2.0]).left.size == 0
     assert match([1.0], [np.nan], [1.0], [2.0]).duplicates.shape == (0, 2)
-    with pytest.raises(DataError, match="do not fit"):
+    with pytest.raises(DataError, match="differ in shape"):
         match([1.0, 2.0], [1.0], [1.0], [2.0])
     with pytest.raises(DataError, match="swapped"):
         match([1.0], [100.0], [1.0], [2.0])
@@ -52,5 +52,5 @@ def test_positions_that_are_not_known_are_said():
     spectra = Spectra.build(4000.0 + np.arange(5), np.ones((1, 5)), meta={"ra": [10.0], "dec": [np.nan]})
     with pytest.raises(DataError, match="the labels have no dec"):
         match_catalogue(spectra.with_meta(dec=[0.0]), Table({"ra": [10.0]}))
-    with pytest.raises(DataError, match=r"positions \(ra, dec\) of the spectra are not known"):
+    with pytest.raises(DataError, match=r"the spectra have no known position \(ra, dec\)"):
         match_catalogue(spectra, Table({"ra": [10.0], "dec": [0.0]}))
