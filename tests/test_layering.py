@@ -26,8 +26,9 @@ def modules() -> dict[str, Path]:
     return found
 
 
+@cache
 def imports_of(name: str) -> list[tuple[str, str]]:
-    """(imported module, enclosing function or "") of every import statement of a module.
+    """(imported module, enclosing function, "TYPE_CHECKING" or "") of every import statement of a module.
 
     `from package import module` imports the module, `from module import name` the module that defines it.
     """
@@ -38,6 +39,8 @@ def imports_of(name: str) -> list[tuple[str, str]]:
     def visit(node: ast.AST, function: str) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             function = node.name
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            function = "TYPE_CHECKING"
         if isinstance(node, ast.Import):
             found.extend((alias.name, function) for alias in node.names)
         if isinstance(node, ast.ImportFrom):
@@ -62,8 +65,19 @@ def is_file_side(name: str) -> bool:
     return len(parts) > 1 and parts[1] in FILE_SIDE
 
 
+def packages_above(name: str) -> set[str]:
+    parts = name.split(".")
+    return {".".join(parts[:count]) for count in range(1, len(parts))}
+
+
 def graph() -> dict[str, set[str]]:
-    return {name: {to for to, _ in imports_of(name) if to in modules() and to != name} for name in modules()}
+    """{module: modules that it imports}, with the packages that importing them runs and it is not part of."""
+    edges = {}
+    for name in modules():
+        imported = {to for to, _ in imports_of(name)} & set(modules()) - {name}
+        above = {package for to in imported for package in packages_above(to)}
+        edges[name] = imported | (above - packages_above(name) - {name})
+    return edges
 
 
 def cycles(edges: dict[str, set[str]]) -> list[list[str]]:
@@ -108,6 +122,24 @@ def test_the_file_side_imports_no_jax():
         if top_level(to) in ACCELERATED - ALLOWED.get((name, function), set())
     ]
     assert wrong == []
+
+
+def loaded_with(name: str) -> set[str]:
+    """Modules that importing a module of specjax loads, packages above them included."""
+    seen, todo = set(), [name]
+    while todo:
+        module = todo.pop()
+        if module not in seen:
+            seen.add(module)
+            todo += packages_above(module)
+            todo += [to for to, function in imports_of(module) if not function] if module in modules() else []
+    return seen
+
+
+def test_the_file_side_loads_no_jax():
+    assert {
+        name: found for name in modules() if is_file_side(name) and (found := loaded_with(name) & ACCELERATED)
+    } == {}
 
 
 def test_every_name_of_the_file_side_exists():
