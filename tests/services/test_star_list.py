@@ -14,7 +14,7 @@ def write(path, text):
     return path
 
 
-def test_the_first_known_column_names_the_stars(tmp_path):
+def test_the_first_known_column_identifies_the_stars(tmp_path):
     path = write(tmp_path / "t.csv", f"id,specid,targetid,ra,dec\na,1,{BIG},1.0,2.0\nb,2,-5,1.0,2.0\n")
     found = read_star_list(path, IDS, sky=True)
     assert (found.kind, found.values.tolist()) == ("targetid", [str(BIG), "-5"])
@@ -29,14 +29,14 @@ def test_ids_keep_every_digit_in_every_format(tmp_path, suffix):
     assert read_star_list(path, IDS, sky=True).values.tolist() == [str(BIG), "7"]
 
 
-def test_positions_will_do(tmp_path):
+def test_positions_are_accepted(tmp_path):
     found = read_star_list(write(tmp_path / "t.csv", "ra,dec\n-1.0,2.0\n361.0,3.0\n"), IDS, sky=True)
     assert found.kind == "sky"
     assert found.sky.tolist() == [[359.0, 2.0], [1.0, 3.0]]
     assert found.names.tolist() == ["0", "1"]
 
 
-def test_a_plain_list_and_repeated_or_empty_ids(tmp_path):
+def test_plain_lists_repeated_ids_and_empty_ids(tmp_path):
     assert read_star_list(
         write(tmp_path / "a.txt", f"{BIG}\n7\n{BIG}\n"), ("source_id",), sky=False
     ).values.tolist() == [
@@ -58,7 +58,7 @@ def test_columns_are_found_in_any_case(tmp_path, suffix):
         read_star_list(path, IDS, sky=False)
 
 
-def test_the_digest_tells_stars_apart(tmp_path):
+def test_the_digest_distinguishes_lists(tmp_path):
     one, two = from_ids("specid", ["1", "2"]), from_ids("specid", ["1", "3"])
     assert one.digest() == from_ids("specid", ["1", "2"]).digest()
     assert len({one.digest(), two.digest(), from_ids("targetid", ["1", "2"]).digest()}) == 3
@@ -87,13 +87,13 @@ def test_the_digest_tells_stars_apart(tmp_path):
         ("", "t.csv"),
     ],
 )
-def test_tables_that_cannot_be_used(tmp_path, text, message):
+def test_invalid_tables_are_refused(tmp_path, text, message):
     with pytest.raises(DataError, match=message) as caught:
         read_star_list(write(tmp_path / "t.csv", text), IDS, sky=True)
     assert "\n" not in str(caught.value)
 
 
-def test_ids_as_floats_and_files_that_are_not_there(tmp_path):
+def test_floating_point_ids_and_missing_files_are_refused(tmp_path):
     Table({"targetid": [1.5e16]}).write(tmp_path / "t.fits")
     with pytest.raises(DataError, match="lose digits"):
         read_star_list(tmp_path / "t.fits", IDS, sky=True)
