@@ -1,1 +1,1 @@
-"""Catalogues of stellar labels, and how their rows are matched to spectra."""
+"""Catalogues of stellar labels, and their match to spectra."""

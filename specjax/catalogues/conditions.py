@@ -1,4 +1,4 @@
-"""Simple conditions on a table's columns, as an astronomer writes them: "flag_sp == 0", "snr > 30"."""
+"""Parse and apply conditions on the columns of a table, such as "flag_sp == 0" or "snr > 30"."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _FORM = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """One comparison of a column, perhaps of some of its bits, with a number or a text.
+    """A comparison of a column, or of some of its bits, with a number or a text.
 
     Attributes:
-      text: as it was written.
-      column: the column's name.
-      bits: mask that the column is combined with first, or None.
-      compare: "==", "!=", "<=", ">=", "<" or ">".
-      value: what it is compared with.
+        text: the condition as written.
+        column: name of the column.
+        bits: bit mask applied to the column first, or None.
+        compare: "==", "!=", "<=", ">=", "<" or ">".
+        value: the number or text to compare with.
     """
 
     text: str
@@ -46,10 +46,10 @@ class Condition:
 
     @classmethod
     def parse(cls, text: str) -> Condition:
-        """The condition that `text` says: COLUMN OP VALUE, or COLUMN & BITS OP VALUE.
+        """Parse COLUMN OP VALUE or COLUMN & BITS OP VALUE.
 
         Raises:
-          ConfigError: it says something else.
+            ConfigError: the text has neither form.
         """
         found = _FORM.fullmatch(text)
         if found is None:
@@ -66,17 +66,17 @@ class Condition:
         )
 
     def holds(self, values: Any) -> BoolArray:
-        """(n,) where the column's values fulfil it; masked values and NaN fulfil nothing.
+        """Return (n,) where the values of the column fulfil the condition; masked values and NaN never do.
 
         Raises:
-          DataError: a number compared with text, or bits of what is not an integer.
+            DataError: a number is compared with text, or bits are taken of something other than integers.
         """
-        known = ~np.broadcast_to(np.asarray(getattr(values, "mask", False)), np.shape(values))
+        known: BoolArray = ~np.broadcast_to(np.asarray(getattr(values, "mask", False)), np.shape(values))
         array = np.ma.getdata(values)
         is_text = array.dtype.kind in "SUO"
         if is_text != isinstance(self.value, str) or (is_text and self.compare not in ("==", "!=")):
             kind = "text" if is_text else "numbers"
-            raise DataError(f"{self.text!r} cannot be said of column {self.column}, which holds {kind}")
+            raise DataError(f"{self.text!r} cannot be applied to column {self.column}, which holds {kind}")
         if is_text:
             array = np.array([_text(item) for item in array.tolist()], dtype=np.str_)
         elif array.dtype.kind == "f":
@@ -85,7 +85,8 @@ class Condition:
             if array.dtype.kind not in "iub":
                 raise DataError(f"{self.text!r} needs integers in column {self.column}")
             array = array.astype(np.int64) & self.bits
-        return known & np.asarray(_COMPARE[self.compare](array, self.value), dtype=bool)
+        fulfilled: BoolArray = np.asarray(_COMPARE[self.compare](array, self.value), dtype=bool)
+        return known & fulfilled
 
 
 def _value(text: str) -> float | str:

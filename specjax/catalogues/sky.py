@@ -1,4 +1,4 @@
-"""Which rows of two catalogues are the same star on the sky, one to one."""
+"""Match the rows of two catalogues one to one by position on the sky."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from specjax.spectra import Spectra
 from specjax.typing import FloatArray, IntArray
 
 RADIUS = 1.0
-"""Arcsec within which two positions are the same star."""
+"""Default matching radius in arcsec."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SkyMatch:
-    """Pairs of rows, and what was not paired because it was near the same star.
+    """Pairs of rows, and the rows that were near the same star but were not paired.
 
     Attributes:
-      left, right: (k,) row numbers; no row occurs twice on either side.
-      separation: (k,) arcsec.
-      duplicates: (m, 2) row numbers (left, right): left rows whose nearest right row went to a nearer one.
+        left, right: (k,) row numbers; no row occurs twice on either side.
+        separation: (k,) arcsec.
+        duplicates: (m, 2) row numbers (left, right) of left rows whose nearest right row is paired with a
+            nearer left row.
     """
 
     left: IntArray
@@ -42,55 +43,56 @@ def match(
     right_dec: ArrayLike,
     radius: float = RADIUS,
 ) -> SkyMatch:
-    """Each left row with its nearest right row within `radius` arcsec; of several for one, the nearest.
+    """Pair each left row with its nearest right row within `radius` arcsec, and each right row at most once.
 
-    Positions are degrees; rows where one is NaN match nothing. Proper motion between epochs is not applied.
+    Of several left rows near one right row, the nearest is paired. Positions are in degrees; rows with NaN
+    are not matched. Proper motion between epochs is not applied.
 
     Raises:
-      DataError: positions of different lengths, or declinations beyond 90 degrees.
+        DataError: coordinates differ in length, or declinations exceed 90 degrees.
     """
     left, left_rows = _positions(left_ra, left_dec)
     right, right_rows = _positions(right_ra, right_dec)
     if not len(left_rows) or not len(right_rows):
         none = np.zeros(0, dtype=np.int64)
         return SkyMatch(left=none, right=none, separation=np.zeros(0), duplicates=none.reshape(0, 2))
-    nearest, apart, _ = left.match_to_catalog_sky(right)
-    arcsec = np.asarray(apart.to_value(units.arcsec))
+    nearest, separation, _ = left.match_to_catalog_sky(right)
+    arcsec = np.asarray(separation.to_value(units.arcsec))
     close = np.flatnonzero(arcsec <= radius)
-    # By separation, the first left row of each right row is the nearest; lexsort keeps ties in row order.
+    # In order of separation, the first left row of each right row is the nearest; ties stay in row order.
     close = close[np.lexsort((close, arcsec[close]))]
     _, first = np.unique(nearest[close], return_index=True)
-    kept = np.sort(close[first])
-    lost = np.sort(np.setdiff1d(close, kept))
+    paired = np.sort(close[first])
+    unpaired = np.sort(np.setdiff1d(close, paired))
     return SkyMatch(
-        left=left_rows[kept],
-        right=right_rows[nearest[kept]],
-        separation=arcsec[kept],
-        duplicates=np.stack([left_rows[lost], right_rows[nearest[lost]]], axis=1),
+        left=left_rows[paired],
+        right=right_rows[nearest[paired]],
+        separation=arcsec[paired],
+        duplicates=np.stack([left_rows[unpaired], right_rows[nearest[unpaired]]], axis=1),
     )
 
 
 def match_catalogue(spectra: Spectra, labels: Table, radius: float = RADIUS) -> SkyMatch:
-    """`match` of spectra with meta ra and dec to a table with columns ra and dec, both in degrees.
+    """Match spectra (left) to a table (right) by ra and dec in degrees, columns of `meta` and of the table.
 
     Raises:
-      DataError: no positions on one side.
+        DataError: one side has no positions.
     """
     for name, columns in (("spectra", spectra.meta), ("labels", labels.columns)):
         missing = [key for key in ("ra", "dec") if key not in columns]
         if missing:
-            raise DataError(f"the {name} have no {' and no '.join(missing)} to be matched on the sky")
+            raise DataError(f"the {name} have no {' and no '.join(missing)} to match on the sky")
         if not (np.isfinite(columns["ra"]) & np.isfinite(columns["dec"])).any():
-            raise DataError(f"the positions (ra, dec) of the {name} are not known: no match on the sky")
+            raise DataError(f"the {name} have no known position (ra, dec) to match on the sky")
     return match(spectra.meta["ra"], spectra.meta["dec"], labels["ra"], labels["dec"], radius)
 
 
 def _positions(ra: Any, dec: Any) -> tuple[SkyCoord, IntArray]:
-    """Coordinates of the rows that have them, and their row numbers."""
+    """Return the finite coordinates and their row numbers."""
     ra, dec = (np.ma.filled(np.ma.asarray(values, dtype=np.float64), np.nan) for values in (ra, dec))
     if ra.shape != dec.shape or ra.ndim != 1:
-        raise DataError(f"right ascensions {ra.shape} do not fit declinations {dec.shape}")
+        raise DataError(f"right ascensions {ra.shape} and declinations {dec.shape} differ in shape")
     rows = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
     if (np.abs(dec[rows]) > 90).any():
-        raise DataError("declinations are beyond 90 degrees: are right ascension and declination swapped?")
+        raise DataError("declinations exceed 90 degrees: are right ascension and declination swapped?")
     return SkyCoord(ra[rows], dec[rows], unit="deg"), rows

@@ -1,4 +1,4 @@
-"""Star names across catalogues: one spelling, and which rows of two lists are the same star."""
+"""Normalise star names and match them between catalogues."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from specjax.typing import IntArray
 
 
 def normalise_star_name(name: str) -> str:
-    """One spelling of a star's name: upper case, no spaces, no leading zeros in a catalogue number.
+    """Return a name in upper case, without spaces or leading zeros of a catalogue number.
 
-    "HD 025825         Cl" (a cluster member in MILES), "HD025825" and "hd 25825" all give "HD25825". A
-    component letter or a letter of a variable is kept: "HD001326B" gives "HD1326B".
+    The "Cl" of cluster members in MILES is removed; the letter of a component or variable is kept.
+
+    >>> normalise_star_name("HD 025825         Cl"), normalise_star_name("hd001326B")
+    ('HD25825', 'HD1326B')
     """
     compact = re.sub(r"\s+cl$", "", name.strip(), flags=re.IGNORECASE)
     compact = re.sub(r"[\s_]+", "", compact).upper()
-    # Only a number right after the catalogue's letters loses its zeros: those in BD+002058 are part of the
-    # zone.
+    # Only zeros right after the catalogue's letters are removed: those in BD+002058 belong to the zone.
     return re.sub(r"^([A-Z]+)0+(?=\d)", r"\1", compact)
 
 
 def crossmatch(left: Sequence[str], right: Sequence[str]) -> tuple[IntArray, IntArray]:
-    """Row pairs (i, j) of the same star by normalised name, every pair where a star occurs more than once."""
+    """Return all pairs of rows, (k,) on the left and (k,) on the right, with the same normalised name."""
     rows: dict[str, list[int]] = {}
     for j, name in enumerate(right):
         rows.setdefault(normalise_star_name(name), []).append(j)
@@ -34,5 +35,5 @@ def crossmatch(left: Sequence[str], right: Sequence[str]) -> tuple[IntArray, Int
 
 
 def common_stars(left: Iterable[str], right: Iterable[str]) -> set[str]:
-    """The normalised names that occur in both."""
+    """Return the normalised names that occur in both lists."""
     return {normalise_star_name(name) for name in left} & {normalise_star_name(name) for name in right}

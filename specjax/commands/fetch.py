@@ -1,4 +1,4 @@
-"""`specjax fetch`: data and models from services, one subcommand each."""
+"""`specjax fetch`: download spectra and models from services, one subcommand per service."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,10 +11,10 @@ from specjax.progress import say
 
 @dataclass(frozen=True, kw_only=True)
 class StellarLibraries:
-    """The observed stars of MILES and STELIB, and mean MaStar spectra (121 MB), into $SPECJAX_CACHE."""
+    """Observed stars of MILES and STELIB, and mean MaStar spectra (121 MB), into $SPECJAX_CACHE."""
 
     def run(self) -> None:
-        """Fetch and print the folder."""
+        """Fetch the libraries and print their folder."""
         from specjax.services.stellar_libraries import fetch_stellar_libraries
 
         print(fetch_stellar_libraries())
@@ -24,21 +24,21 @@ class StellarLibraries:
 class Desi:
     """Stars of DESI from the spectral archive SPARCL: spectra.h5 for adapt and predict, and a table.
 
-    The same command with the same folder goes on where it was interrupted.
+    The same command with the same folder resumes an interrupted download.
     """
 
     ids: Annotated[Positional[tuple[str, ...]], arg(metavar="SPARCL_ID")] = ()
     """sparcl_ids, in place of constraints or a table"""
     out: Annotated[Path, arg(aliases=("-o",))]
-    """the folder to write, or to go on with"""
+    """the folder to write, or to resume"""
     release: str = "DESI-EDR"
     """DESI-EDR or DESI-DR1"""
     targets: Path | None = None
     """a table with a column sparcl_id, targetid or specid, or with ra and dec in degrees"""
     radius: float = 1.0
-    """arcsec within which a position is a target's"""
+    """arcsec within which a position matches a target"""
     spectype: tuple[str, ...] = ("STAR",)
-    """what the spectra are classified as: STAR, GALAXY, QSO"""
+    """classes of spectra: STAR, GALAXY, QSO"""
     redshift: tuple[float, float] | None = None
     """range of redshift (v/c for stars)"""
     ra: tuple[float, float] | None = None
@@ -46,22 +46,22 @@ class Desi:
     dec: tuple[float, float] | None = None
     """range of declination in degrees"""
     min_snr: float | None = None
-    """least median signal to noise of a pixel"""
+    """minimum median signal-to-noise ratio per pixel"""
     limit: int | None = None
-    """at most so many spectra"""
+    """maximum number of spectra"""
     any_warning: bool = False
-    """also spectra of doubtful redshift"""
+    """include spectra with a doubtful redshift"""
     any_visit: bool = False
-    """also spectra that are not the primary one of their target"""
+    """include spectra that are not the primary one of their target"""
     page: int = 100
     """spectra fetched at a time"""
     url: str | None = None
     """another address of the archive; also $SPECJAX_SPARCL_URL"""
 
     def run(self) -> None:
-        """Fetch and print the file of spectra."""
+        """Fetch the spectra and print their file."""
         from specjax.services.desi import fetch_desi
-        from specjax.services.desi_query import DesiQuery
+        from specjax.services.desi_search import DesiQuery
 
         names = {field.name for field in fields(DesiQuery)}
         query = DesiQuery(**{name: value for name, value in vars(self).items() if name in names})
@@ -72,22 +72,22 @@ class Desi:
 class GaiaXp:
     """Gaia XP spectra of sources on 336-1020 nm: spectra.h5 for adapt --xp, and gaia_xp.fits.
 
-    Needs the extra specjax[gaia]. The same command with the same folder goes on where it was interrupted.
+    Needs the extra specjax[gaia]. The same command with the same folder resumes an interrupted download.
     """
 
     ids: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE_ID")] = ()
     """Gaia source ids, in place of a table"""
     out: Annotated[Path, arg(aliases=("-o",))]
-    """the folder to write, or to go on with"""
+    """the folder to write, or to resume"""
     targets: Path | None = None
-    """a table with a column source_id or gaia_source_id, and perhaps id: your spectra's own ids"""
+    """a table with a column source_id or gaia_source_id, and optionally id, your own names of the stars"""
     product: Literal["continuous", "sampled"] = "continuous"
-    """coefficients calibrated by GaiaXPy, or the archive's own sampled spectra, which fewer sources have"""
+    """coefficients calibrated by GaiaXPy, or the archive's own sampled spectra, of fewer sources"""
     page: int = 500
     """sources fetched at a time"""
 
     def run(self) -> None:
-        """Fetch and print the file of spectra."""
+        """Fetch the spectra and print their file."""
         from specjax.services.gaia_xp import fetch_gaia_xp
 
         print(
@@ -101,26 +101,31 @@ class GaiaXp:
 class SpecClip:
     """The published SpecCLIP weights from the Hugging Face hub, checked and converted to model folders.
 
-    Heads of label regression are converted by themselves; docs/convert.md says how to put one on a model.
+    Label heads are converted on their own; docs/convert.md explains how to attach one to a model.
     """
 
     source: Annotated[Positional[str], arg(metavar="REPO_OR_FOLDER")] = "astroshawn/SpecCLIP"
     """a repository of the hub, or a folder with its files"""
     out: Annotated[Path | None, arg(aliases=("-o",))] = None
-    """where the model folders go; specclip in $SPECJAX_CACHE where not given"""
+    """folder for the model folders; by default specclip in $SPECJAX_CACHE"""
     only: tuple[str, ...] = ()
     """shell patterns on the names of files, such as '*predrecon_mlp.ckpt'"""
     revision: str | None = None
     """branch, tag or commit of the repository"""
 
     def run(self) -> None:
-        """Fetch, convert and print the folder of model folders."""
+        """Fetch and convert the files, and print the folder of the model folders."""
+        from checkpoints_convert import convert
         from specjax.services.specclip import fetch_specclip
 
-        print(fetch_specclip(self.source, self.out, only=self.only, revision=self.revision, say=say))
+        print(
+            fetch_specclip(
+                self.source, self.out, convert=convert, only=self.only, revision=self.revision, say=say
+            )
+        )
 
 
-# A source is one line here and a class like those above.
+# A further source needs one line here and a class like those above.
 Source = (
     Annotated[StellarLibraries, subcommand("stellar-libraries")]
     | Annotated[Desi, subcommand("desi")]
@@ -131,7 +136,7 @@ Source = (
 
 @dataclass(frozen=True, kw_only=True)
 class Fetch:
-    """Download spectra, labels or models, and print where they are."""
+    """Download spectra or models, and print where they are."""
 
     source: OmitSubcommandPrefixes[Annotated[Source, arg(name="")]]
 

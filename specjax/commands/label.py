@@ -1,4 +1,4 @@
-"""`specjax label`: a catalogue's labels for the spectra of a survey."""
+"""`specjax label`: label the spectra of a survey from a catalogue."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,10 @@ from specjax.progress import say
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
-    """Match spectra to a catalogue of labels, on the sky or by id, and write a row for each spectrum.
+    """Match spectra to a catalogue of labels, on the sky or by id, and write one row per spectrum.
 
-    The catalogue is APOGEE's allStar, or with --columns any table. `specjax adapt` takes the result as it is;
-    `specjax split` adds who trains, validates and tests.
+    The catalogue is APOGEE's allStar, or with --columns any table. `specjax adapt` takes the result directly;
+    `specjax split` adds the training, validation and test stars.
     """
 
     spectra: Annotated[Positional[Path], arg(metavar="SPECTRA")]
@@ -24,20 +24,20 @@ class Label:
     out: Annotated[Path, arg(aliases=("-o",))]
     """the table to write: .ecsv, .fits, .parquet or .csv"""
     cuts: tuple[Literal["starflag", "m_h", "star", "snr"], ...] = ("starflag", "m_h", "star", "snr")
-    """quality cuts on allStar: STARFLAG is 0; M_H_BAD, STAR_BAD unset in ASPCAPFLAG; S/N above 50"""
+    """quality cuts on allStar: STARFLAG is 0; M_H_BAD, STAR_BAD not set in ASPCAPFLAG; S/N above 50"""
     columns: str | None = None
-    """what a catalogue calls its columns: fe_h=fe_h,fe_h_err=e_fe_h,teff=teff,id=sobject_id,ra=ra,dec=dec"""
+    """the columns of the catalogue: fe_h=fe_h,fe_h_err=e_fe_h,teff=teff,id=sobject_id,ra=ra,dec=dec"""
     where: tuple[str, ...] = ()
     """with --columns, conditions on the catalogue: "flag_sp == 0" "snr_c2_iraf > 30" "flags & 8 == 0" """
     radius: float = 1.0
-    """arcsec within which two positions are the same star"""
+    """arcsec within which two positions match"""
     on: str | None = None
-    """match ids instead of positions: the column that holds the spectra's ids, e.g. gaia_source_id"""
+    """match ids instead of positions: the column with the spectra's ids, for example gaia_source_id"""
     survey: str | None = None
-    """the survey, where it cannot be recognised from the files, or desi-stars"""
+    """the survey, if the files do not identify it, or desi-stars"""
 
     def run(self) -> None:
-        """Read, match, write; say what became of the rows on stderr and print the table's path."""
+        """Read, match and write, report the numbers of rows on stderr, and print the path of the table."""
         from specjax.catalogues.matching import label_files
 
         label_files(

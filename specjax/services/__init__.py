@@ -1,1 +1,1 @@
-"""Spectra from services on the network: found, fetched in pages, checked, and stored as files to be read."""
+"""Downloads of spectra and models from services on the network."""

@@ -1,28 +1,31 @@
-"""All records in a part of the sky, though one answer is limited: boxes are halved until each fits."""
+"""Find all records of SPARCL in a part of the sky by halving boxes until the records of each fit one call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from specjax.errors import DataError
-from specjax.progress import Say
-from specjax.services.sparcl import Record, Search, Sparcl
+from specjax.progress import Say, silent
+from specjax.services.pages import Record
+from specjax.services.sparcl import Search, Sparcl
 from specjax.typing import FloatArray
 
 FIND_LIMIT = 20_000
-"""Records of metadata asked for in one call (about 5 MB)."""
+"""The most records of metadata requested in one call (about 5 MB)."""
 
-_SMALLEST = 1e-5  # degrees; a box of this size that still holds too many is not split further
+_SMALLEST = 1e-5  # degrees; a smaller box with too many records is an error
 
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """A range of right ascension and declination, degrees, that does not wrap.
+    """A range of right ascension and declination in degrees, which does not wrap.
 
-    With targets, (k, 2) ra and dec in it, only what is near them is wanted.
+    Attributes:
+        ra, dec: lower and upper bound.
+        targets: (k, 2) ra and dec of the stars to find; None if all records in the box are wanted.
     """
 
     ra: tuple[float, float]
@@ -31,46 +34,48 @@ class Box:
 
     @property
     def search(self) -> dict[str, list[float]]:
-        """The box as constraints; the whole sky as none, which a record without a position fulfils too."""
+        """The box as constraints; none for the whole sky, so that records without a position are included."""
         whole = self.ra[0] <= 0.0 and self.ra[1] >= 360.0 and self.dec[0] <= -90.0 and self.dec[1] >= 90.0
         return {} if whole else {"ra": list(self.ra), "dec": list(self.dec)}
 
     def halves(self) -> list[Box]:
-        """Two boxes, cut across the longer side; only the one at the lower end has the cut itself."""
-        wide, high = self.ra[1] - self.ra[0], self.dec[1] - self.dec[0]
-        along_ra = wide * np.cos(np.radians(sum(self.dec) / 2)) >= high
+        """Cut the box across its longer side; only the lower half includes the cut."""
+        width, height = self.ra[1] - self.ra[0], self.dec[1] - self.dec[0]
+        along_ra = width * np.cos(np.radians(sum(self.dec) / 2)) >= height
         low, top = self.ra if along_ra else self.dec
         middle = (low + top) / 2
         parts = [(low, middle), (float(np.nextafter(middle, np.inf)), top)]
-        if along_ra:
-            return [Box(ra=part, dec=self.dec, targets=self.targets) for part in parts]
-        return [Box(ra=self.ra, dec=part, targets=self.targets) for part in parts]
+        return [replace(self, ra=part) if along_ra else replace(self, dec=part) for part in parts]
+
+    def around_targets(self, radius: float) -> Box | None:
+        """Shrink the box to what lies within `radius` degrees of its targets; None if there are none."""
+        if self.targets is None:
+            return self
+        ra, dec = self.targets.T
+        pad = np.minimum(radius / np.maximum(np.cos(np.radians(np.abs(dec) + radius)), 1e-3), 360.0)
+        near = (ra + pad >= self.ra[0]) & (ra - pad <= self.ra[1])
+        near &= (dec + radius >= self.dec[0]) & (dec - radius <= self.dec[1])
+        if not near.any():
+            return None
+        return Box(
+            ra=(
+                max(self.ra[0], float((ra - pad)[near].min())),
+                min(self.ra[1], float((ra + pad)[near].max())),
+            ),
+            dec=(
+                max(self.dec[0], float((dec - radius)[near].min())),
+                min(self.dec[1], float((dec + radius)[near].max())),
+            ),
+            targets=self.targets[near],
+        )
 
 
-def around(box: Box, radius: float) -> Box | None:
-    """The box shrunk to what is within `radius` degrees of its targets; None if it has none."""
-    if box.targets is None:
-        return box
-    ra, dec = box.targets.T
-    pad = np.minimum(radius / np.maximum(np.cos(np.radians(np.abs(dec) + radius)), 1e-3), 360.0)
-    near = (ra + pad >= box.ra[0]) & (ra - pad <= box.ra[1])
-    near &= (dec + radius >= box.dec[0]) & (dec - radius <= box.dec[1])
-    if not near.any():
-        return None
-    return Box(
-        ra=(max(box.ra[0], float((ra - pad)[near].min())), min(box.ra[1], float((ra + pad)[near].max()))),
-        dec=(
-            max(box.dec[0], float((dec - radius)[near].min())),
-            min(box.dec[1], float((dec + radius)[near].max())),
-        ),
-        targets=box.targets[near],
-    )
+def sky_boxes(
+    ra: tuple[float, float], dec: tuple[float, float], targets: FloatArray | None = None
+) -> list[Box]:
+    """Return the boxes of a range of the sky: two where right ascension wraps, which a box must not.
 
-
-def sky(ra: tuple[float, float], dec: tuple[float, float], targets: FloatArray | None = None) -> list[Box]:
-    """The boxes of a range: two where right ascension wraps, for the service's ranges must not.
-
-    Targets near 0 or 360 degrees are repeated on the other side, so that a radius reaches across.
+    Targets are repeated 360 degrees to either side, so that those near 0 find records across it.
     """
     if targets is not None:
         targets = np.concatenate([targets + np.array([turn, 0.0]) for turn in (-360.0, 0.0, 360.0)])
@@ -78,7 +83,7 @@ def sky(ra: tuple[float, float], dec: tuple[float, float], targets: FloatArray |
     return [Box(ra=part, dec=dec, targets=targets) for part in parts]
 
 
-def find_in(
+def find_in_boxes(
     archive: Sparcl,
     boxes: list[Box],
     search: Search,
@@ -87,49 +92,49 @@ def find_in(
     wanted: int | None = None,
     keep: Callable[[list[Record]], list[Record]] = list,
     limit: int = FIND_LIMIT,
-    say: Say = print,
+    say: Say = silent,
 ) -> list[Record]:
-    """Metadata of the records in the boxes that fulfil the constraints, each sparcl_id once.
+    """Return the metadata of the records in the boxes that fulfil the constraints, each sparcl_id once.
 
     Args:
-      archive: where to ask.
-      boxes: as `sky` gives them.
-      search: further constraints.
-      radius: degrees around targets.
-      wanted: stop at so many.
-      keep: chooses among the records of a box, such as those near a target.
-      limit: records asked for in one call.
-      say: takes lines of progress.
+        archive: the archive to search.
+        boxes: from `sky_boxes`.
+        search: further constraints.
+        radius: degrees around targets.
+        wanted: stop after this number of records.
+        keep: selects among the records of a box, for example those near a target.
+        limit: most records requested in one call.
+        say: takes lines of progress.
 
     Raises:
-      DataError: too many records at one point, or an archive that gives fewer than it counts.
+        DataError: too many records at one point, or the archive returns fewer records than it counts.
     """
     found: dict[str, Record] = {}
-    looked_at = 0
-    for records in _answers(archive, boxes, search, radius, wanted, limit):
-        looked_at += len(records)
+    seen = 0
+    for records in _search(archive, boxes, search, radius, wanted, limit):
+        seen += len(records)
         for record in keep([record for record in records if record.get("sparcl_id")]):
             found.setdefault(str(record["sparcl_id"]), record)
-        say(f"found {len(found)} records" + (f" among {looked_at}" if looked_at > len(found) else ""))
+        say(f"found {len(found)} records" + (f" among {seen}" if seen > len(found) else ""))
         if wanted is not None and len(found) >= wanted:
             break
     return list(found.values())[:wanted]
 
 
-def _answers(
+def _search(
     archive: Sparcl, boxes: list[Box], search: Search, radius: float, wanted: int | None, limit: int
 ) -> Iterator[list[Record]]:
-    """The records of each box, boxes with too many halved."""
+    """Yield the records of each box, halving boxes that have more than `limit`."""
     todo = list(reversed(boxes))
     while todo:
-        box = around(todo.pop(), radius)
+        box = todo.pop().around_targets(radius)
         if box is None:
             continue
-        question = {**search, **box.search}
-        count = archive.count(question)
+        query = {**search, **box.search}
+        count = archive.count(query)
         if count <= limit or (wanted is not None and wanted <= limit and box.targets is None):
             if count:
-                yield find_all(archive, question, min(count, limit if wanted is None else min(wanted, limit)))
+                yield find_all(archive, query, min(count, limit if wanted is None else min(wanted, limit)))
         elif max(box.ra[1] - box.ra[0], box.dec[1] - box.dec[0]) < _SMALLEST:
             raise DataError(
                 f"{archive.service.root}: {count} records at ra {box.ra[0]:.5f}, dec {box.dec[0]:.5f}"
@@ -138,19 +143,17 @@ def _answers(
             todo.extend(reversed(box.halves()))
 
 
-def find_all(archive: Sparcl, question: Search, count: int) -> list[Record]:
-    """As many different records as the archive counts; asked once more where there are fewer.
+def find_all(archive: Sparcl, search: Search, count: int) -> list[Record]:
+    """Return `count` distinct records, requesting them a second time if the first response has fewer.
 
     Raises:
-      DataError: there are fewer again.
+        DataError: the second response has fewer, too.
     """
     if not count:
         return []
     for _ in range(2):
-        records = archive.find(question, count)
-        different = len({record.get("sparcl_id") for record in records} - {None})
-        if different >= count:
+        records = archive.find(search, count)
+        distinct = len({record.get("sparcl_id") for record in records} - {None})
+        if distinct >= count:
             return records
-    raise DataError(
-        f"{archive.service.root}/find/ gives {different} different records where it counts {count}, twice"
-    )
+    raise DataError(f"{archive.service.root}/find/ counts {count} records but twice returned only {distinct}")

@@ -1,8 +1,9 @@
-"""Gaia XP spectra of a list of sources, fetched a few hundred at a time and matched on source_id.
+"""Fetch Gaia XP spectra of a list of sources into a folder, a few hundred at a time.
 
-The folder gets `gaia_xp.fits`, a row for each source (flux and flux_error on the 343 samples, with units),
-and `spectra.h5`, the same under the user's own ids, as `specjax adapt --xp` wants them; and `spectra.ecsv`,
-which says of each id whether the archive has a spectrum.
+The folder gets `gaia_xp.fits`, with one row per source (flux and flux_error at the 343 samples, with units),
+`spectra.h5`, the same spectra under the user's own ids, as `specjax adapt --xp` takes them, and
+`spectra.ecsv`, which lists for each id whether the archive has a spectrum. The same command resumes an
+interrupted download.
 """
 
 from __future__ import annotations
@@ -16,21 +17,22 @@ import numpy as np
 from astropy.table import Column, Table
 
 from specjax.atomic import atomic_file
-from specjax.errors import ConfigError, DataError, DownloadError
+from specjax.errors import ConfigError, DataError
 from specjax.progress import Say, say
 from specjax.services.gaia_archive import Sample, Source, calibrated, sampled
-from specjax.services.pages import Folder, Page, Record
-from specjax.services.retry import Patience
-from specjax.services.stack import Stack
-from specjax.services.star_list import Targets, from_ids, read_targets
+from specjax.services.pages import DownloadFolder, Page, Record, write_errors
+from specjax.services.retry import Retry
+from specjax.services.spectra_file import SpectraFile
+from specjax.services.star_list import StarList, from_ids, read_star_list
 from specjax.spectra import GAIA_XP_WAVELENGTH, Spectra
 from specjax.surveys.io.tables import write_table
+from specjax.typing import FloatArray
 
 IDS = ("source_id", "gaia_source_id", "gaiaedr3_source_id", "gaia_dr3_source_id")
-"""Columns of a table that hold Gaia's source ids, in order of preference and in any case."""
+"""Columns of a table that can hold Gaia source ids, in order of preference, in any case."""
 
 CALL_LIMIT = 5000
-"""Sources that DataLink takes in one call."""
+"""The most sources that DataLink accepts in one call."""
 
 SAMPLED, SPECTRA, TABLE = "gaia_xp.fits", "spectra.h5", "spectra.ecsv"
 FLUX_UNIT = "W / (m2 nm)"
@@ -46,53 +48,51 @@ def fetch_gaia_xp(
     product: Product = "continuous",
     page: int = 500,
     source: Source | None = None,
-    patience: Patience | None = None,
+    retry: Retry | None = None,
     say: Say = say,
 ) -> Path:
-    """Fetch into the folder `out`, or go on with it; returns the file of spectra under the user's ids.
+    """Fetch spectra into the folder `out`, or resume, and return the file of spectra under the user's ids.
 
     Args:
-      out: a new folder, or one of the same ids.
-      ids: source ids, in place of a table.
-      targets: a table with a column of `IDS`, and perhaps id: the user's own names, which may share a source.
-      product: "continuous" coefficients, calibrated by GaiaXPy (all sources with XP spectra), or the
-        archive's own "sampled" spectra (the brighter ones).
-      page: sources asked for in one call.
-      source: asks the archive, in place of GaiaXPy or astroquery.
-      patience: waits and attempts.
-      say: takes lines of progress.
+        out: a new folder, or one of the same ids.
+        ids: source ids, in place of a table.
+        targets: a table with a column of `IDS` and optionally id, the user's names, which may share a source.
+        product: "continuous" for coefficients calibrated by GaiaXPy (all sources with XP spectra), "sampled"
+            for the archive's own sampled spectra (brighter sources).
+        page: sources requested in one call.
+        source: requests the archive in place of GaiaXPy or astroquery.
+        retry: how transient failures are retried.
+        say: takes lines of progress.
 
     Raises:
-      ConfigError: an option or a folder that cannot be used, or the extra specjax[gaia] is missing.
-      DataError: ids that cannot be used, or none with a spectrum.
-      DownloadError: the archive fails or the disk does; what was fetched stays.
+        ConfigError: an option or folder is invalid, or the extra specjax[gaia] is not installed.
+        DataError: an id is invalid, or no source has a usable spectrum.
+        DownloadError: the archive or the disk fails; what was fetched is kept.
     """
     if not 1 <= page <= CALL_LIMIT:
-        raise ConfigError(f"a call takes 1 to {CALL_LIMIT} sources, not {page}")
+        raise ConfigError(f"a page must have 1 to {CALL_LIMIT} sources, not {page}")
     if (targets is None) == (not ids):
-        raise ConfigError("give source ids, or a table of targets")
-    wanted = from_ids("source_id", ids) if targets is None else read_targets(targets, IDS, sky=False)
+        raise ConfigError("give source ids or a table of targets, and not both")
+    stars = from_ids("source_id", ids) if targets is None else read_star_list(targets, IDS, sky=False)
     source = source or {"continuous": calibrated, "sampled": sampled}[product]
     query = {"service": "gaia-xp", "product": product, "page": page}
-    about = f"{len(wanted)} sources ({wanted.digest()})"
-    folder = Folder.open(Path(out), {**query, "targets": about}, say)
-    fetch_page = partial(_fetch_page, source, patience or Patience(), say)
-    values = wanted.values.tolist()
-    fetched = folder.fetch(values, page, fetch_page)
-    target = folder.path / SPECTRA
+    about = f"{len(stars)} sources ({stars.digest()})"
+    folder = DownloadFolder.open(Path(out), {**query, "targets": about}, say)
+    fetch_page = partial(_fetch_page, source, retry or Retry(), say)
+    fetched = folder.fetch(stars.values.tolist(), page, fetch_page)
     if fetched or not all((folder.path / name).exists() for name in (SAMPLED, SPECTRA, TABLE)):
-        _write(folder, wanted, page)
-    say(f"{target}: ready")
-    return target
+        _write(folder, stars, page)
+    say(f"{folder.path / SPECTRA}: ready")
+    return folder.path / SPECTRA
 
 
-def _fetch_page(source: Source, patience: Patience, say: Say, ids: list[str]) -> Page:
-    """The spectra of ids; asked once more for those that an answer does not have, for it may be short."""
+def _fetch_page(source: Source, retry: Retry, say: Say, ids: list[str]) -> Page:
+    """Fetch the spectra of ids, requesting once more those that a response lacks, because it may be short."""
     numbers = [int(name) for name in ids]
-    found = _ask(source, patience, say, numbers)
+    found = _request(source, retry, say, numbers)
     missing = [number for number in numbers if number not in found]
     if missing and len(missing) < len(ids):
-        found |= _ask(source, patience, say, missing)
+        found |= _request(source, retry, say, missing)
     records: list[Record] = []
     left_out: dict[str, str] = {}
     for name, number in zip(ids, numbers, strict=True):
@@ -107,43 +107,36 @@ def _fetch_page(source: Source, patience: Patience, say: Say, ids: list[str]) ->
     return Page(records=records, left_out=left_out, absent=sum(number not in found for number in numbers))
 
 
-def _ask(source: Source, patience: Patience, say: Say, ids: list[int]) -> dict[int, Sample]:
-    """The wanted ones of an answer, each key a whole number."""
-    answer = patience.keep_trying(lambda: source(ids), "Gaia XP", say)
-    return {number: answer[number] for number in ids if number in answer}
+def _request(source: Source, retry: Retry, say: Say, ids: list[int]) -> dict[int, Sample]:
+    """Request sources and return those of the response that were requested."""
+    response = retry.call(lambda: source(ids), "Gaia XP", say)
+    return {number: response[number] for number in ids if number in response}
 
 
 def _list(values: Any) -> list[float]:
     return [float(v) for v in np.ma.filled(np.ma.asarray(values, dtype=np.float64), np.nan).ravel()]
 
 
-def _write(folder: Folder, wanted: Targets, size: int) -> None:
-    """The three files, from the pages."""
+def _write(folder: DownloadFolder, stars: StarList, size: int) -> None:
+    """Write the three files from the pages."""
     samples: dict[str, Record] = {}
     left_out: dict[str, str] = {}
-    for page in folder.read(wanted.values.tolist(), size):
+    for page in folder.read(stars.values.tolist(), size):
         samples |= {str(record["source_id"]): record for record in page.records}
         left_out |= page.left_out
     if not samples:
         reason = next(iter(left_out.values()))
-        raise DataError(f"{folder.path}: none of {len(wanted)} sources can be used; the first: {reason}")
-    pairs = [*zip(wanted.names.tolist(), wanted.values.tolist(), strict=True), *wanted.aliases]
-    try:
+        raise DataError(f"{folder.path}: none of {len(stars)} sources is usable; the first: {reason}")
+    pairs = [*zip(stars.names.tolist(), stars.values.tolist(), strict=True), *stars.aliases]
+    with write_errors(folder.path):
         _write_samples(folder.path / SAMPLED, list(samples.values()))
-        spectra = [_spectrum(name, samples[value]) for name, value in pairs if value in samples]
-        with (
-            atomic_file(folder.path / SPECTRA) as temporary,
-            Stack(temporary, GAIA_XP_WAVELENGTH, "gaia_xp", FLUX_UNIT) as stack,
-        ):
-            stack.append(spectra)
+        _write_spectra(folder.path / SPECTRA, [(name, samples[id]) for name, id in pairs if id in samples])
         columns = {
             "id": [name for name, _ in pairs],
-            "source_id": np.array([int(value) for _, value in pairs]),
-            "left_out": [left_out.get(value, "") for _, value in pairs],
+            "source_id": np.array([int(id) for _, id in pairs]),
+            "left_out": [left_out.get(id, "") for _, id in pairs],
         }
         write_table(folder.path / TABLE, columns, meta={"flux_unit": FLUX_UNIT})
-    except OSError as error:
-        raise DownloadError(f"cannot write into {folder.path}: {error.strerror or error}") from None
     if left_out:
         name, reason = next(iter(left_out.items()))
         folder.say(f"{len(left_out)} sources are left out, the first {name}: {reason}")
@@ -157,6 +150,14 @@ def _write_samples(path: Path, records: Sequence[Record]) -> None:
         table.write(temporary, format="fits", overwrite=True)
 
 
+def _write_spectra(path: Path, records: Sequence[tuple[str, Record]]) -> None:
+    with (
+        atomic_file(path) as temporary,
+        SpectraFile(temporary, GAIA_XP_WAVELENGTH, "gaia_xp", FLUX_UNIT) as file,
+    ):
+        file.append([_spectrum(name, record) for name, record in records])
+
+
 def _spectrum(name: str, record: Record) -> Spectra:
     error = _array(record["flux_error"])
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -167,6 +168,6 @@ def _spectrum(name: str, record: Record) -> Spectra:
     )
 
 
-def _array(values: Sequence[float | None]) -> np.ndarray:
-    """Numbers of a stored page, where NaN is null."""
+def _array(values: Sequence[float | None]) -> FloatArray:
+    """Convert numbers of a stored page, where NaN is null."""
     return np.array(values, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""JSON over HTTP with patience: every way in which an answer can fail is tried again or said in one line."""
+"""A JSON client over HTTP with retries: every failure is either retried or reported in one line."""
 
 from __future__ import annotations
 
@@ -20,83 +20,82 @@ from urllib3.exceptions import (
     ResponseError,
     SSLError,
 )
-from urllib3.util import Retry, Timeout, make_headers
+from urllib3.util import Timeout, make_headers
 
 from specjax._version import __version__
 from specjax.errors import ConfigError, DownloadError
 from specjax.progress import Say, say
-from specjax.services.retry import Patience, TransientError
+from specjax.services.retry import Retry, TransientError
 
 T = TypeVar("T")
 
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _CHUNK = 1 << 16
-_SHOWN = 120  # characters of a service's own message in ours
+_QUOTED = 120  # characters of a service's own message that are quoted in an error
 
 
 @dataclass(frozen=True, kw_only=True)
 class JsonService:
-    """A service that speaks JSON under one address.
+    """A service that exchanges JSON under one base address.
 
     Attributes:
-      root: https://host/path, without a slash at the end.
-      patience: how failures that may pass are tried again.
-      say: takes lines of progress.
+        root: https://host/path, without a slash at the end.
+        retry: how transient failures are retried.
+        say: takes lines of progress.
     """
 
     root: str
-    patience: Patience = field(default_factory=Patience)
+    retry: Retry = field(default_factory=Retry)
     say: Say = say
     _pool: list[urllib3.PoolManager] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.root)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"the address of a service is http(s)://host/path, not {self.root!r}")
+            raise ConfigError(f"the address of a service must be http(s)://host/path, not {self.root!r}")
 
-    def get(self, path: str, understand: Callable[[Any], T]) -> T:
-        """What `understand` makes of the answer to GET; see `post`."""
-        return self._ask("GET", path, None, understand)
+    def get(self, path: str, interpret: Callable[[Any], T]) -> T:
+        """Send a GET request and return its interpreted response; see `post`."""
+        return self._request("GET", path, None, interpret)
 
     def post(
         self,
         path: str,
         body: Any,
-        understand: Callable[[Any], T],
+        interpret: Callable[[Any], T],
         query: Mapping[str, Any] | None = None,
     ) -> T:
-        """What `understand` makes of the answer to a POST of `body` as JSON.
+        """Send a POST request with a JSON body and return its interpreted response.
 
         Args:
-          path: appended to the root, with its slashes.
-          body: anything that JSON can say.
-          understand: takes the parsed answer; raises `TransientError` to have the question asked again.
-          query: appended to the path.
+            path: appended to the root, with its slashes.
+            body: anything that JSON can represent.
+            interpret: converts the parsed response; it raises `TransientError` to have the request repeated.
+            query: parameters appended to the path.
 
         Raises:
-          DownloadError: the service refuses, or fails until patience ends; the message has the address.
+            DownloadError: the service refuses the request, or all attempts failed; the message has the
+                address.
         """
-        return self._ask("POST", path + (f"?{urlencode(query)}" if query else ""), body, understand)
+        return self._request("POST", path + (f"?{urlencode(query)}" if query else ""), body, interpret)
 
-    def _ask(self, method: str, path: str, body: Any, understand: Callable[[Any], T]) -> T:
+    def _request(self, method: str, path: str, body: Any, interpret: Callable[[Any], T]) -> T:
         url = self.root + path
         sent = None if body is None else json.dumps(body).encode()
         shown = self.root + path.partition("?")[0]
-        return self.patience.keep_trying(
-            lambda: understand(self._answer(method, url, sent, shown)), shown, self.say
-        )
+        return self.retry.call(lambda: interpret(self._attempt(method, url, sent, shown)), shown, self.say)
 
-    def _answer(self, method: str, url: str, body: bytes | None, shown: str) -> Any:
-        """One attempt: the parsed answer."""
+    def _attempt(self, method: str, url: str, body: bytes | None, shown: str) -> Any:
+        """Send the request once and return the parsed response."""
         try:
             response = self._manager().request(
                 method,
                 url,
                 body=body,
                 headers={"Content-Type": "application/json"} if body is not None else None,
-                timeout=Timeout(connect=self.patience.connect, read=self.patience.silence),
-                # Only redirects are urllib3's: what it tries again itself could not be counted or tested.
-                retries=Retry(total=None, connect=0, read=0, redirect=5, status=0, other=0),
+                timeout=Timeout(connect=self.retry.connect, read=self.retry.read),
+                # urllib3 only follows redirects: attempts that it repeated could not be counted or tested.
+                retries=urllib3.Retry(total=None, connect=0, read=0, redirect=5, status=0, other=0),
                 preload_content=False,
             )
             try:
@@ -104,23 +103,23 @@ class JsonService:
             finally:
                 response.close()
         except HTTPError as error:
-            raise _meaning(error, shown) from None
+            raise _connection_error(error, shown) from None
         if response.status != 200:
-            raise _refusal(response.status, response.headers.get("Retry-After"), content, shown)
+            raise _status_error(response.status, response.headers.get("Retry-After"), content, shown)
         return _parse(content)
 
     def _read(self, response: urllib3.BaseHTTPResponse) -> bytes:
-        """The body, unpacked; a server that drips one byte at a time is left when `total` is over."""
-        end = self.patience.clock() + self.patience.total
+        """Read and decompress the body; a server that sends byte by byte is abandoned after `retry.total`."""
+        end = self.retry.clock() + self.retry.total
         chunks = []
         while chunk := response.read1(_CHUNK, decode_content=True):
             chunks.append(chunk)
-            if self.patience.clock() > end:
-                raise TransientError(f"the answer took more than {self.patience.total:.0f} s")
+            if self.retry.clock() > end:
+                raise TransientError(f"the response took more than {self.retry.total:.0f} s")
         return b"".join(chunks)
 
     def _manager(self) -> urllib3.PoolManager:
-        """One pool of connections, through the proxy of the environment if there is one."""
+        """Return the connection pool, which uses the proxy of the environment if there is one."""
         if not self._pool:
             headers = {
                 "User-Agent": f"specjax/{__version__}",
@@ -139,61 +138,62 @@ class JsonService:
         return self._pool[0]
 
 
-def _meaning(error: HTTPError, shown: str) -> Exception:
-    """Whether what urllib3 raises may pass."""
+def _connection_error(error: HTTPError, shown: str) -> Exception:
+    """Convert an exception of urllib3 to a transient or a final error."""
     cause = error.reason if isinstance(error, MaxRetryError) and error.reason else error
     if isinstance(cause, ResponseError):
-        return DownloadError(f"{shown}: it redirects without end")
+        return DownloadError(f"{shown}: too many redirects")
     if isinstance(cause, LocationParseError) or (
         isinstance(cause, SSLError) and "CERTIF" in str(cause).upper()
     ):
         return DownloadError(f"{shown}: {_line(str(cause))}")
     if isinstance(cause, DecodeError):
-        return TransientError("the answer's compression is damaged")
-    # The name says what happened (ReadTimeoutError, ProtocolError); the text has addresses of objects.
+        return TransientError("the compressed response is damaged")
+    # The class says what happened (ReadTimeoutError, ProtocolError); its text has addresses of objects.
     what = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(cause).__name__.removesuffix("Error")).lower()
-    return TransientError(f"no answer ({what})" if "timeout" in what else f"the connection failed ({what})")
+    return TransientError(f"no response ({what})" if "timeout" in what else f"the connection failed ({what})")
 
 
-def _refusal(status: int, retry_after: str | None, content: bytes, shown: str) -> Exception:
-    """Whether an answer other than 200 may pass, with what the service says."""
-    said = _message(content)
-    reason = f"the service answers {status}" + (f" ({said})" if said else "")
+def _status_error(status: int, retry_after: str | None, content: bytes, shown: str) -> Exception:
+    """Convert a status other than 200 to a transient or a final error, with the service's own message."""
+    message = _message(content)
+    reason = f"the service returned status {status}" + (f" ({message})" if message else "")
     if status not in _BUSY:
         return DownloadError(f"{shown}: {reason}")
     try:
-        asked = None if retry_after is None else Retry().parse_retry_after(retry_after)
+        seconds = None if retry_after is None else urllib3.Retry().parse_retry_after(retry_after)
     except InvalidHeader:
-        asked = None
-    return TransientError(reason, asked)
+        seconds = None
+    return TransientError(reason, seconds)
 
 
 def _message(content: bytes) -> str:
-    """The service's own words: errorMessage or detail of JSON, or a text without its HTML tags."""
+    """Return the service's own message: errorMessage or detail of JSON, or the text of an HTML page."""
     try:
-        said = json.loads(content)
+        body = json.loads(content)
     except ValueError:
         text = content[:4096].decode("utf-8", "replace")
         text = re.sub(r"<(script|style)\b.*?(</\1>|$)", " ", text, flags=re.DOTALL | re.IGNORECASE)
         return _line(re.sub(r"<[^>]*>?", " ", text))
-    if isinstance(said, Mapping):
-        said = said.get("errorMessage") or said.get("detail") or said.get("message") or ""
-    return _line(said if isinstance(said, str) else "")
+    if isinstance(body, Mapping):
+        body = body.get("errorMessage") or body.get("detail") or body.get("message") or ""
+    return _line(body if isinstance(body, str) else "")
 
 
 def _line(text: str) -> str:
+    """Make one short, printable line of a text."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= _SHOWN else line[: _SHOWN - 3] + "..."
+    return line if len(line) <= _QUOTED else line[: _QUOTED - 3] + "..."
 
 
 def _parse(content: bytes) -> Any:
-    """JSON, whatever the content type says; a proxy's page in its place is trouble that may pass."""
+    """Parse JSON, whatever the content type; the page of a proxy in its place is a transient failure."""
     if not content.strip():
-        raise TransientError("the answer is empty")
+        raise TransientError("the response is empty")
     try:
         return json.loads(content)
     except (ValueError, RecursionError):
         pass
     if content.lstrip()[:1] == b"<":
-        raise TransientError(f"the answer is a web page, not JSON ({_message(content)})")
-    raise TransientError("the answer is not JSON, or is cut off")
+        raise TransientError(f"the response is a web page, not JSON ({_message(content)})")
+    raise TransientError("the response is not JSON, or is truncated")

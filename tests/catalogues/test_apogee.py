@@ -36,12 +36,12 @@ def write(path, rows=ROWS):
     return path
 
 
-def test_all_cuts_are_made_and_counted(tmp_path):
+def test_all_cuts_are_applied_and_counted(tmp_path):
     table = apogee.read_labels(write(tmp_path / "allStar.fits"), labels=["fe_h"])
     assert table["id"].tolist() == ["2M01", "2M07"]
     np.testing.assert_allclose(
         table["fe_h"], [-0.5, -1.1], rtol=1e-7
-    )  # single precision; of the better field
+    )  # single precision; from the better field
     assert table["gaia_source_id"].tolist() == ["4408087461749558912", ""]
     assert dict(table.meta) == {
         "rows": 8,
@@ -59,15 +59,15 @@ def test_all_cuts_are_made_and_counted(tmp_path):
 @pytest.mark.parametrize(
     ("cut", "absent"), [("starflag", "2M02"), ("m_h", "2M03"), ("star", "2M04"), ("snr", "2M05")]
 )
-def test_each_cut_by_its_name(tmp_path, cut, absent):
+def test_each_cut_by_name(tmp_path, cut, absent):
     names = apogee.read_labels(write(tmp_path / "a.fits"), cuts=[cut], labels=["teff"])["id"].tolist()
     assert set(ROWS["APOGEE_ID"]) - set(names) == {absent}
     assert len(apogee.read_labels(tmp_path / "a.fits", cuts=())) == 7
 
 
-def test_unknown_names_and_missing_columns_are_said(tmp_path):
+def test_unknown_names_and_missing_columns_are_reported(tmp_path):
     path = write(tmp_path / "allStar.fits")
-    with pytest.raises(ConfigError, match="unknown APOGEE cut 'good': there are starflag"):
+    with pytest.raises(ConfigError, match="unknown APOGEE cut 'good'; known are starflag"):
         apogee.read_labels(path, cuts=["good"])
     with pytest.raises(ConfigError, match="unknown APOGEE label 'mg_fe'"):
         apogee.read_labels(path, labels=["mg_fe"])

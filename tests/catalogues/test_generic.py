@@ -1,4 +1,4 @@
-"""Any catalogue by column mapping; the example has the columns of GALAH."""
+"""Labels from any catalogue by a mapping of columns; the example has those of GALAH."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_columns_are_mapped_and_conditions_counted(path):
     assert table["id"].tolist() == ["131116000501001", "131116000501004"]
     assert table["gaia_source_id"].tolist() == ["4408087461749558912", "4"]
     np.testing.assert_allclose(table["teff"], [5000, 5301])
-    np.testing.assert_allclose(table["fe_h"], [-0.5, -0.2])  # -9999 is no metallicity
+    np.testing.assert_allclose(table["fe_h"], [-0.5, -0.2])  # -9999 means unknown
     np.testing.assert_allclose(table["fe_h_err"], [0.05, 0.1])
     np.testing.assert_allclose(table["ra"], [10.0, 13.0])
     assert (str(table["teff"].unit), str(table["fe_h_err"].unit), str(table["dec"].unit)) == (
@@ -51,7 +51,7 @@ def test_columns_are_mapped_and_conditions_counted(path):
     }
 
 
-def test_a_star_needs_one_of_the_labels_and_no_id(tmp_path):
+def test_a_star_needs_a_label_but_no_id(tmp_path):
     Table({"met": [0.1, -9999.0, np.nan]}).write(tmp_path / "t.csv")
     table = read_labels(tmp_path / "t.csv", columns={"fe_h": "met"})
     assert table["id"].tolist() == ["row 0"]
@@ -62,20 +62,20 @@ def test_a_star_needs_one_of_the_labels_and_no_id(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "where", "error", "message"),
     [
-        ({"fe_h": "feh"}, [], DataError, "has no column feh: it has sobject_id, .*"),
+        ({"fe_h": "feh"}, [], DataError, "has no column feh; it has sobject_id, .*"),
         ({"fe_h": "fe_h"}, ["flag == 0"], DataError, "has no column flag"),
         ({"fe_h": "fe_h"}, ["snr_px_ccd3 > 1000"], DataError, "none of 5 rows .* fulfils snr_px_ccd3 > 1000"),
         ({"id": "sobject_id"}, [], ConfigError, "at least one label"),
         ({"fe_h": "fe_h"}, ["good"], ConfigError, "is not a condition"),
     ],
 )
-def test_what_cannot_be_read_is_one_line(path, columns, where, error, message):
+def test_errors_are_one_line(path, columns, where, error, message):
     with pytest.raises(error, match=message) as caught:
         read_labels(path, columns=columns, where=where)
     assert "\n" not in str(caught.value)
 
 
-def test_files_that_are_none(tmp_path):
+def test_missing_and_invalid_files_are_refused(tmp_path):
     with pytest.raises(DataError, match="no catalogue at"):
         read_labels(tmp_path / "none.fits", columns={"fe_h": "fe_h"})
     (tmp_path / "text.fits").write_text("not FITS")
@@ -83,8 +83,8 @@ def test_files_that_are_none(tmp_path):
         read_labels(tmp_path / "text.fits", columns={"fe_h": "fe_h"})
 
 
-def test_columns_as_they_are_written():
+def test_mappings_of_columns_are_parsed():
     assert parse_columns("fe_h = feh, teff") == {"fe_h": "feh", "teff": "teff"}
     for text in ("", "fe_h=", "=feh", "fe_h=a,fe_h=b", "fe_h,,teff"):
-        with pytest.raises(ConfigError, match="does not say columns as"):
+        with pytest.raises(ConfigError, match="is not a mapping of columns"):
             parse_columns(text)

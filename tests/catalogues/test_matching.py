@@ -14,7 +14,7 @@ LINES = 1 + 0.1 * np.sin(GRID / 5)
 
 def observed(ids, ra, **meta):
     flux = np.tile(LINES, (len(ids), 1))
-    flux[0, 100:300] = np.nan  # two fifths of the range: flagged
+    flux[0, 100:300] = np.nan  # 40% of the range, which is flagged
     return Spectra.build(
         GRID, flux, np.ones_like(flux), id=ids, meta={"ra": ra, "dec": np.zeros(len(ids)), **meta}
     )
@@ -35,7 +35,7 @@ def catalogue():
     )
 
 
-def test_every_spectrum_has_a_row_and_duplicates_are_named(catalogue, tmp_path):
+def test_every_spectrum_has_a_row_and_duplicates_are_identified(catalogue, tmp_path):
     ids = ["flagged", "near", "far", "alone"]
     ra = [20.0, 10 + 0.1 * ARCSEC, 10 + 0.5 * ARCSEC, 55.0]
     table = label_spectra(observed(ids, ra, snr=[60.0, 70.0, 80.0, 90.0]), catalogue)
@@ -46,7 +46,7 @@ def test_every_spectrum_has_a_row_and_duplicates_are_named(catalogue, tmp_path):
     assert table["flag"].tolist() == ["masked_fraction", "", "", ""]
     np.testing.assert_array_equal(table["snr"], [60, 70, 80, 90])  # of the spectra, not of the catalogue
     np.testing.assert_array_equal(table["label_snr"], [90, 100, np.nan, np.nan])
-    # degrees near 10 hold 6e-12 arcsec; the haversine of so small an angle keeps nine digits
+    # degrees near 10 resolve 6e-12 arcsec; the haversine of so small an angle keeps nine digits
     np.testing.assert_allclose(table["separation"][:2], [0.0, 0.1], atol=1e-6)
     meta = {"catalogue_rows": 7, "spectra": 4, "labelled": 2, "duplicates": 1, "flagged": 1}
     assert dict(table.meta) == meta
@@ -56,19 +56,19 @@ def test_every_spectrum_has_a_row_and_duplicates_are_named(catalogue, tmp_path):
     np.testing.assert_array_equal(again["fe_h"], table["fe_h"])
 
 
-def test_ids_can_stand_for_the_sky(catalogue):
+def test_ids_can_replace_positions(catalogue):
     spectra = Spectra.build(GRID, np.tile(LINES, (2, 1)), id=["55", "1"])
     table = label_spectra(spectra, catalogue, on="gaia_source_id")
     np.testing.assert_array_equal(table["fe_h"], [0.1, np.nan])
     assert np.isnan(table["snr"]).all()
-    with pytest.raises(DataError, match="no column source_id: they have id"):
+    with pytest.raises(DataError, match="no column source_id; they have id"):
         label_spectra(spectra, catalogue, on="source_id")
 
 
-def test_what_cannot_be_matched_is_one_line(catalogue):
-    with pytest.raises(DataError, match="none of 1 spectra is matched within 1 arcsec to one of 3"):
+def test_failed_matches_are_one_line(catalogue):
+    with pytest.raises(DataError, match="none of 1 spectra matches one of 3 labelled stars within 1 arcsec"):
         label_spectra(observed(["a"], [70.0]), catalogue)
-    with pytest.raises(DataError, match=r"matched by id \(a and so on, to 2M1 and so on\) to one of 3"):
+    with pytest.raises(DataError, match=r"one of 3 labelled stars by id \(the first are a and 2M1\)"):
         label_spectra(observed(["a"], [10.0]), catalogue, on="id")
     with pytest.raises(DataError, match="1 ids occur more than once among the spectra, the first a"):
         label_spectra(observed(["a", "a"], [10.0, 20.0]), catalogue)

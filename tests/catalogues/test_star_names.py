@@ -17,12 +17,12 @@ from specjax.catalogues.star_names import common_stars, crossmatch, normalise_st
         ("Clio", "CLIO"),
     ],
 )
-def test_one_spelling(name, expected):
+def test_names_are_normalised(name, expected):
     assert normalise_star_name(name) == expected
     assert normalise_star_name(expected) == expected
 
 
-def test_every_pair_is_matched():
+def test_every_pair_is_found():
     left, right = ["HD 1", "HD 2", "HD 2", "HD 3"], ["HD002", "HD004", "HD0003"]
     i, j = crossmatch(left, right)
     assert list(zip(i.tolist(), j.tolist(), strict=True)) == [(1, 0), (2, 0), (3, 2)]

@@ -1,4 +1,4 @@
-"""From spectra and a catalogue to the table that `specjax adapt` takes, by the commands."""
+"""The commands that lead from spectra and a catalogue to the table that `specjax adapt` takes."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ GRID = np.arange(3750.0, 5750.0, 4.0)
 
 @pytest.fixture
 def survey(tmp_path):
-    """Sixty spectra, of which the first forty are APOGEE's; the last of those fails a cut."""
+    """Sixty spectra; the first forty are in APOGEE, the last of which fails a cut."""
     ra = 10.0 + np.arange(STARS)
     ids = np.array([f"spectrum {k}" for k in range(STARS)])
     zero, snr = np.zeros(STARS), np.full(STARS, 60.0)
@@ -40,7 +40,7 @@ def run(capsys, line):
     return capsys.readouterr()
 
 
-def test_from_apogee_to_splits(survey, capsys):
+def test_apogee_labels_lead_to_splits(survey, capsys):
     out, err = run(
         capsys,
         f"label {survey}/survey.npz --catalogue {survey}/allStar.fits --out {survey}/labels.ecsv".split(),
@@ -58,7 +58,7 @@ def test_from_apogee_to_splits(survey, capsys):
     assert roles.labelled(roles.id).sum() == 39
 
 
-def test_from_a_table_of_ones_own_by_id(survey, capsys):
+def test_a_users_table_is_matched_by_id(survey, capsys):
     line = f"label {survey}/survey.npz --catalogue {survey}/own.csv --columns id=star,fe_h=met --on id"
     _, err = run(capsys, [*line.split(), "--where", "flag == 0", "-o", f"{survey}/labels.csv"])
     assert "29 of 30 rows kept (left out: 1 flag == 0)" in err

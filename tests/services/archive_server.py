@@ -1,7 +1,7 @@
-"""A server on this machine that answers as SPARCL does, from synthetic stars, and can be made to fail.
+"""A local server with the interface of SPARCL and synthetic stars, which can be made to fail.
 
-Its answers have the shape of the real ones: a header first, the archive's own field names, records in no
-order, at most as many as asked for.
+Its responses have the form of the real ones: a header first, the archive's internal field names, records in
+no order, at most as many as requested.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
-# The archive's names that differ from those it shows to people, as some of the real ones do.
+# Internal names that differ from the public ones, as some of the real ones do.
 INSIDE = {"sparcl_id": "id", "flux": "spectra.coadd.flux", "ivar": "spectra.coadd.ivar"}
 FIELDS = (
     "sparcl_id specid targetid data_release ra dec redshift redshift_err redshift_warning spectype "
@@ -29,12 +29,12 @@ def uuid(number):
 
 
 def star(number, grid=None, **changes):
-    """A record in people's names: star `number`, at ra `number` degrees."""
+    """A record under the public names: star `number`, at ra `number` degrees."""
     grid = 3600 + 0.8 * np.arange(60) if grid is None else grid
     flux = 10.0 + number + np.sin(np.arange(len(grid)))
     return {
         "sparcl_id": uuid(number),
-        "specid": 39627652591521181 + number,  # beyond 2**53: a float would spoil it
+        "specid": 39627652591521181 + number,  # beyond 2**53, which a float cannot represent
         "targetid": 39627652591521181 + number,
         "data_release": "DESI-EDR",
         "ra": float(number % 360),
@@ -55,22 +55,22 @@ class Archive:
     """The server.
 
     Attributes:
-      stars: {sparcl_id: record}.
-      asked: [(path, query, body)] of every request.
-      troubles: [(path, action, after)]; a request to such a path, but the first `after`, is answered by the
-        first such action in its place.
+        stars: {sparcl_id: record}.
+        asked: [(path, query, body)] of every request.
+        failures: [(path, action, after)]; the first such action responds in place of the server to a request
+            to that path after the first `after` requests.
     """
 
     def __init__(self, stars):
         self.stars = {record["sparcl_id"]: record for record in stars}
         self.asked = []
-        self.troubles = []
+        self.failures = []
         self._lock = threading.Lock()
         archive = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True  # else each answer waits 40 ms
+            disable_nagle_algorithm = True  # otherwise each response waits 40 ms
 
             def do_GET(self):
                 archive._serve(self, None)
@@ -97,8 +97,8 @@ class Archive:
         self._server.server_close()
 
     def fail(self, action: Callable, path="/api/spectras/", times=1, after=0):
-        """Let requests to a path be answered by `action(handler, answer)`, the answer as it would be."""
-        self.troubles += [(path, action, after)] * times
+        """Let `action(handler, answer)` respond to requests to a path, given the correct answer."""
+        self.failures += [(path, action, after)] * times
 
     def count(self, path):
         return sum(asked[0] == path for asked in self.asked)
@@ -109,10 +109,10 @@ class Archive:
         with self._lock:
             before = self.count(parts.path)
             self.asked.append((parts.path, query, body))
-            chosen = next((t for t in self.troubles if t[0] == parts.path and before >= t[2]), None)
+            chosen = next((t for t in self.failures if t[0] == parts.path and before >= t[2]), None)
             if chosen:
-                self.troubles.remove(chosen)
-        with contextlib.suppress(ConnectionError):  # a client that hangs up is no trouble of ours
+                self.failures.remove(chosen)
+        with contextlib.suppress(ConnectionError):  # the client may hang up
             status, answer = self._answer(parts.path, query, body)
             if chosen:
                 chosen[1](handler, answer)
@@ -158,6 +158,18 @@ class Archive:
         random.Random(2).shuffle(found)
         names = query["include"].split(",")
         return 200, [header(), *({n: s[ours[n]] for n in names if ours[n] in s} | _release(s) for s in found)]
+
+
+@contextlib.contextmanager
+def serve(stars, monkeypatch):
+    """Serve stars from an archive that the environment names."""
+    server = Archive(stars)
+    monkeypatch.setenv("SPECJAX_SPARCL_URL", server.url)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    try:
+        yield server
+    finally:
+        server.close()
 
 
 def header(**status):

@@ -2,30 +2,27 @@ import itertools
 
 import pytest
 
-from specjax.services.retry import Patience
-from tests.services.archive_server import Archive, star
+from specjax.services.retry import Retry
+from tests.services.archive_server import serve, star
 
 
 @pytest.fixture
 def archive(monkeypatch):
-    """Twelve stars behind a server on this machine, which the environment names as the archive."""
-    server = Archive([star(number) for number in range(12)])
-    monkeypatch.setenv("SPECJAX_SPARCL_URL", server.url)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield server
-    server.close()
+    """Twelve stars on a local server that the environment names as the archive."""
+    with serve([star(number) for number in range(12)], monkeypatch) as server:
+        yield server
 
 
 @pytest.fixture
 def waits():
-    """The seconds that were waited, as far as anybody knows."""
+    """The waits so far, in seconds."""
     return []
 
 
 @pytest.fixture
-def patience(waits):
-    """Patience that takes no time: waits are written down, and each look at the clock is a second later."""
+def retry(waits):
+    """A policy that takes no time: waits are recorded, and each look at the clock advances it by 1 s."""
     clock = itertools.count()
-    return Patience(
+    return Retry(
         attempts=4, total=8.0, sleep=waits.append, clock=lambda: float(next(clock)), jitter=lambda: 0.5
     )

@@ -1,4 +1,4 @@
-"""A local server that answers as the Hugging Face hub does, for one repository."""
+"""A local server with the interface of the Hugging Face hub, for one repository."""
 
 import hashlib
 import json
@@ -50,14 +50,14 @@ def _is_large(name):
 
 
 def _etag(name, data):
-    """SHA-256 of a large file, the id of a git blob of a small one."""
+    """The SHA-256 of a large file, the git blob id of a small one."""
     if _is_large(name):
         return hashlib.sha256(data).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def _info(files):
-    """What the hub says about the repository, hashes included."""
+    """The hub's description of the repository, including hashes."""
     siblings = []
     for name, data in files.items():
         sibling = {"rfilename": name, "size": len(data), "blobId": _etag("small", data)}
@@ -70,9 +70,9 @@ def _info(files):
 
 @contextmanager
 def hub(files, served=None):
-    """Serve files by name; `served` replaces the content of some without changing what is announced.
+    """Serve files by name; `served` replaces the content of some without changing the announced hashes.
 
-    Yields the address and the list of what was asked.
+    Yields the address and the list of requests.
     """
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.files, server.served, server.asked = files, served or {}, []

@@ -1,4 +1,4 @@
-"""Fetching XP spectra from an archive that is played here, in the shapes of GaiaXPy and DataLink."""
+"""Fetching XP spectra from a substitute for the archive, in the forms of GaiaXPy and DataLink."""
 
 import sys
 import types
@@ -16,7 +16,7 @@ from specjax.services.gaia_xp import fetch_gaia_xp
 from specjax.spectra import GAIA_XP_WAVELENGTH
 from specjax.surveys import read
 
-IDS = [4408087461749558912 + 7 * k for k in range(7)]  # beyond 2**53: a float would spoil them
+IDS = [4408087461749558912 + 7 * k for k in range(7)]  # beyond 2**53, which a float cannot represent
 ERROR = np.full(343, 2e-18)
 
 
@@ -24,29 +24,27 @@ def flux(source):
     return 1e-16 * (1 + (source % 97) + np.arange(343) / 343)
 
 
-class Played:
-    """{source_id: (flux, error)} of those that it has, in some other order; or the next of its troubles."""
+class LocalSource:
+    """A source that returns {source_id: (flux, error)} in reversed order, or its next failure."""
 
     def __init__(self, has=IDS):
-        self.has, self.calls, self.troubles = has, [], []
+        self.has, self.calls, self.failures = has, [], []
 
     def __call__(self, ids):
         self.calls.append(list(ids))
-        if self.troubles:
-            trouble = self.troubles.pop(0)
-            if isinstance(trouble, Exception):
-                raise trouble
-            return trouble(ids)
+        if self.failures:
+            failure = self.failures.pop(0)
+            if isinstance(failure, Exception):
+                raise failure
+            return failure(ids)
         return {source: (flux(source), ERROR) for source in reversed(ids) if source in self.has}
 
 
 @pytest.fixture
-def fetch(tmp_path, patience):
+def fetch(tmp_path, retry):
     def call(source, **options):
         options = {"ids": [str(name) for name in IDS], "page": 3, "out": tmp_path / "xp"} | options
-        return fetch_gaia_xp(
-            options.pop("out"), source=source, patience=patience, say=call.said.append, **options
-        )
+        return fetch_gaia_xp(options.pop("out"), source=source, retry=retry, say=call.said.append, **options)
 
     call.said = []
     return call
@@ -61,7 +59,7 @@ def assert_whole(path, ids=IDS):
 
 
 def test_spectra_come_in_the_order_of_the_ids_as_three_files(fetch):
-    source = Played()
+    source = LocalSource()
     path = fetch(source)
     assert source.calls == [IDS[:3], IDS[3:6], IDS[6:]]
     assert_whole(path)
@@ -72,9 +70,9 @@ def test_spectra_come_in_the_order_of_the_ids_as_three_files(fetch):
     assert (to_gaia_xp(read(path)).meta["flag"] == "").all()
 
 
-def test_a_short_answer_is_asked_for_again_and_the_rest_reported(fetch):
-    source = Played(has=[name for name in IDS if name != IDS[4]])
-    source.troubles = [lambda ids: {ids[1]: (flux(ids[1]), ERROR), 99: (flux(99), ERROR)}]
+def test_missing_spectra_are_requested_again_and_reported(fetch):
+    source = LocalSource(has=[name for name in IDS if name != IDS[4]])
+    source.failures = [lambda ids: {ids[1]: (flux(ids[1]), ERROR), 99: (flux(99), ERROR)}]
     path = fetch(source)
     assert_whole(path, [name for name in IDS if name != IDS[4]])
     assert source.calls[1] == [IDS[0], IDS[2]]
@@ -86,45 +84,45 @@ def test_a_short_answer_is_asked_for_again_and_the_rest_reported(fetch):
 
 @pytest.mark.parametrize("number", [0, 342, 344])
 def test_spectra_of_another_length_are_left_out(fetch, number):
-    source = Played()
-    source.troubles = [lambda ids: {s: (np.ones(number if s == IDS[1] else 343), ERROR) for s in ids}]
+    source = LocalSource()
+    source.failures = [lambda ids: {s: (np.ones(number if s == IDS[1] else 343), ERROR) for s in ids}]
     path = fetch(source)
     assert read(path).id.tolist() == [str(name) for name in IDS if name != IDS[1]]
 
 
-def test_pixels_that_are_not_numbers_are_masked(fetch):
-    source = Played()
+def test_invalid_pixels_are_masked(fetch):
+    source = LocalSource()
     bad = np.ma.masked_less(flux(IDS[0]), 1.005 * flux(IDS[0])[0])
     nan = np.where(np.arange(343) == 7, np.nan, ERROR)
-    source.troubles = [lambda ids: {s: (bad, nan) for s in ids}]
+    source.failures = [lambda ids: {s: (bad, nan) for s in ids}]
     mask = read(fetch(source)).mask[0]
     assert mask[7]
     assert mask.sum() == bad.mask.sum() + (not bad.mask[7])
 
 
-TROUBLE = gaia_archive.TransientError("the Gaia archive fails (503)")
+FAILURE = gaia_archive.TransientError("the Gaia archive fails (503)")
 
 
-def test_trouble_that_passes_is_waited_for_and_that_stays_loses_nothing(fetch, waits, tmp_path):
-    source = Played()
-    source.troubles = [TROUBLE, TROUBLE]
+def test_transient_failures_are_retried_and_persistent_ones_lose_nothing(fetch, waits, tmp_path):
+    source = LocalSource()
+    source.failures = [FAILURE, FAILURE]
     assert_whole(fetch(source))
     assert waits == [0.75, 1.5]
-    source = Played()
-    source.troubles = [source.__call__, *[TROUBLE] * 4]
-    source.troubles[0] = lambda ids: {s: (flux(s), ERROR) for s in ids}
+    source = LocalSource()
+    source.failures = [source.__call__, *[FAILURE] * 4]
+    source.failures[0] = lambda ids: {s: (flux(s), ERROR) for s in ids}
     with pytest.raises(DownloadError, match=r"Gaia XP: the Gaia archive fails \(503\) \(tried 4 times\)"):
         fetch(source, out=tmp_path / "again")
     source.calls.clear()
     assert_whole(fetch(source, out=tmp_path / "again"))
     assert source.calls == [IDS[3:6], IDS[6:]]
-    assert_whole(fetch(None, out=tmp_path / "again"))  # nothing is asked when everything is there
+    assert_whole(fetch(None, out=tmp_path / "again"))  # a complete folder sends no requests
 
 
-def test_the_users_own_ids_may_share_a_source(fetch, tmp_path):
+def test_several_ids_may_share_a_source(fetch, tmp_path):
     table = Table({"id": ["a", "b", "c", "d"], "gaia_source_id": [str(IDS[0]), "", str(IDS[1]), str(IDS[0])]})
     table.write(tmp_path / "labels.ecsv", format="ascii.ecsv")
-    source = Played()
+    source = LocalSource()
     path = fetch(source, ids=(), targets=tmp_path / "labels.ecsv")
     assert source.calls == [IDS[:2]]
     spectra = read(path)
@@ -137,19 +135,19 @@ def test_the_users_own_ids_may_share_a_source(fetch, tmp_path):
     ("options", "error", "message"),
     [
         ({"ids": ["12x"]}, DataError, "'12x' is not a whole number"),
-        ({"ids": ()}, ConfigError, "give source ids, or a table"),
+        ({"ids": ()}, ConfigError, "give source ids or a table"),
         ({"page": 5001}, ConfigError, "1 to 5000"),
-        ({"ids": ["99"]}, DataError, "none of 1 sources can be used; the first: the archive has no XP"),
+        ({"ids": ["99"]}, DataError, "none of 1 sources is usable; the first: the archive has no XP"),
     ],
 )
-def test_questions_that_cannot_be_asked(fetch, options, error, message):
+def test_invalid_queries_are_refused(fetch, options, error, message):
     with pytest.raises(error, match=message):
-        fetch(Played(), **options)
+        fetch(LocalSource(), **options)
 
 
-def test_a_page_without_any_spectrum_is_asked_for_again(fetch):
-    source = Played()
-    source.troubles = [lambda ids: {}]
+def test_a_page_without_spectra_is_requested_again(fetch):
+    source = LocalSource()
+    source.failures = [lambda ids: {}]
     assert_whole(fetch(source), IDS[3:])
     source.calls.clear()
     assert_whole(fetch(source))
@@ -157,9 +155,9 @@ def test_a_page_without_any_spectrum_is_asked_for_again(fetch):
 
 
 def test_other_ids_in_the_same_folder_are_refused(fetch):
-    fetch(Played())
-    with pytest.raises(ConfigError, match="another question"):
-        fetch(Played(), ids=[str(IDS[0])])
+    fetch(LocalSource())
+    with pytest.raises(ConfigError, match="a different query"):
+        fetch(LocalSource(), ids=[str(IDS[0])])
 
 
 def module(monkeypatch, name, **content):
@@ -182,7 +180,7 @@ def gaiaxpy(monkeypatch, outcome):
     return asked
 
 
-def test_gaiaxpy_is_asked_for_343_points_and_for_no_file(monkeypatch, capsys):
+def test_gaiaxpy_samples_343_points_and_writes_no_file(monkeypatch, capsys):
     table = {"source_id": IDS[:2], "flux": [flux(s) for s in IDS[:2]], "flux_error": [ERROR] * 2}
     asked = gaiaxpy(monkeypatch, table)
     found = gaia_archive.calibrated(IDS[:2])
@@ -192,12 +190,12 @@ def test_gaiaxpy_is_asked_for_343_points_and_for_no_file(monkeypatch, capsys):
     np.testing.assert_array_equal(sampling * 10, GAIA_XP_WAVELENGTH)
     assert save_file is False
     np.testing.assert_array_equal(found[IDS[1]][0], flux(IDS[1]))
-    assert capsys.readouterr().out == ""  # stdout holds results alone
+    assert capsys.readouterr().out == ""  # stdout is for results only
 
 
 @pytest.mark.parametrize("name", ["calibrated", "sampled"])
 @pytest.mark.parametrize(
-    ("trouble", "error"),
+    ("failure", "error"),
     [
         (ConnectionResetError("reset"), gaia_archive.TransientError),
         (TimeoutError("timed out"), gaia_archive.TransientError),
@@ -205,14 +203,14 @@ def test_gaiaxpy_is_asked_for_343_points_and_for_no_file(monkeypatch, capsys):
         (ValueError("bad argument"), DownloadError),
     ],
 )
-def test_what_the_packages_raise_is_understood(monkeypatch, name, trouble, error):
-    gaiaxpy(monkeypatch, trouble)
-    astroquery(monkeypatch, trouble)
-    with pytest.raises(error, match=str(trouble)):
+def test_exceptions_of_the_packages_are_converted(monkeypatch, name, failure, error):
+    gaiaxpy(monkeypatch, failure)
+    astroquery(monkeypatch, failure)
+    with pytest.raises(error, match=str(failure)):
         getattr(gaia_archive, name)(IDS)
 
 
-def test_no_coefficients_at_all_are_no_error_of_the_call(monkeypatch):
+def test_sources_without_coefficients_are_no_error(monkeypatch):
     gaiaxpy(monkeypatch, ValueError("No continuous BP/RP data found for the given sources."))
     assert gaia_archive.calibrated(IDS) == {}
 
@@ -236,7 +234,7 @@ def individual(source):
 
 
 class Parsed:
-    """A VOTable's table as astropy's parser gives it."""
+    """A table of a VOTable as astropy parses it."""
 
     def __init__(self, table):
         self.to_table = lambda: table
@@ -255,7 +253,7 @@ RAW = Table({"source_id": IDS[:2], "flux": [flux(s) for s in IDS[:2]], "flux_err
     ],
     ids=["raw", "raw-votable", "individual-votable", "individual"],
 )
-def test_every_structure_of_datalink_is_understood(monkeypatch, files):
+def test_every_structure_of_datalink_is_read(monkeypatch, files):
     astroquery(monkeypatch, files)
     found = gaia_archive.sampled(IDS[:2])
     assert set(found) == set(IDS[:2])
@@ -264,14 +262,14 @@ def test_every_structure_of_datalink_is_understood(monkeypatch, files):
         np.testing.assert_array_equal(error, ERROR)
 
 
-def test_tables_of_something_else_are_an_error(monkeypatch):
+def test_other_tables_are_an_error(monkeypatch):
     astroquery(monkeypatch, {"EPOCH.fits": [Table({"flux": [[1.0, 2.0]], "time": [1.0]})]})
     with pytest.raises(DataError, match=r"EPOCH\.fits of .* has no column source_id, flux_error"):
         gaia_archive.sampled(IDS)
 
 
 @pytest.mark.parametrize(("name", "package"), [("calibrated", "gaiaxpy"), ("sampled", "astroquery.gaia")])
-def test_the_extra_is_named_where_it_is_missing(monkeypatch, name, package):
+def test_a_missing_extra_is_named(monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=r"pip install 'specjax\[gaia\]'"):
         getattr(gaia_archive, name)(IDS)

@@ -1,4 +1,4 @@
-"""One question to a server that fails; time is injected, nothing waits."""
+"""Requests to a server that fails; time is injected, so that nothing waits."""
 
 from dataclasses import replace
 
@@ -6,8 +6,8 @@ import pytest
 
 from specjax.errors import ConfigError, DownloadError
 from specjax.services.http import JsonService
-from specjax.services.retry import Patience, TransientError
-from tests.services import troubles
+from specjax.services.retry import Retry, TransientError
+from tests.services import failures
 
 PATH = "/api/datafields/"
 
@@ -19,79 +19,79 @@ def rows(answer):
 
 
 @pytest.fixture
-def ask(archive, patience):
+def ask(archive, retry):
     said = []
 
     def call(**changes):
-        service = JsonService(root=archive.url, patience=replace(patience, **changes), say=said.append)
+        service = JsonService(root=archive.url, retry=replace(retry, **changes), say=said.append)
         return service.get(PATH, rows)
 
     call.said = said
     return call
 
 
-# Without a header this answer is as good as with one.
-@pytest.mark.parametrize("name", [name for name in troubles.PASSING if name != "no-header"])
-def test_trouble_that_passes_is_waited_for(archive, ask, waits, name):
-    action, _ = troubles.PASSING[name]
+# A missing header does not matter to this request.
+@pytest.mark.parametrize("name", [name for name in failures.TRANSIENT if name != "no-header"])
+def test_transient_failures_are_retried(archive, ask, waits, name):
+    action, _ = failures.TRANSIENT[name]
     archive.fail(action, PATH)
-    assert ask(silence=0.1 if name == "silence" else 10.0) == 30
+    assert ask(read=0.1 if name == "silence" else 10.0) == 30
     assert len(waits) == 1
     assert len(ask.said) == 1
     assert ask.said[0].startswith(f"{archive.url}{PATH}: ")
     assert "trying again in" in ask.said[0]
 
 
-@pytest.mark.parametrize("name", troubles.FINAL)
-def test_refusals_are_not_tried_again(archive, ask, waits, name):
-    action, message = troubles.FINAL[name]
-    archive.fail(action if name != "redirect-loop" else troubles.sends(307, Location=PATH), PATH, times=99)
+@pytest.mark.parametrize("name", failures.FINAL)
+def test_final_failures_are_not_retried(archive, ask, waits, name):
+    action, message = failures.FINAL[name]
+    archive.fail(action if name != "redirect-loop" else failures.sends(307, Location=PATH), PATH, times=99)
     with pytest.raises(DownloadError, match=message):
         ask()
     assert waits == []
     assert archive.count(PATH) == (6 if name == "redirect-loop" else 1)
 
 
-def test_waits_are_doubled_up_to_the_longest_and_the_last_failure_is_told(archive, ask, waits):
-    archive.fail(troubles.sends(500), PATH, times=99)
-    with pytest.raises(DownloadError, match=r"answers 500 \(tried 7 times\)"):
-        ask(attempts=7, longest=9.0)
-    assert waits == [0.75, 1.5, 3.0, 6.0, 6.75, 6.75]  # three quarters of 1, 2, 4, 8, 9, 9 s
+def test_waits_double_up_to_the_maximum_and_the_last_failure_is_reported(archive, ask, waits):
+    archive.fail(failures.sends(500), PATH, times=99)
+    with pytest.raises(DownloadError, match=r"returned status 500 \(tried 7 times\)"):
+        ask(attempts=7, max_wait=9.0)
+    assert waits == [0.75, 1.5, 3.0, 6.0, 6.75, 6.75]  # 1, 2, 4, 8, 9, 9 s, times 0.75
     waits.clear()
     with pytest.raises(DownloadError, match="tried once"):
         ask(attempts=1)
     assert waits == []
 
 
-def test_jitter_spreads_waits_and_never_undercuts_what_is_asked_for():
-    early, late = Patience(jitter=lambda: 0.0), Patience(jitter=lambda: 0.999)
+def test_jitter_spreads_waits_and_never_undercuts_retry_after():
+    early, late = Retry(jitter=lambda: 0.0), Retry(jitter=lambda: 0.999)
     assert early.wait(3) == 2.0
     assert 3.9 < late.wait(3) < 4.0
-    assert early.wait(1, asked=30.0) == 30.0
-    assert 30.9 < late.wait(1, asked=30.0) < 31.0
-    assert early.wait(50) == 30.0  # half of the longest
+    assert early.wait(1, retry_after=30.0) == 30.0
+    assert 30.9 < late.wait(1, retry_after=30.0) < 31.0
+    assert early.wait(50) == 30.0  # half of the maximum
 
 
-def test_a_page_of_a_proxy_is_quoted_without_its_tags_and_control_characters(archive, ask):
+def test_a_web_page_is_quoted_without_tags_and_control_characters(archive, ask):
     page = b"<html><script>alert(1)</script><p>\x1b[31mSorry,\n\n" + b"x" * 500
-    archive.fail(troubles.sends(403, page), PATH)
-    with pytest.raises(DownloadError, match=r"answers 403 \( ?\[31mSorry, x+\.\.\.\)$") as caught:
+    archive.fail(failures.sends(403, page), PATH)
+    with pytest.raises(DownloadError, match=r"returned status 403 \( ?\[31mSorry, x+\.\.\.\)$") as caught:
         ask()
     assert len(str(caught.value)) < 250
     assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("root", ["", "archive", "ftp://archive/api", "http://", "/data/archive"])
-def test_addresses_that_are_none(root):
+def test_invalid_addresses_are_refused(root):
     with pytest.raises(ConfigError, match="http"):
         JsonService(root=root)
 
 
-def test_a_proxy_of_the_environment_is_used(archive, patience, monkeypatch):
+def test_a_proxy_of_the_environment_is_used(archive, retry, monkeypatch):
     monkeypatch.delenv("NO_PROXY")
     monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.setenv("http_proxy", archive.url)  # this server serves any host, as a proxy does
-    service = JsonService(root="http://archive.invalid", patience=patience)
-    archive.fail(lambda handler, answer: troubles.reply(handler, b"[{}]"), f"//archive.invalid{PATH}")
-    archive.fail(lambda handler, answer: troubles.reply(handler, b"[{}]"), PATH)
+    monkeypatch.setenv("http_proxy", archive.url)  # the server responds for any host, as a proxy does
+    service = JsonService(root="http://archive.invalid", retry=retry)
+    archive.fail(lambda handler, answer: failures.reply(handler, b"[{}]"), f"//archive.invalid{PATH}")
+    archive.fail(lambda handler, answer: failures.reply(handler, b"[{}]"), PATH)
     assert service.get(PATH, rows) == 1

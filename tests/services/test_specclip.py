@@ -1,10 +1,11 @@
-"""Fetching the published files from a folder and from a server that answers as the hub does."""
+"""Fetching the published files from a folder and from a local server with the interface of the hub."""
 
 import sys
 
 import pytest
 
 import specjax
+from checkpoints_convert import convert
 from specjax.errors import ConfigError, DownloadError, ModelError
 from specjax.services.specclip import _target, fetch_specclip
 from tests.checkpoints_convert.smallest import small_model
@@ -13,7 +14,7 @@ from tests.services.hub_server import REPOSITORY, hub
 
 @pytest.fixture
 def files(tmp_path):
-    """An encoder, a label head and what is neither, by their names in a repository."""
+    """An encoder, a label head and two other files, by their names in a repository."""
     encoder = small_model(tmp_path / "encoder").read_bytes()
     head = small_model(tmp_path / "head", "mlp2").read_bytes()
     return {
@@ -30,7 +31,7 @@ def fetch(tmp_path):
 
     def call(source, **options):
         call.said.clear()
-        return fetch_specclip(str(source), tmp_path / "out", say=call.said.append, **options)
+        return fetch_specclip(str(source), tmp_path / "out", convert=convert, say=call.said.append, **options)
 
     call.said = []
     return call
@@ -45,7 +46,7 @@ def check(out, said):
     assert sorted(path.name for path in out.iterdir()) == ["downstream_models", "encoders"]
 
 
-def test_a_folder(tmp_path, files, fetch):
+def test_files_of_a_folder_are_converted_once(tmp_path, files, fetch):
     for name, data in files.items():
         path = tmp_path / "downloaded" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,7 @@ def test_a_folder(tmp_path, files, fetch):
     fetch(tmp_path / "downloaded")
     assert sum("already in" in line for line in fetch.said) == len(before) == 2
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
-    # Another file under an old name is converted anew.
+    # A different file under an old name is converted again.
     (tmp_path / "downloaded/encoders/xp_encoder_mlp.ckpt").write_bytes(
         files["downstream_models/lrs/mlp/feh.pt"]
     )
@@ -63,31 +64,31 @@ def test_a_folder(tmp_path, files, fetch):
     assert "mlp2" in specjax.load(tmp_path / "out" / "encoders" / "xp_encoder_mlp").params
 
 
-def test_names_that_match_nothing_and_files_that_are_nothing(tmp_path, fetch):
+def test_no_matching_file_and_no_network_are_errors(tmp_path, fetch):
     (tmp_path / "downloaded").mkdir()
     (tmp_path / "downloaded" / "a.ckpt").write_bytes(b"no")
-    with pytest.raises(ConfigError, match=r"holds no file \*\.pt"):
+    with pytest.raises(ConfigError, match=r"has no file \*\.pt"):
         fetch(tmp_path / "downloaded", only=["*.pt"])
     with pytest.raises(ModelError, match="none of the 1 files"):
         fetch(tmp_path / "downloaded")
 
 
 @pytest.mark.parametrize("name", ["../a.ckpt", "/etc/a.ckpt", "a/../../b.ckpt", "a\\..\\b.ckpt"])
-def test_names_that_lead_elsewhere(tmp_path, name):
-    with pytest.raises(DownloadError, match="leads elsewhere"):
+def test_names_that_lead_outside_the_folder_are_refused(tmp_path, name):
+    with pytest.raises(DownloadError, match="leads outside"):
         _target(tmp_path, name)
 
 
 @pytest.fixture
 def hub_cache(tmp_path, monkeypatch):
-    """The library's cache in a place of its own."""
+    """A temporary cache of the hub library."""
     pytest.importorskip("huggingface_hub")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
 
 
 @pytest.mark.usefixtures("hub_cache")
-def test_a_repository(files, fetch):
+def test_files_of_a_repository_are_converted(files, fetch):
     with hub(files) as (address, asked):
         check(fetch(REPOSITORY, endpoint=address), fetch.said)
     assert not any("README" in path for _, path in asked)
@@ -95,7 +96,7 @@ def test_a_repository(files, fetch):
 
 @pytest.mark.usefixtures("hub_cache")
 @pytest.mark.parametrize("name", ["encoders/xp_encoder_mlp.ckpt", "downstream_models/lrs/mlp/feh.pt"])
-def test_a_file_that_is_not_the_announced_one(tmp_path, files, fetch, name):
+def test_a_file_with_another_hash_is_refused(tmp_path, files, fetch, name):
     other = bytearray(files[name])
     other[100] ^= 1
     with (
@@ -107,7 +108,7 @@ def test_a_file_that_is_not_the_announced_one(tmp_path, files, fetch, name):
 
 
 @pytest.mark.usefixtures("hub_cache")
-def test_a_repository_that_is_not_there(files, fetch):
+def test_a_missing_repository_is_one_line(files, fetch):
     with hub(files) as (address, _):
         for source in ("someone/else", "no name of a repository at all"):
             with pytest.raises(DownloadError, match="cannot fetch") as caught:
@@ -115,7 +116,7 @@ def test_a_repository_that_is_not_there(files, fetch):
             assert "\n" not in str(caught.value)
 
 
-def test_without_the_library(monkeypatch, fetch):
+def test_a_missing_hub_library_is_named(monkeypatch, fetch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(DownloadError, match=r"pip install 'specjax\[hub\]'"):
         fetch(REPOSITORY)

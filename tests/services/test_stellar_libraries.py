@@ -1,4 +1,4 @@
-"""Fetching a package of the same name and layout from a local folder, by the real pip, without network."""
+"""Fetching a package of the same name and layout with pip from a local folder, without network."""
 
 import hashlib
 import zipfile
@@ -13,7 +13,7 @@ COUNTS = {"miles": 2, "stelib": 1, "mastarhc_v2": 1}
 
 @pytest.fixture
 def wheel(tmp_path, monkeypatch):
-    """A wheel that pip accepts, with a few small files where the real one has the spectra."""
+    """A wheel that pip accepts, with a few small files in place of the spectra."""
     index = tmp_path / "index"
     index.mkdir()
     path = index / stellar_libraries.WHEEL
@@ -43,7 +43,7 @@ def names(folder):
 EXPECTED = ["mastarhc_v2/s0.fits", "miles/README", "miles/s0.fits", "miles/s1.fits", "stelib/s0.fits"]
 
 
-def test_pip_brings_the_three_folders_and_nothing_else(wheel, tmp_path, monkeypatch, capfd):
+def test_pip_downloads_the_three_folders_only(wheel, tmp_path, monkeypatch, capfd):
     folder = stellar_libraries.fetch_stellar_libraries(tmp_path / "cache")
     assert names(folder) == EXPECTED
     assert stellar_libraries.have_stellar_libraries(tmp_path / "cache")
@@ -62,13 +62,13 @@ def test_a_wheel_on_disk_is_used_and_kept(wheel, tmp_path, monkeypatch, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_cache_is_where_the_environment_says(wheel, tmp_path, monkeypatch):
+def test_the_environment_sets_the_cache(wheel, tmp_path, monkeypatch):
     monkeypatch.setenv("SPECJAX_CACHE", str(tmp_path / "elsewhere"))
     folder = stellar_libraries.fetch_stellar_libraries(progress=False, wheel=wheel)
     assert folder.parent == tmp_path / "elsewhere"
 
 
-def test_an_interrupted_unpacking_goes_on_without_a_second_download(wheel, tmp_path, monkeypatch):
+def test_interrupted_unpacking_is_resumed_without_a_second_download(wheel, tmp_path, monkeypatch):
     unpack, calls = stellar_libraries._unpack, []
 
     def interrupt(source, target, count):
@@ -86,7 +86,7 @@ def test_an_interrupted_unpacking_goes_on_without_a_second_download(wheel, tmp_p
     assert names(folder) == EXPECTED
 
 
-def test_a_damaged_library_is_made_whole_again(wheel, tmp_path):
+def test_an_incomplete_library_is_unpacked_again(wheel, tmp_path):
     folder = stellar_libraries.fetch_stellar_libraries(tmp_path, progress=False, wheel=wheel)
     (folder / "miles" / "s1.fits").unlink()
     assert not stellar_libraries.have_stellar_libraries(tmp_path)
@@ -94,7 +94,7 @@ def test_a_damaged_library_is_made_whole_again(wheel, tmp_path):
     assert names(folder) == EXPECTED
 
 
-def test_another_file_is_refused_and_leaves_nothing(wheel, tmp_path, monkeypatch):
+def test_a_file_with_another_hash_is_refused_and_leaves_nothing(wheel, tmp_path, monkeypatch):
     monkeypatch.setattr(stellar_libraries, "SHA256", "0" * 64)
     for chosen in (wheel, None):
         with pytest.raises(DownloadError, match="not the expected file"):
@@ -104,12 +104,12 @@ def test_another_file_is_refused_and_leaves_nothing(wheel, tmp_path, monkeypatch
 
 def test_a_wheel_that_lacks_spectra_is_refused(wheel, tmp_path, monkeypatch):
     monkeypatch.setattr(stellar_libraries, "FOLDERS", {**COUNTS, "miles": 3})
-    with pytest.raises(DownloadError, match="does not hold the 3 spectra of miles"):
+    with pytest.raises(DownloadError, match="does not contain the 3 spectra of miles"):
         stellar_libraries.fetch_stellar_libraries(tmp_path / "cache", progress=False, wheel=wheel)
     assert not names(tmp_path / "cache")
 
 
-def test_no_such_package_is_one_line(wheel, tmp_path, monkeypatch):
+def test_a_missing_package_is_one_line(wheel, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nowhere"))
     with pytest.raises(DownloadError, match="pip could not download sdss-mangadap") as caught:
         stellar_libraries.fetch_stellar_libraries(tmp_path / "cache", progress=False)
@@ -117,7 +117,7 @@ def test_no_such_package_is_one_line(wheel, tmp_path, monkeypatch):
     assert not names(tmp_path / "cache")
 
 
-def test_no_pip_says_how_to_get_it(wheel, tmp_path, monkeypatch):
+def test_a_missing_pip_is_one_line_with_the_remedy(wheel, tmp_path, monkeypatch):
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho 'python: No module named pip' >&2\nexit 1\n")
     broken.chmod(0o755)
@@ -126,12 +126,12 @@ def test_no_pip_says_how_to_get_it(wheel, tmp_path, monkeypatch):
         stellar_libraries.fetch_stellar_libraries(tmp_path / "cache", progress=False)
 
 
-def test_a_cache_that_cannot_be_written_is_one_line(wheel, tmp_path):
+def test_an_unwritable_cache_is_one_line(wheel, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DownloadError, match="cannot store"):
         stellar_libraries.fetch_stellar_libraries(tmp_path / "file", progress=False, wheel=wheel)
 
 
-def test_a_wheel_that_is_not_there_is_one_line(tmp_path):
+def test_a_missing_wheel_is_one_line(tmp_path):
     with pytest.raises(DownloadError, match="does not exist"):
         stellar_libraries.fetch_stellar_libraries(tmp_path, progress=False, wheel=tmp_path / "none.whl")

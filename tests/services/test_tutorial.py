@@ -1,4 +1,4 @@
-"""Every command of docs/desi-apogee.md, against archives that are played on this machine."""
+"""Every command of docs/desi-apogee.md, against local substitutes for the archives."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from astropy.table import Table
 from specjax import cli
 from specjax.spectra import GAIA_XP_WAVELENGTH
 from specjax.surveys import read
-from tests.services.archive_server import Archive, star, uuid
+from tests.services.archive_server import serve, star, uuid
 
 ROOT = Path(__file__).parents[2]
 GRID = np.arange(3600.0, 9824.1, 1.6)  # DESI's range, in pixels of twice its size
@@ -26,7 +26,7 @@ CONFIGURATIONS = ("zero-shot-mlp2", "lora4")
 
 
 def commands():
-    """The lines of the fenced blocks, as words."""
+    """The command lines of the fenced blocks, split into words."""
     blocks = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "docs/desi-apogee.md").read_text(), re.DOTALL | re.M)
     return [shlex.split(line) for block in blocks for line in block.splitlines()]
 
@@ -34,14 +34,14 @@ def commands():
 OURS = [words[1:] for words in commands() if words[0] == "specjax"]
 
 
-def test_the_tutorial_has_commands_of_known_programs():
+def test_the_tutorial_uses_known_programs():
     assert {words[0] for words in commands()} == {"specjax", "python", "mkdir", "curl"}
     assert [words[0] for words in OURS] == (
         "fetch fetch prepare info label split adapt predict adapt fetch info".split()
     )
 
 
-def test_what_is_installed_and_downloaded_is_what_is_used():
+def test_everything_installed_and_downloaded_is_used():
     (install,) = [words for words in commands() if words[0] == "python"]
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(re.search(r"\[(.*)\]", install[-1])[1].split(",")) <= set(extras)
@@ -52,12 +52,12 @@ def test_what_is_installed_and_downloaded_is_what_is_used():
 
 
 @pytest.mark.parametrize("words", OURS, ids=" ".join)
-def test_every_command_is_understood(words):
+def test_every_command_is_parsed(words):
     tyro.cli(cli.Command, args=words, config=(tyro.conf.FlagCreatePairsOff,))
 
 
 def spectrum(number, fe_h):
-    """A star whose lines are deeper the more metals it has, as DESI would serve it."""
+    """A DESI record of a star whose lines get deeper with metallicity."""
     rng = np.random.default_rng(number)
     places = np.random.default_rng(0).uniform(3700, 9700, 300)
     lines = np.exp(-0.5 * ((GRID[:, None] - places) / 2.5) ** 2).sum(axis=1)
@@ -69,11 +69,8 @@ def spectrum(number, fe_h):
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """SPARCL, Gaia, APOGEE's catalogue where curl would put it, and an empty folder to work in."""
+    """SPARCL, Gaia, APOGEE's catalogue where curl would put it, and an empty working directory."""
     fe_h = np.random.default_rng(1).uniform(-1.5, 0.4, LABELLED + OTHERS)
-    server = Archive([spectrum(number, fe_h[number]) for number in range(LABELLED + OTHERS)])
-    monkeypatch.setenv("SPECJAX_SPARCL_URL", server.url)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     rows = {
@@ -97,12 +94,14 @@ def world(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "gaiaxpy", types.ModuleType("gaiaxpy"))
     sys.modules["gaiaxpy"].calibrate = calibrate
-    yield server
-    server.close()
+    with serve(
+        [spectrum(number, fe_h[number]) for number in range(LABELLED + OTHERS)], monkeypatch
+    ) as server:
+        yield server
 
 
 @pytest.mark.slow  # minutes: two adaptations of the shipped model
-def test_the_tutorial_leads_to_an_adapted_model(world, capsys):
+def test_the_tutorial_adapts_a_model(world, capsys):
     for words in OURS:
         assert cli.main(words) == 0, f"{words}: {capsys.readouterr().err}"
     assert "429" not in capsys.readouterr().err
@@ -119,7 +118,7 @@ def test_the_tutorial_leads_to_an_adapted_model(world, capsys):
     truth = Table.read("data/labels.ecsv")
     assert labels["id"].tolist() == truth["id"].tolist()
     assert np.isfinite(labels["fe_h"]).all()
-    # These are no stars that the model knows: adapting takes out at least the bias.
+    # The model has not seen such stars, so that adaptation removes at least the bias.
     zero, adapted = (next(row for row in rows if row["configuration"] == name) for name in CONFIGURATIONS)
     assert zero["subset"] == adapted["subset"] == "all"
     assert adapted["r2"] > zero["r2"] + 0.5

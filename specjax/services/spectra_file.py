@@ -1,4 +1,4 @@
-"""Many spectra on one grid as one HDF5 file in the layout of `surveys.arrays`, a page at a time."""
+"""Write spectra on one grid to an HDF5 file in the layout that `surveys.arrays` reads, a page at a time."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 from specjax.spectra import Spectra
 from specjax.typing import AnyArray, FloatArray
 
-_SAME = 1e-9  # relative: wavelengths that went through text are the same wavelengths
+_GRID_TOLERANCE = 1e-9  # relative; wavelengths that went through text differ by less
 
 
-class Stack:
-    """Spectra on one grid appended to an open file; no more than what is appended at once is in memory.
+class SpectraFile:
+    """An open file to which spectra on one grid are appended, so that memory holds one page at a time.
 
-    The file has wavelength (p,), flux, ivar and mask (n, p), id (n,) and a dataset for each column of
+    The file has wavelength (p,), flux, ivar and mask (n, p), id (n,) and one dataset per column of
     `Spectra.meta`, with units as attributes.
     """
 
@@ -31,7 +31,7 @@ class Stack:
         self._file["wavelength"] = grid
         self._file["wavelength"].attrs["unit"] = "Angstrom"
 
-    def __enter__(self) -> Stack:
+    def __enter__(self) -> SpectraFile:
         return self
 
     def __exit__(
@@ -39,35 +39,37 @@ class Stack:
     ) -> None:
         self._file.close()
 
-    def fits(self, spectra: Spectra) -> bool:
-        """Whether spectra are on the file's grid."""
+    def has_grid_of(self, spectra: Spectra) -> bool:
+        """Return whether spectra are on the file's grid."""
         grid = spectra.wavelength
-        same = grid.shape == self._grid.shape and np.allclose(grid, self._grid, rtol=_SAME, atol=0.0)
-        return bool(same)
+        return grid.shape == self._grid.shape and bool(
+            np.allclose(grid, self._grid, rtol=_GRID_TOLERANCE, atol=0.0)
+        )
 
     def append(self, parts: Sequence[Spectra]) -> None:
-        """Write spectra that fit and have an inverse variance."""
-        rows: dict[str, list[AnyArray]] = {}
+        """Append spectra that are on the file's grid and have an inverse variance."""
+        columns: dict[str, list[AnyArray]] = {}
         for part in parts:
             arrays = {"flux": part.flux, "ivar": part.ivar, "mask": part.mask, "id": part.id, **part.meta}
             for name, array in arrays.items():
-                rows.setdefault(name, []).append(array)
-        for name, pieces in rows.items():
+                columns.setdefault(name, []).append(array)
+        for name, pieces in columns.items():
             self._extend(name, np.concatenate(pieces), self._units.get(name))
 
     def _extend(self, name: str, rows: AnyArray, unit: str | None) -> None:
-        kind: Any = h5py.string_dtype() if rows.dtype.kind == "U" else rows.dtype
+        is_text = rows.dtype.kind == "U"
+        dtype: Any = h5py.string_dtype() if is_text else rows.dtype
         if name not in self._file:
             self._file.create_dataset(
                 name,
                 shape=(0, *rows.shape[1:]),
                 maxshape=(None, *rows.shape[1:]),
                 chunks=(8 if rows.ndim > 1 else 1024, *rows.shape[1:]),
-                dtype=kind,
+                dtype=dtype,
             )
             if unit is not None:
                 self._file[name].attrs["unit"] = unit
         data = self._file[name]
         before = len(data)
         data.resize(before + len(rows), axis=0)
-        data[before:] = rows.astype(object) if rows.dtype.kind == "U" else rows
+        data[before:] = rows.astype(object) if is_text else rows

@@ -1,4 +1,4 @@
-"""What can be wrong with an answer: each takes the handler and the answer as it should be."""
+"""Ways in which a response can fail: each takes the handler and the correct response."""
 
 import gzip
 import json
@@ -15,7 +15,7 @@ def sends(status, body=b"", content_type="text/html", **headers):
 
 
 def changes(change):
-    """The right answer, header and records, after `change(answer)`."""
+    """The correct response, a list of header and records, after `change`."""
 
     def act(handler, answer):
         reply(handler, json.dumps(change(answer)).encode())
@@ -35,7 +35,7 @@ def hang_up(handler, answer):
 
 def be_silent(handler, answer):
     handler.close_connection = True
-    time.sleep(0.2)  # longer than the client waits; in the server's own thread
+    time.sleep(0.2)  # longer than the client waits; in the thread of the server
 
 
 def less_than_promised(handler, answer):
@@ -48,7 +48,7 @@ def less_than_promised(handler, answer):
 
 
 def drip(handler, answer):
-    """A few bytes at a time; the client's clock runs a second at each."""
+    """Send a few bytes at a time; the client's clock advances by a second for each."""
     handler.send_response(200)
     handler.send_header("Content-Length", "1000")
     handler.end_headers()
@@ -84,37 +84,37 @@ def cut_json(handler, answer):
 
 PAGE = b"<html><head><style>b {}</style></head><body><h1>Down for\nmaintenance</h1></body></html>"
 
-PASSING = {  # {name: (action, what the message says if it stays)}
-    "429": (sends(429, b'{"detail": "Request was throttled."}'), r"answers 429 \(Request was throttled\.\)"),
-    "429-retry-after": (sends(429, Retry_After="7"), "answers 429"),
+TRANSIENT = {  # {name: (action, message if the failure persists)}
+    "429": (sends(429, b'{"detail": "Request was throttled."}'), r"status 429 \(Request was throttled\.\)"),
+    "429-retry-after": (sends(429, Retry_After="7"), "status 429"),
     "429-retry-after-date": (
         lambda handler, answer: sends(429, Retry_After=formatdate(time.time() + 30, usegmt=True))(handler, 0),
-        "answers 429",
+        "status 429",
     ),
-    "429-retry-after-nonsense": (sends(429, Retry_After="soon"), "answers 429"),
+    "429-retry-after-nonsense": (sends(429, Retry_After="soon"), "status 429"),
     "500": (sends(500, b'{"errorMessage": "database", "errorCode": "UNKNOWN"}'), r"500 \(database\)"),
     "502-proxy-page": (sends(502, PAGE), r"502 \(Down for maintenance\)"),
-    "503-retry-after-0": (sends(503, Retry_After="0"), "answers 503"),
-    "504": (sends(504), "answers 504"),
-    "silence": (be_silent, "no answer"),
+    "503-retry-after-0": (sends(503, Retry_After="0"), "status 503"),
+    "504": (sends(504), "status 504"),
+    "silence": (be_silent, "no response"),
     "connection-reset": (reset, "the connection failed"),
     "hung-up": (hang_up, "the connection failed"),
     "html-with-200": (sends(200, PAGE), r"web page, not JSON \(Down for maintenance\)"),
     "empty-body": (sends(200, b""), "empty"),
     "white-space": (sends(200, b" \n"), "empty"),
-    "cut-json": (cut_json, "not JSON, or is cut off"),
+    "cut-json": (cut_json, "not JSON, or is truncated"),
     "not-utf8": (sends(200, b'["\xff\xfe"]'), "not JSON"),
     "nested-without-end": (sends(200, b"[" * 200_000), "not JSON"),
     "less-than-content-length": (less_than_promised, "the connection failed"),
-    "damaged-gzip": (damaged_gzip, "damaged|cut off"),
-    "cut-gzip": (cut_gzip, "damaged|cut off"),
+    "damaged-gzip": (damaged_gzip, "damaged|truncated"),
+    "cut-gzip": (cut_gzip, "damaged|truncated"),
     "slow-drip": (drip, "took more than 8 s"),
     "json-null": (sends(200, b"null"), "not a list of records"),
     "json-object": (sends(200, b'{"records": []}'), "not a list of records"),
     "list-of-numbers": (sends(200, b"[1, 2, 3]"), "not a list of records"),
     "no-header": (changes(lambda answer: answer[1:]), "does not begin with a header"),
 }
-"""Trouble that may pass."""
+"""Failures that are retried."""
 
 HARMLESS = {
     "wrong-content-type": as_text,
@@ -129,13 +129,13 @@ HARMLESS = {
     "short-page": changes(lambda answer: answer[:-2]),
     "no-records-at-first": changes(lambda answer: answer[:1]),
 }
-"""Answers that are used although they are not as they should be."""
+"""Irregular responses that are used all the same."""
 
 FINAL = {
-    "400": (sends(400, b'{"errorMessage": "bad path", "errorCode": "BADPATH"}'), r"answers 400 \(bad path\)"),
+    "400": (sends(400, b'{"errorMessage": "bad path", "errorCode": "BADPATH"}'), r"status 400 \(bad path\)"),
     "401": (sends(401, b'{"errorMessage": "ANONYMOUS is declined access"}'), "declined access"),
-    "404": (sends(404, b""), "answers 404"),
-    "redirect-loop": (sends(307, Location="/api/spectras/"), "redirects without end"),
-    "asks-to-wait-a-day": (sends(429, Retry_After="7200"), "asks to wait 7200 s: run the same command"),
+    "404": (sends(404, b""), "status 404"),
+    "redirect-loop": (sends(307, Location="/api/spectras/"), "too many redirects"),
+    "asks-to-wait-a-day": (sends(429, Retry_After="7200"), "asks to wait 7200 s; run the same command"),
 }
-"""Refusals that are not tried again."""
+"""Failures that are not retried."""

@@ -7,7 +7,14 @@ import pytest
 
 from specjax import cli
 from specjax.surveys import read
-from tests.services.archive_server import uuid
+from tests.services.archive_server import serve, star, uuid
+
+
+@pytest.fixture
+def archive(monkeypatch):
+    """Twelve stars on a local server that the environment names as the archive."""
+    with serve([star(number) for number in range(12)], monkeypatch) as server:
+        yield server
 
 
 def run(line, capsys):
@@ -15,7 +22,7 @@ def run(line, capsys):
     return status, *capsys.readouterr()
 
 
-def test_stars_in_a_range_that_goes_below_zero(archive, tmp_path, capsys):
+def test_ranges_with_negative_bounds(archive, tmp_path, capsys):
     status, out, err = run(f"fetch desi --ra 2 9 --dec -1.5 1e0 --page 5 --out {tmp_path}/desi", capsys)
     assert status == 0
     assert out == f"{tmp_path}/desi/spectra.h5\n"
@@ -34,7 +41,7 @@ def test_ids_and_options_reach_the_query(archive, tmp_path, capsys):
     assert "specprimary" not in search
 
 
-def test_another_address_may_be_given_and_may_end_in_api(archive, tmp_path, capsys, monkeypatch):
+def test_addresses_with_and_without_api(archive, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("SPECJAX_SPARCL_URL")
     for number, end in enumerate(("", "/", "/api", "/api/")):
         line = f"fetch desi --limit 2 --url {archive.url}{end} --out {tmp_path}/{number}"
