@@ -164,8 +164,13 @@ def split_file(labels: Path, out: Path, config: SplitConfig, *, say: Say = silen
     table = split_table(read_table(labels), config)
     table["id"] = id_texts(table["id"])
     write_table(out, {name: table[name] for name in table.colnames}, table.meta)
-    sizes = [f"{table.meta[f'split_{part}']} {part}" for part in (TRAIN, VALIDATE, TEST, UNLABELLED)]
-    say(f"{config.seeds} splits into {', '.join(sizes)}")
+    train, validate, test, unlabelled = (
+        table.meta[f"split_{part}"] for part in (TRAIN, VALIDATE, TEST, UNLABELLED)
+    )
+    say(
+        f"{config.seeds} splits: {train} training, {validate} validation and {test} test stars,"
+        f" {unlabelled} unlabelled spectra"
+    )
     return table
 
 

@@ -6,7 +6,7 @@ from astropy.io import fits
 from astropy.table import Table
 
 from specjax import cli
-from specjax.adapt.splits import read_roles
+from specjax.adapt.roles import read_roles
 from specjax.surveys.io.tables import read_labels
 
 STARS = 60
@@ -50,7 +50,7 @@ def test_apogee_labels_lead_to_splits(survey, capsys):
     assert "39 of 60 spectra have a label, 0 of them are flagged; 0 more" in err
     line = f"split {survey}/labels.ecsv --train 20 --validate 4 --unlabelled 10 --seeds 3 --stratify fe_h -o"
     _, err = run(capsys, [*line.split(), f"{survey}/stars.fits"])
-    assert err == "3 splits of 20 train, 4 validate, 15 test, 10 unlabelled\n"
+    assert err == "3 splits: 20 training, 4 validation and 15 test stars, 10 unlabelled spectra\n"
     roles = read_roles(survey / "stars.fits")
     labels = read_labels(survey / "stars.fits", ["fe_h", "teff"])
     assert roles.id.tolist() == labels["id"].tolist()
