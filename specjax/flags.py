@@ -8,7 +8,7 @@ from specjax.typing import AnyArray, BoolArray
 
 
 class Flag(StrEnum):
-    """Why a spectrum, or the label predicted from it, should not be trusted as it is."""
+    """Why a spectrum, or the label predicted from it, should not be trusted."""
 
     GOOD = ""
     """No problem was found."""

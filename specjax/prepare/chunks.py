@@ -57,7 +57,7 @@ def _read(source: Source, options: Options) -> Spectra:
     else:
         spectra = read(source.path, options.survey, wavelength_medium=medium, wavelength_unit=unit)
     if spectra.prepared is not None:
-        raise DataError(f"{source.path} is prepared already")
+        raise DataError(f"{source.path} is already prepared")
     if spectra.survey == "gaia_xp":
         raise DataError(f"{source.path} holds Gaia XP spectra, which belong on the XP side: pass it as xp")
     return spectra.with_meta(file=np.full(len(spectra), str(source.path)))
@@ -69,6 +69,7 @@ def _reason(error: Exception) -> str:
 
 
 def _grid_of(spectra: Spectra) -> tuple[Any, ...]:
+    """Return a key that is equal for spectra that can be prepared together."""
     grid = spectra.wavelength
     key = grid.tobytes() if grid.ndim == 1 else id(spectra)
     return key, spectra.medium, spectra.has_ivar, spectra.survey, tuple(spectra.meta)
@@ -111,10 +112,8 @@ def _as_part(prepared: Sequence[tuple[Spectra, Spectra | None]], refused: list[t
     part.id = np.concatenate([side.id for side in lamost])
     part.without_ivar = sum(len(side) for side in lamost if not side.has_ivar)
     part.surveys, part.prepared = sorted({side.survey for side in lamost}), dict(lamost[0].prepared or {})
-    part.sides["lamost"], part.meta["lamost"] = (
-        _arrays(lamost),
-        stack_columns([_columns(side) for side in lamost]),
-    )
+    part.sides["lamost"] = _arrays(lamost)
+    part.meta["lamost"] = stack_columns([_columns(side) for side in lamost])
     if partners:
         columns = [{name: side.meta[name] for name in ("flag", "masked_fraction")} for side in partners]
         part.sides["gaia_xp"], part.meta["gaia_xp"] = _arrays(partners), stack_columns(columns)

@@ -30,8 +30,8 @@ BALMER = ((4030.0, 4160.0), (4270.0, 4410.0), (4800.0, 4940.0))
 _MEDIAN_PIXELS = 7
 _DEGREE = 5
 _ROUNDS = 10
-_HOT_PEAK = 4500.0
-_BRIDGE_END = 10.0
+_HOT_PEAK = 4500.0  # Angstrom, below which the continuum of hot stars peaks
+_BRIDGE_END = 10.0  # Angstrom around the ends of a bridge
 _MIN_COVERAGE = 400.0  # Angstrom of valid pixels, below which degree 5 is not constrained
 _MIN_PIXELS = 50
 _ROWS_AT_ONCE = 64  # of 2500 pixels, which fit into the cache of a core
@@ -57,9 +57,7 @@ def normalise(spectra: Spectra) -> Spectra:
     flux, ivar, mask = np.zeros(shape), np.zeros(shape), np.ones(shape, dtype=bool)
     for start in range(0, len(spectra), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
-        grid = (
-            spectra.wavelength[..., near] if spectra.wavelength.ndim == 1 else spectra.wavelength[rows, near]
-        )
+        grid = spectra.wavelength[near] if spectra.wavelength.ndim == 1 else spectra.wavelength[rows, near]
         observed = spectra.flux[rows, near]
         valid = ~spectra.mask[rows, near] & (spectra.ivar[rows, near] > 0)
         continuum = fit_continuum(grid, observed, valid)[:, kept]

@@ -320,7 +320,7 @@ def test_prepared_files_and_xp_files_are_refused_as_sources(tmp_path):
     xp = xp_file(tmp_path / "xp.npz", ["12"])
     result, _ = prepare([folder, tmp_path / "first.h5", xp], tmp_path / "all.h5")
     reasons = Table.read(result.report)["reason"]
-    assert "is prepared already" in reasons[0]
+    assert "is already prepared" in reasons[0]
     assert "Gaia XP" in reasons[1]
 
 
