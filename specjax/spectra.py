@@ -1,4 +1,4 @@
-"""The one container for spectra, the two wavelength grids of the models, and air against vacuum."""
+"""The container for spectra, the wavelength grids of the models, and air-to-vacuum conversion."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from specjax.errors import DataError
+from specjax.flags import mask_columns
 from specjax.typing import AnyArray, BoolArray, FloatArray, IntArray, StrArray
 
 LAMOST_WAVELENGTH: FloatArray = np.power(10.0, 3.602 + 1e-4 * np.arange(1462, dtype=np.float64))
@@ -18,31 +19,37 @@ LAMOST_WAVELENGTH: FloatArray = np.power(10.0, 3.602 + 1e-4 * np.arange(1462, dt
 GAIA_XP_WAVELENGTH: FloatArray = np.arange(3360, 10201, 20, dtype=np.float64)
 """(343,) vacuum Angstrom: the grid of the Gaia XP tower, 336 to 1020 nm every 2 nm."""
 
-_GAP = 5.0  # times the steps beside it
-_HUGE = 1e150  # flux whose square is not a number any more
+MODEL_GRIDS = {"lamost": LAMOST_WAVELENGTH, "gaia_xp": GAIA_XP_WAVELENGTH}
+
+_GAP = 5.0  # a step in wavelength over the larger of the two adjacent steps
+_HUGE = 1e150  # the square of such a flux overflows
 _ANGSTROM_PER_UNIT = {"angstrom": 1.0, "nm": 10.0, "um": 1e4}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Spectra:
-    """n spectra of p pixels. The constructor is strict; `Spectra.build` accepts what users really have.
+    """n spectra of p pixels each.
+
+    The constructor is strict; `Spectra.build` accepts arrays as files hold them, and `Spectra.on_grid` flux
+    that is already model input.
 
     Attributes:
-      wavelength: (p,) for a shared grid or (n, p), strictly increasing, Angstrom.
-      flux: (n, p), finite, any unit of flux density per wavelength.
-      ivar: (n, p), inverse variance of the flux, >= 0; 0 means no information. Ones if the source has none.
-      mask: (n, p), True means do not use.
-      id: (n,) strings.
-      meta: columns of length n.
-      medium: "vacuum" or "air"; declared, never guessed.
-      survey: where the spectra come from, free text.
-      has_ivar: False where `ivar` is a placeholder because the source gives no uncertainties.
-      prepared: how `preprocess` made them a tower's input, {"tower": "lamost" or "gaia_xp", option: value};
-        None for spectra as observed.
+        wavelength: (p,) for a shared grid or (n, p), strictly increasing, Angstrom.
+        flux: (n, p), finite, flux density per unit wavelength in any unit.
+        ivar: (n, p), inverse variance of the flux, >= 0; 0 means no information. Ones if the source gives no
+            uncertainties.
+        mask: (n, p), True for pixels that must not be used.
+        id: (n,) strings.
+        meta: columns of length n.
+        medium: "vacuum" or "air"; declared, never guessed.
+        survey: origin of the spectra, free text.
+        has_ivar: False where `ivar` is a placeholder because the source gives no uncertainties.
+        prepared: options with which `preprocess` turned the spectra into model input, {"tower": "lamost" or
+            "gaia_xp", option: value}; None for spectra as observed.
 
     Raises:
-      DataError: shapes that do not fit, wavelengths that are not finite, positive and increasing, flux or
-        ivar that are not finite, an unknown medium.
+        DataError: if shapes differ, wavelengths are not finite, positive and increasing, flux or ivar are not
+            finite, ivar is negative, or the medium is unknown.
     """
 
     wavelength: FloatArray
@@ -80,29 +87,29 @@ class Spectra:
         survey: str = "",
         unit: str | None = None,
     ) -> Spectra:
-        """Spectra from arrays as they come.
+        """Build spectra from arrays as files hold them.
 
-        Casts to native float64, sorts by wavelength (flux, ivar and mask go along), turns one spectrum (p,)
-        into (1, p), and masks pixels whose flux is not finite (or so large that its square is not), whose
+        Casts to native float64, sorts by wavelength together with flux, ivar and mask, and turns one spectrum
+        (p,) into (1, p). Masks pixels whose flux is not finite (or so large that its square overflows), whose
         ivar is not finite and positive, or that lie in a run of at least three pixels of exactly zero flux,
-        which is how files fill gaps. A gap in a shared grid, a step five times those beside it, gets a masked
-        pixel at either end: without them the pixels beside it would be as wide as half the gap.
+        which is how files fill gaps. A gap in a shared grid, i.e. a step over five times both adjacent steps,
+        gets a masked pixel at either end; otherwise the pixels next to it would extend halfway across it.
 
         Args:
-          wavelength: (p,) or (n, p).
-          flux: (n, p) or (p,).
-          ivar: as flux, or None where the source gives no uncertainties.
-          mask: as flux, or None. Any nonzero value means do not use.
-          id: (n,) names; row numbers where None.
-          meta: columns of length n.
-          medium: "vacuum" or "air".
-          survey: where the spectra come from.
-          unit: "angstrom", "nm", "um" or "log10" (of Angstrom). None means Angstrom and refuses grids that
-            look like another unit.
+            wavelength: (p,) or (n, p).
+            flux: (n, p) or (p,).
+            ivar: like flux, or None if the source gives no uncertainties.
+            mask: like flux, or None. Any nonzero value means that the pixel must not be used.
+            id: (n,) names; by default, row numbers.
+            meta: columns of length n.
+            medium: "vacuum" or "air".
+            survey: origin of the spectra.
+            unit: "angstrom", "nm", "um" or "log10" (of Angstrom). None means Angstrom, and a grid that looks
+                like another unit is refused.
 
         Raises:
-          DataError: as the constructor, and for duplicated wavelengths or a grid that looks like another
-            unit.
+            DataError: as for the constructor, for duplicate wavelengths and for a grid that looks like
+                another unit.
         """
         flux_2d = np.atleast_2d(_native(flux, "flux"))
         grid = _in_angstrom(_native(wavelength, "wavelength"), unit)
@@ -121,24 +128,78 @@ class Spectra:
             grid, (flux_2d, ivar_2d, bad) = _span(grid, gaps, flux_2d, ivar_2d, bad)
         flux_2d = np.where(np.abs(flux_2d) < _HUGE, flux_2d, np.nan)
         usable = np.isfinite(flux_2d) & np.isfinite(ivar_2d) & (ivar_2d > 0) & ~_zero_runs(flux_2d)
-        names = np.arange(len(flux_2d)) if id is None else np.atleast_1d(np.asarray(id))
         return cls(
             wavelength=grid,
             flux=np.where(np.isfinite(flux_2d), flux_2d, 0.0),
             ivar=np.where(usable, ivar_2d, 0.0),
             mask=bad | ~usable,
-            id=names.astype(np.str_),
+            id=_names(id, len(flux_2d)),
             meta={key: np.atleast_1d(np.asarray(column)) for key, column in (meta or {}).items()},
             medium=medium,
             survey=survey,
             has_ivar=has_ivar,
         )
 
+    @classmethod
+    def on_grid(
+        cls,
+        flux: ArrayLike,
+        *,
+        ivar: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        id: Sequence[str] | AnyArray | None = None,
+        survey: str = "lamost",
+    ) -> Spectra:
+        """Build spectra from flux that is already model input.
+
+        `to_lamost` and `to_gaia_xp` return such spectra unchanged. Pixels that are masked or have ivar 0 may
+        hold any value; they get mask True, ivar 0, and flux 1 ("lamost") or 0 ("gaia_xp"). float32 stays
+        float32; other types become float64.
+
+        Args:
+            flux: (n, 1462) continuum-normalised flux on LAMOST_WAVELENGTH, or (n, 343) flux over that at
+                550 nm on GAIA_XP_WAVELENGTH; (p,) for one spectrum.
+            ivar: like flux, or None if there are no uncertainties.
+            mask: like flux, or None. Any nonzero value means that the pixel must not be used.
+            id: (n,) names; by default, row numbers.
+            survey: "lamost" or "gaia_xp".
+
+        Returns:
+            Spectra whose `meta` has the columns masked_fraction and flag.
+
+        Raises:
+            DataError: if the survey is unknown, shapes do not fit its grid, or flux or ivar is not finite, or
+                ivar is negative, in an unmasked pixel.
+        """
+        if survey not in MODEL_GRIDS:
+            raise DataError(f"unknown survey {survey!r}; surveys are {' and '.join(MODEL_GRIDS)}")
+        grid = MODEL_GRIDS[survey]
+        flux_2d = np.atleast_2d(_native(flux, "flux", keep_single=True))
+        if flux_2d.shape[1:] != grid.shape:
+            raise DataError(f"flux for survey {survey!r} must be (spectra, {grid.size}), not {flux_2d.shape}")
+        ivar_2d = (
+            np.ones_like(flux_2d) if ivar is None else np.atleast_2d(_native(ivar, "ivar", keep_single=True))
+        )
+        bad = np.zeros(flux_2d.shape, bool) if mask is None else np.atleast_2d(_native(mask, "mask") != 0)
+        _check_pixels(grid, flux_2d, ivar_2d, bad)
+        bad = bad | (ivar_2d == 0)
+        return cls(
+            wavelength=grid,
+            flux=np.where(bad, 1.0 if survey == "lamost" else 0.0, flux_2d),
+            ivar=np.where(bad, 0.0, ivar_2d),
+            mask=bad,
+            id=_names(id, len(flux_2d)),
+            meta=mask_columns(bad),
+            survey=survey,
+            has_ivar=ivar is not None,
+            prepared={"tower": survey},
+        )
+
     def __len__(self) -> int:
         return int(self.flux.shape[0])
 
     def __getitem__(self, rows: int | slice | ArrayLike) -> Spectra:
-        """The chosen rows (an index, a slice, an index array or a boolean array) as Spectra."""
+        """Return the selected rows; `rows` is an index, a slice, an index array or a boolean array."""
         if isinstance(rows, int | np.integer):
             rows = [int(rows)]
         index = np.arange(len(self))[rows if isinstance(rows, slice) else np.asarray(rows)]
@@ -154,11 +215,15 @@ class Spectra:
 
     @property
     def valid(self) -> BoolArray:
-        """(n, p) True where a pixel may be used: not masked and with information."""
+        """(n, p) True where a pixel may be used: not masked, and ivar > 0."""
         return ~self.mask & (self.ivar > 0)
 
     def select(self, ids: Sequence[str] | StrArray) -> Spectra:
-        """The spectra with these ids, in this order; DataError for an id that is absent or not unique."""
+        """Return the spectra with these ids, in this order.
+
+        Raises:
+            DataError: if an id is absent or not unique.
+        """
         position: dict[str, int] = {}
         for row, name in enumerate(self.id.tolist()):
             if position.setdefault(name, row) != row:
@@ -172,24 +237,23 @@ class Spectra:
         return self[np.asarray(rows, dtype=int)]
 
     def with_meta(self, **columns: ArrayLike) -> Spectra:
-        """A copy with these columns added to, or replaced in, `meta`."""
+        """Return a copy with these columns added to or replaced in `meta`."""
         return replace(self, meta={**self.meta, **{key: np.asarray(value) for key, value in columns.items()}})
 
     def to_vacuum(self) -> Spectra:
-        """The same spectra with vacuum wavelengths (flux per Angstrom left as it is: a 3e-4 effect)."""
+        """Return the spectra with vacuum wavelengths; flux per Angstrom is not rescaled (a 3e-4 effect)."""
         if self.medium == "vacuum":
             return self
         return replace(self, wavelength=air_to_vacuum(self.wavelength), medium="vacuum")
 
     @staticmethod
     def concatenate(parts: Sequence[Spectra]) -> Spectra:
-        """One Spectra of all rows. Different grids become (n, p), shorter ones padded with masked pixels.
+        """Concatenate spectra. Different grids become (n, p), shorter ones padded with masked pixels.
 
-        Only the meta columns that every part has are kept. `has_ivar` is False if any part has no
-        uncertainties.
+        Only meta columns that every part has are kept. `has_ivar` is False if any part has no uncertainties.
 
         Raises:
-          DataError: nothing to join, parts in different media, or parts prepared differently.
+            DataError: if there are no parts, or they differ in medium or in preparation.
         """
         if not parts:
             raise DataError("no spectra to join")
@@ -199,7 +263,7 @@ class Spectra:
             )
         first = parts[0]
         if any(part.prepared != first.prepared for part in parts):
-            raise DataError("cannot join spectra that were prepared in different ways, or some not at all")
+            raise DataError("cannot join spectra that were prepared in different ways or not at all")
         same = all(p.wavelength.ndim == 1 and np.array_equal(p.wavelength, first.wavelength) for p in parts)
         width = max(part.flux.shape[1] for part in parts)
         shared = [key for key in first.meta if all(key in part.meta for part in parts)]
@@ -221,11 +285,11 @@ class Spectra:
 
 
 def air_to_vacuum(wavelength: ArrayLike) -> FloatArray:
-    """Vacuum wavelengths of air wavelengths in Angstrom, any shape, by wcslib through astropy.
+    """Convert air wavelengths in Angstrom, of any shape, to vacuum with wcslib.
 
-    wcslib (Greisen et al. 2006, A&A 446, 747, section 4) knows a spectral axis that is linear in air and read
-    in vacuum, "WAVE-A2W"; pixels of 1 A along it are the wavelengths to convert. It agrees with Ciddor (1996)
-    to 5 m/s from 2500 to 11000 A.
+    The wavelengths are pixel coordinates along an axis that is linear in air wavelength, which the
+    transformation "WAVE-A2W" (Greisen et al. 2006, A&A 446, 747, section 4) converts to vacuum. It agrees
+    with Ciddor (1996) to 5 m/s from 2500 to 11000 A.
     """
     from astropy.wcs import WCS  # here, so that the container itself needs no astropy
 
@@ -239,17 +303,23 @@ def air_to_vacuum(wavelength: ArrayLike) -> FloatArray:
     return np.reshape(vacuum * 1e10, air.shape)
 
 
-def _native(values: ArrayLike, name: str) -> FloatArray:
-    """Native float64; a masked array's masked values as NaN, of which a mask makes "do not use"."""
+def _native(values: ArrayLike, name: str, *, keep_single: bool = False) -> FloatArray:
+    """Convert to native float64, or keep float32; masked values of a masked array become NaN."""
     try:
         array = np.ma.asarray(values) if isinstance(values, np.ma.MaskedArray) else np.asarray(values)
         if array.dtype.kind not in ("iufb" if name == "mask" else "iuf"):
             kind = {"b": "true and false", "c": "complex numbers", "U": "text", "S": "text"}
             found = kind.get(array.dtype.kind, "objects")
             raise DataError(f"{name} is not a rectangular array of numbers: it holds {found}")
-        return np.ascontiguousarray(np.ma.filled(array.astype(np.float64), np.nan))
+        single = keep_single and array.dtype == np.float32
+        return np.ascontiguousarray(np.ma.filled(array if single else array.astype(np.float64), np.nan))
     except (TypeError, ValueError) as error:
         raise DataError(f"{name} is not a rectangular array of numbers: {error}") from None
+
+
+def _names(id: Sequence[str] | AnyArray | None, count: int) -> StrArray:
+    """Return ids as an array of strings; row numbers by default."""
+    return (np.arange(count) if id is None else np.atleast_1d(np.asarray(id))).astype(np.str_)
 
 
 def _in_angstrom(grid: FloatArray, unit: str | None) -> FloatArray:
@@ -271,7 +341,7 @@ def _in_angstrom(grid: FloatArray, unit: str | None) -> FloatArray:
 
 
 def _gaps(grid: FloatArray, used: BoolArray) -> IntArray:
-    """Indices of pixels followed by a step over five times both beside it, unless both ends are unused."""
+    """Return the indices of pixels before a gap, except gaps between two unused pixels."""
     step = np.diff(grid)
     if step.size < 10 or not (step > 0).all():
         return np.zeros(0, dtype=np.int64)
@@ -280,7 +350,7 @@ def _gaps(grid: FloatArray, used: BoolArray) -> IntArray:
 
 
 def _span(grid: FloatArray, gaps: IntArray, *arrays: AnyArray) -> tuple[FloatArray, list[AnyArray]]:
-    """The grid with two pixels more in each gap, and (n, p) arrays with zero (no information) there."""
+    """Insert two pixels into each gap of the grid, and zeros (no information) into the (n, p) arrays."""
     first, second = 2 * grid[gaps] - grid[gaps - 1], 2 * grid[gaps + 1] - grid[gaps + 2]
     at = np.repeat(gaps + 1, 2)
     wider = np.insert(grid, at, np.stack([first, second], axis=1).ravel())
@@ -288,9 +358,9 @@ def _span(grid: FloatArray, gaps: IntArray, *arrays: AnyArray) -> tuple[FloatArr
 
 
 def _zero_runs(flux: FloatArray, length: int = 3) -> BoolArray:
-    """(n, p) True in runs of at least `length` pixels of exactly zero flux."""
+    """Return (n, p) True in runs of at least `length` pixels of exactly zero flux."""
     zero = flux == 0
-    first = zero.copy()  # pixels that begin `length` zeros in a row
+    first: BoolArray = zero.copy()  # pixels at which `length` zeros in a row begin
     for step in range(1, length):
         first[:, :-step] &= zero[:, step:]
         first[:, -step:] = False
@@ -322,7 +392,7 @@ def _check_shapes(spectra: Spectra) -> None:
 
 
 def _all_rows(test: Callable[[FloatArray], BoolArray], array: FloatArray, rows: int = 4096) -> bool:
-    """Whether all pixels pass; those of a file mapped into memory are looked at when they are taken."""
+    """Return whether all pixels pass; memory-mapped arrays are only tested once rows are taken from them."""
     if isinstance(array.base, np.memmap):
         return True
     return all(bool(test(array[start : start + rows]).all()) for start in range(0, len(array), rows))
@@ -345,7 +415,7 @@ def _pad(array: AnyArray, width: int, value: float | bool) -> AnyArray:
 
 
 def _extend(grid: FloatArray, count: int, width: int) -> FloatArray:
-    """(count, width) wavelengths: rows repeated if shared, continued with the last step under the padding."""
+    """Return (count, width) wavelengths, continued with the last step under the padding."""
     rows = np.broadcast_to(grid, (count, grid.shape[-1]))
     steps = np.arange(1, width - rows.shape[1] + 1)
     tail = rows[:, -1:] + (rows[:, -1:] - rows[:, -2:-1]) * steps

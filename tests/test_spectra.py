@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from specjax.errors import DataError
+from specjax.errors import ConfigError, DataError
+from specjax.preprocess import to_gaia_xp, to_lamost
 from specjax.spectra import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, Spectra, air_to_vacuum
 
 GRID = np.linspace(4000.0, 5600.0, 17)
@@ -13,15 +14,15 @@ def build(n=3, **changes):
     return Spectra.build(**arguments)
 
 
-def test_model_grids_are_the_published_ones():
+def test_model_grids_are_as_published():
     assert LAMOST_WAVELENGTH.shape == (1462,)
     np.testing.assert_allclose(np.log10(LAMOST_WAVELENGTH[[0, -1]]), [3.602, 3.7481], rtol=1e-15)
     np.testing.assert_array_equal(GAIA_XP_WAVELENGTH, 10.0 * np.arange(336, 1021, 2))
 
 
 @pytest.mark.parametrize(("air", "vacuum"), [(5889.950954, 5891.583264), (5895.924237, 5897.558147)])
-def test_air_to_vacuum_gives_the_sodium_lines_of_the_nist_database(air, vacuum):
-    # 1e-4 A is 5 m/s, the spread between the published formulae for the index of air.
+def test_air_to_vacuum_reproduces_the_sodium_lines_of_nist(air, vacuum):
+    # 1e-4 A is 5 m/s, the spread among published formulae for the refractive index of air.
     np.testing.assert_allclose(air_to_vacuum([air]), [vacuum], rtol=0, atol=1e-4)
 
 
@@ -29,11 +30,11 @@ def test_air_to_vacuum_agrees_with_ciddor_over_the_optical():
     vacuum = np.linspace(3000.0, 10500.0, 50)
     wavenumber2 = (1e4 / vacuum) ** 2
     index = 1 + 1e-8 * (5792105 / (238.0185 - wavenumber2) + 167917 / (57.362 - wavenumber2))
-    # Ciddor (1996) has 450 ppm of CO2, wcslib's formula 300 ppm: 2e-8 apart.
+    # Ciddor (1996) assumes 450 ppm of CO2, wcslib 300 ppm: a difference of 2e-8.
     np.testing.assert_allclose(air_to_vacuum(vacuum / index), vacuum, rtol=2.5e-8)
 
 
-def test_to_vacuum_moves_only_what_is_in_air():
+def test_to_vacuum_changes_air_wavelengths_only():
     air = build(medium="air")
     moved = air.to_vacuum()
     assert moved.medium == "vacuum"
@@ -42,7 +43,7 @@ def test_to_vacuum_moves_only_what_is_in_air():
     assert moved.to_vacuum() is moved
 
 
-def test_build_masks_what_is_not_finite_and_what_has_no_information():
+def test_build_masks_pixels_that_are_not_finite_or_have_no_information():
     flux = np.ones((1, GRID.size))
     ivar = np.ones((1, GRID.size))
     flux[0, 1], flux[0, 2], ivar[0, 3], ivar[0, 4], ivar[0, 5] = np.nan, np.inf, np.nan, 0.0, -1.0
@@ -53,7 +54,7 @@ def test_build_masks_what_is_not_finite_and_what_has_no_information():
     assert spectra.has_ivar
 
 
-def test_build_masks_gaps_filled_with_zeros_but_not_a_lone_zero():
+def test_build_masks_runs_of_zeros_but_not_single_zeros():
     flux = np.ones((2, GRID.size))
     flux[0, 3:7] = 0.0
     flux[1, [3, 5, 6]] = 0.0
@@ -62,7 +63,7 @@ def test_build_masks_gaps_filled_with_zeros_but_not_a_lone_zero():
     assert not mask[1].any()
 
 
-def test_build_sorts_and_carries_everything_along():
+def test_build_sorts_all_arrays_together():
     rng = np.random.default_rng(1)
     order = rng.permutation(GRID.size)
     flux, ivar, mask = rng.normal(size=(3, 2, GRID.size))
@@ -73,7 +74,7 @@ def test_build_sorts_and_carries_everything_along():
         np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
 
 
-def test_build_takes_big_endian_float32_one_spectrum_and_a_grid_of_one_row():
+def test_build_accepts_big_endian_float32_a_single_spectrum_and_a_grid_of_one_row():
     flux = np.ones(GRID.size, dtype=">f4")
     spectra = build(wavelength=GRID[None].astype(">f8"), flux=flux)
     assert spectra.flux.shape == (1, GRID.size)
@@ -87,7 +88,7 @@ def test_build_takes_big_endian_float32_one_spectrum_and_a_grid_of_one_row():
 @pytest.mark.parametrize(
     ("unit", "grid"), [("nm", GRID / 10), ("um", GRID / 1e4), ("log10", np.log10(GRID)), ("angstrom", GRID)]
 )
-def test_units_are_converted_when_said_and_refused_when_not(unit, grid):
+def test_declared_units_are_converted_and_undeclared_ones_refused(unit, grid):
     np.testing.assert_allclose(build(wavelength=grid, unit=unit).wavelength, GRID, rtol=1e-14)
     if unit != "angstrom":
         with pytest.raises(DataError, match=f"if they are in {unit}"):
@@ -113,7 +114,7 @@ def test_units_are_converted_when_said_and_refused_when_not(unit, grid):
         ({"flux": [[1.0] * 17, [1.0] * 16]}, "not a rectangular array of numbers"),
     ],
 )
-def test_bad_input_is_one_clear_line(changes, message):
+def test_invalid_input_raises_a_one_line_error(changes, message):
     with pytest.raises(DataError, match=message) as caught:
         build(**changes)
     assert "\n" not in str(caught.value)
@@ -130,7 +131,7 @@ def test_the_constructor_is_strict():
 
 
 @pytest.mark.parametrize("rows", [[2, 0], slice(0, 2), np.array([True, False, True]), 1])
-def test_rows_carry_every_column(rows):
+def test_indexing_selects_rows_of_every_column(rows):
     spectra = build(id=["a", "b", "c"], meta={"teff": [1.0, 2.0, 3.0]})
     chosen = spectra[rows]
     index = np.atleast_1d(np.arange(3)[rows])
@@ -139,7 +140,7 @@ def test_rows_carry_every_column(rows):
     np.testing.assert_array_equal(chosen.meta["teff"], spectra.meta["teff"][index])
 
 
-def test_select_is_by_id_and_strict():
+def test_select_requires_each_id_exactly_once():
     spectra = build(id=["a", "b", "b"])
     assert spectra.select(["a"]).id.tolist() == ["a"]
     with pytest.raises(DataError, match="'z' is not among"):
@@ -165,7 +166,7 @@ def test_concatenate_pads_with_masked_pixels_and_keeps_shared_columns():
         Spectra.concatenate([])
 
 
-def test_a_gap_in_the_grid_is_spanned_by_masked_pixels_once():
+def test_a_gap_in_the_grid_gets_masked_pixels_once():
     grid = np.delete(np.arange(4000.0, 4100.0), slice(40, 60))
     spectra = Spectra.build(grid, np.ones((2, 80)), np.full((2, 80), 4.0))
     inserted = np.flatnonzero(spectra.mask[0])
@@ -174,5 +175,105 @@ def test_a_gap_in_the_grid_is_spanned_by_masked_pixels_once():
     assert (spectra.ivar[:, inserted] == 0).all()
     again = Spectra.build(spectra.wavelength, spectra.flux, spectra.ivar, spectra.mask)
     np.testing.assert_array_equal(again.wavelength, spectra.wavelength)
-    uneven = np.cumsum(np.geomspace(0.5, 9.0, 40)) + 4000  # steps that grow are no gap
+    uneven = np.cumsum(np.geomspace(0.5, 9.0, 40)) + 4000  # growing steps are not gaps
     np.testing.assert_array_equal(Spectra.build(uneven, np.ones(40)).wavelength, uneven)
+
+
+@pytest.fixture(
+    params=[("lamost", LAMOST_WAVELENGTH, 1.0, to_lamost), ("gaia_xp", GAIA_XP_WAVELENGTH, 0.0, to_gaia_xp)]
+)
+def model_grid(request):
+    """Survey, wavelength, value of masked pixels, and function that makes input of the survey's tower."""
+    return request.param
+
+
+def grid_flux(grid, dtype=np.float64):
+    return np.random.default_rng(2).normal(1, 0.1, (3, grid.size)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_on_grid_gives_model_input_of_the_same_precision(model_grid, dtype):
+    survey, grid, _, prepare = model_grid
+    flux = grid_flux(grid, dtype)
+    spectra = Spectra.on_grid(flux, survey=survey)
+    np.testing.assert_array_equal(spectra.wavelength, grid)
+    np.testing.assert_array_equal(spectra.flux, flux)
+    assert spectra.flux.dtype == spectra.ivar.dtype == dtype
+    assert spectra.valid.all()
+    assert not spectra.has_ivar
+    assert (spectra.survey, spectra.prepared) == (survey, {"tower": survey})
+    assert spectra.id.tolist() == ["0", "1", "2"]
+    assert prepare(spectra) is spectra
+    with pytest.raises(ConfigError, match="were prepared with"):
+        prepare(spectra, **({"method": "interpolate"} if survey == "lamost" else {"fwhm_from": 3.0}))
+
+
+def test_on_grid_spectra_are_input_of_one_tower_only(model_grid):
+    survey, grid, _, prepare = model_grid
+    other = to_gaia_xp if prepare is to_lamost else to_lamost
+    with pytest.raises(DataError, match=f"prepared for the {survey} tower"):
+        other(Spectra.on_grid(grid_flux(grid), survey=survey))
+
+
+def test_on_grid_replaces_invalid_pixels_whatever_they_hold(model_grid):
+    survey, grid, filling, _ = model_grid
+    flux, ivar, mask = (
+        grid_flux(grid, np.float32),
+        np.full((3, grid.size), 4.0),
+        np.zeros((3, grid.size), bool),
+    )
+    flux[0, 1], flux[0, 2], flux[0, 3], ivar[0, 4], ivar[0, 5] = np.nan, np.inf, 1e4, np.nan, -1.0
+    mask[0, 1:6], ivar[0, 6], flux[0, 6] = True, 0.0, np.nan
+    mask[1, : grid.size // 2], mask[2] = True, True
+    given = flux.copy(), ivar.copy(), mask.copy()
+    spectra = Spectra.on_grid(flux, ivar=ivar, mask=mask, id=["a", "b", "c"], survey=survey)
+    assert spectra.has_ivar
+    assert spectra.id.tolist() == ["a", "b", "c"]
+    assert np.flatnonzero(spectra.mask[0]).tolist() == [1, 2, 3, 4, 5, 6]
+    assert (spectra.flux[spectra.mask] == filling).all()
+    assert (spectra.ivar[spectra.mask] == 0).all()
+    np.testing.assert_array_equal(spectra.flux[~spectra.mask], flux[~spectra.mask])
+    np.testing.assert_array_equal(spectra.ivar[~spectra.mask], 4.0)
+    assert (spectra.flux.dtype, spectra.ivar.dtype) == (np.float32, np.float64)
+    np.testing.assert_array_equal(spectra.meta["masked_fraction"], spectra.mask.mean(axis=1))
+    assert spectra.meta["flag"].tolist() == ["", "masked_fraction", "no_coverage"]
+    for array, before in zip((flux, ivar, mask), given, strict=True):
+        np.testing.assert_array_equal(array, before)
+
+
+def test_on_grid_accepts_a_single_spectrum_integers_and_masked_arrays():
+    flux = np.ma.masked_greater(np.arange(343), 341)
+    spectra = Spectra.on_grid(flux, mask=flux.mask, survey="gaia_xp")
+    assert spectra.flux.shape == (1, 343)
+    assert spectra.flux.dtype == np.float64
+    assert spectra.flux[0, -2:].tolist() == [341.0, 0.0]
+    with pytest.raises(DataError, match="must be finite"):
+        Spectra.on_grid(flux, survey="gaia_xp")
+
+
+def one_pixel(value):
+    array = np.ones((1, 1462))
+    array[0, 700] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"flux": one_pixel(np.nan)}, "must be finite"),
+        ({"flux": one_pixel(-np.inf)}, "must be finite"),
+        ({"ivar": one_pixel(np.nan)}, "must be finite"),
+        ({"ivar": one_pixel(-1.0)}, "must not be negative"),
+        ({"flux": np.ones((1, 343))}, r"must be \(spectra, 1462\), not \(1, 343\)"),
+        ({"flux": np.ones((1, 1462, 1))}, r"must be \(spectra, 1462\), not \(1, 1462, 1\)"),
+        ({"flux": 1.0}, r"must be \(spectra, 1462\), not \(1, 1\)"),
+        ({"flux": [["high"] * 1462]}, "not a rectangular array of numbers"),
+        ({"ivar": np.ones((2, 1462))}, r"ivar \(2, 1462\) does not fit flux \(1, 1462\)"),
+        ({"mask": np.zeros(343, bool)}, r"mask \(1, 343\) does not fit flux"),
+        ({"id": ["a", "b"]}, r"id has shape \(2,\) for 1 spectra"),
+        ({"survey": "sloan"}, "unknown survey 'sloan'; surveys are lamost and gaia_xp"),
+    ],
+)
+def test_on_grid_refuses_anything_else(arguments, message):
+    with pytest.raises(DataError, match=message):
+        Spectra.on_grid(**{"flux": np.ones((1, 1462)), **arguments})

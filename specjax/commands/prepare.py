@@ -1,4 +1,4 @@
-"""`specjax prepare`: raw survey files as one file on the model grids."""
+"""`specjax prepare`: convert raw survey files into one file on the model grids."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,41 +12,41 @@ from specjax.progress import say
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """Prepare raw files, any number of them, as one HDF5 file for adapt and predict.
+    """Prepare any number of raw files as one HDF5 file for adapt and predict.
 
-    The same command again goes on with a run that was cut short. What could not be used, and why, is in a
-    table beside the file, FILE.report.ecsv.
+    Run the same command again to resume an interrupted run. A table beside the file, FILE.report.ecsv, lists
+    everything that is refused, duplicated or flagged, with the reason.
     """
 
     spectra: Annotated[Positional[tuple[Path, ...]], arg(metavar="SRC")]
-    """survey files, and folders of them to any depth; at least one"""
+    """survey files, or folders that are searched for them to any depth; at least one"""
     out: Annotated[Path, arg(aliases=("-o",))]
     """the file to write, .h5 or .hdf5"""
     survey: str | None = None
-    """the survey, where it cannot be recognised from the files (naming it saves time, too)"""
+    """the survey, if it cannot be recognised from the files; naming it also saves time"""
     wavelength_medium: Literal["vacuum", "air"] | None = None
-    """what the wavelengths of array files are measured in, where the files do not say"""
+    """medium of the wavelengths of array files, if the files do not declare it"""
     wavelength_unit: Literal["angstrom", "nm", "um", "log10"] | None = None
-    """their unit, likewise"""
+    """unit of the wavelengths of array files, if the files do not declare it"""
     method: Literal["rebin", "interpolate"] = "rebin"
-    """to the LAMOST grid by flux-conserving rebinning, or by linear interpolation as published"""
+    """resampling to the LAMOST grid: flux-conserving rebinning, or linear interpolation as published"""
     fwhm_from: float | None = None
-    """resolution of the spectra in Angstrom; those that cover 336-1020 nm then get a Gaia XP side, too"""
+    """resolution of the spectra in Angstrom; spectra covering 336-1020 nm then also get a Gaia XP side"""
     fwhm_to: float | None = None
-    """resolution in Angstrom to lower them to; LAMOST's is about 3"""
+    """resolution in Angstrom to which the spectra are smoothed; that of LAMOST is about 3"""
     velocity_column: str | None = None
-    """radial velocities to take out: redshift (v/c), or another column, in km/s; none are by default"""
+    """radial velocities to remove: redshift (v/c) or another column in km/s; by default none are removed"""
     max_masked: float = 0.2
-    """share of masked pixels above which a spectrum is flagged"""
+    """fraction of masked pixels above which a spectrum is flagged"""
     xp: tuple[Path, ...] = ()
-    """Gaia XP spectra of the same ids, for lora3"""
+    """Gaia XP spectra with the same ids, for lora3"""
     workers: int | None = None
-    """processes; as many as there are cores by default"""
+    """number of processes, by default the number of cores"""
 
     def run(self) -> None:
-        """Prepare, say what became of the files, and print the file."""
+        """Prepare the files, say the counts, and print the path of the prepared file."""
         if not self.spectra:
-            raise ConfigError("prepare needs spectra: a survey's files or folders")
+            raise ConfigError("prepare needs spectra: survey files or folders of them")
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"prepare needs at least one worker, not {self.workers}")
         from specjax.prepare import Options, prepare_spectra

@@ -1,6 +1,6 @@
-"""From a survey's raw files, tens of thousands of them, to one file on the model grids: `specjax prepare`."""
+"""Preparation of tens of thousands of raw survey files as one file on the model grids."""
 
 from specjax.prepare.plan import Options
-from specjax.prepare.run import Summary, prepare_spectra
+from specjax.prepare.run import PrepareResult, prepare_spectra
 
-__all__ = ["Options", "Summary", "prepare_spectra"]
+__all__ = ["Options", "PrepareResult", "prepare_spectra"]

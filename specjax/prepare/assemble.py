@@ -1,4 +1,4 @@
-"""From the parts of all chunks to the one file, its Gaia XP side, and the report of what is not in it."""
+"""Assembly of the parts into one HDF5 file with a Gaia XP side, and the report on its input."""
 
 from __future__ import annotations
 
@@ -10,96 +10,100 @@ from typing import Any
 
 import numpy as np
 
+from specjax import units
 from specjax._version import __version__
 from specjax.atomic import atomic_file
 from specjax.errors import DataError
-from specjax.prepare.columns import stack
+from specjax.flags import FLAG_DTYPE, Flag
+from specjax.prepare.parts import Part, read_part, stack_columns
 from specjax.prepare.plan import Plan
-from specjax.prepare.work import Part, read_part
 from specjax.preprocess import to_gaia_xp
 from specjax.spectra import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, Spectra
 from specjax.surveys import prepared
 from specjax.surveys.io.tables import write_table
-from specjax.typing import FloatArray
+from specjax.typing import AnyArray, BoolArray, FloatArray, IntArray, StrArray
 
-_EMPTY = {"flux": 0.0, "ivar": 0.0, "mask": True}  # of a star without a Gaia XP partner
-_UNITS = {"ra": "deg", "dec": "deg", "wavelength": "Angstrom", "teff": "K", "logg": "dex", "fe_h": "dex"}
+Report = list[tuple[str, str, str, str]]
+"""Rows (file, id, outcome, reason)."""
+
+_EMPTY = {"flux": 0.0, "ivar": 0.0, "mask": True}  # for a star without a Gaia XP partner
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What became of all files.
+class Assembled:
+    """The contents of the prepared file.
 
     Attributes:
-      flags: (n,) of the spectra in the file.
-      partners: how many of them have a Gaia XP side.
-      bare: how many came without uncertainties; those of the others are not used then.
-      report: rows (file, id, outcome, reason) of what was refused, occurred twice or is flagged.
+        flags: (n,) of the spectra in the file.
+        partners: number of spectra with a Gaia XP side.
+        without_ivar: number of spectra without uncertainties; if any, no uncertainties are used.
+        report: rows for everything that is refused, duplicated or flagged.
     """
 
-    flags: np.ndarray
+    flags: StrArray
     partners: int
-    bare: int
-    report: list[tuple[str, str, str, str]]
+    without_ivar: int
+    report: Report
 
 
-def assemble(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Spectra]) -> Outcome:
-    """Write the prepared file from the parts, one in memory at a time, whole or not at all.
+def assemble(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Spectra]) -> Assembled:
+    """Write the prepared file from the parts, atomically and with one part in memory at a time.
 
-    Of several spectra with one id the first is kept. Without any spectrum no file is written.
+    Of several spectra with the same id the first is kept. If there are no spectra, no file is written.
 
     Args:
-      parts: what `work.write_part` wrote.
-      out: the file.
-      plan: what the parts were made from.
-      xp: Gaia XP spectra for the other side, by id.
+        parts: files of `write_part`.
+        out: the file to write.
+        plan: the plan from which the parts were made.
+        xp: Gaia XP spectra for the XP side, matched by id.
 
     Raises:
-      DataError: not one id of the Gaia XP spectra is that of a spectrum.
+        DataError: if no Gaia XP spectrum has the id of a spectrum.
     """
-    heads = [read_part(path, pixels=False) for path in parts]
-    rows, report = _unique(heads)
+    headers = [read_part(path, pixels=False) for path in parts]
+    rows, report = _first_of_each_id(headers)
     if not any(map(len, rows)):
-        return Outcome(flags=np.zeros(0, dtype="<U1"), partners=0, bare=0, report=report)
-    partners = _Partners(xp, heads)
-    ids = np.concatenate([head.id[kept] for head, kept in zip(heads, rows, strict=True)])
-    meta = stack(
-        [_rows(head.meta["lamost"], kept) for head, kept in zip(heads, rows, strict=True) if len(kept)]
+        return Assembled(flags=np.zeros(0, dtype="<U1"), partners=0, without_ivar=0, report=report)
+    xp_side = _XPSide(xp, headers)
+    ids = np.concatenate([header.id[kept] for header, kept in zip(headers, rows, strict=True)])
+    meta = stack_columns(
+        [_rows(header.meta["lamost"], kept) for header, kept in zip(headers, rows, strict=True) if len(kept)]
     )
     with atomic_file(out) as temporary:
-        import h5py  # slow to import
+        import h5py  # imported here because it is slow
 
         with h5py.File(temporary, "w") as file:
             file.attrs.update(format=prepared.FORMAT, version=prepared.VERSION, plan=plan.digest)
             file.attrs["creator"] = f"specjax {__version__}"
             _write_text(file, "id", ids)
-            _describe(file, heads)
+            _write_attributes(file, headers)
             _write_columns(file, meta)
             _write_pixels(file, LAMOST_WAVELENGTH, len(ids), _blocks(parts, rows, "lamost"))
-            count = partners.write(file, plan, parts, heads, rows)
+            partners = xp_side.write(file, plan, parts, headers, rows)
     flagged = zip(meta["file"], ids, meta["flag"], strict=True)
     report += [(str(name), str(star), "flagged", str(flag)) for name, star, flag in flagged if flag]
-    return Outcome(flags=meta["flag"], partners=count, bare=sum(head.bare for head in heads), report=report)
+    without_ivar = sum(header.without_ivar for header in headers)
+    return Assembled(flags=meta["flag"], partners=partners, without_ivar=without_ivar, report=report)
 
 
-def write_report(path: Path, report: Sequence[tuple[str, str, str, str]]) -> None:
-    """Write the report as a table with columns file, id, outcome, reason; it may have no rows."""
+def write_report(path: Path, report: Report) -> None:
+    """Write the report as a table with columns file, id, outcome and reason, even if it has no rows."""
     columns = np.array(report, dtype=np.str_).reshape(-1, 4)
     names = ("file", "id", "outcome", "reason")
     write_table(path, {name: columns[:, k] for k, name in enumerate(names)})
 
 
-def _unique(heads: Sequence[Part]) -> tuple[list[np.ndarray], list[tuple[str, str, str, str]]]:
-    """The rows of each part to keep, and the report on files refused and ids that occurred before."""
-    report = [(name, "", "refused", reason) for head in heads for name, reason in head.refused]
+def _first_of_each_id(headers: Sequence[Part]) -> tuple[list[IntArray], Report]:
+    """Return the rows of each part to keep, and the report on refused files and duplicate ids."""
+    report = [(name, "", "refused", reason) for header in headers for name, reason in header.refused]
     seen: dict[str, str] = {}
     rows = []
-    for head in heads:
+    for header in headers:
         kept = []
-        files = head.meta["lamost"]["file"].tolist() if len(head) else []
-        for row, (star, name) in enumerate(zip(head.id.tolist(), files, strict=True)):
+        files = header.meta["lamost"]["file"].tolist() if len(header) else []
+        for row, (star, name) in enumerate(zip(header.id.tolist(), files, strict=True)):
             if star in seen:
-                report.append((name, star, "duplicate", f"id {star} is in {seen[star]} already"))
+                report.append((name, star, "duplicate", f"id {star} already occurs in {seen[star]}"))
             else:
                 seen[star] = name
                 kept.append(row)
@@ -107,50 +111,50 @@ def _unique(heads: Sequence[Part]) -> tuple[list[np.ndarray], list[tuple[str, st
     return rows, report
 
 
-class _Partners:
-    """The Gaia XP side: from XP files by id, else from a spectrum's own flux where it covers enough."""
+class _XPSide:
+    """The Gaia XP side, from XP files by id, else from the spectrum's own flux where it covers enough."""
 
-    def __init__(self, xp: Sequence[Spectra], heads: Sequence[Part]) -> None:
+    def __init__(self, xp: Sequence[Spectra], headers: Sequence[Part]) -> None:
         sides = [to_gaia_xp(spectra) for spectra in xp]
         self.given = {star: (side, row) for side in sides for row, star in enumerate(side.id.tolist())}
         self.has_ivar = all(side.has_ivar for side in sides) and all(
-            not head.bare for head in heads if "gaia_xp" in head.sides
+            not header.without_ivar for header in headers if "gaia_xp" in header.sides
         )
-        if xp and not any(star in self.given for head in heads for star in head.id.tolist()):
-            raise DataError(f"no id of the {len(self.given)} Gaia XP spectra is that of a spectrum")
+        if xp and not any(star in self.given for header in headers for star in header.id.tolist()):
+            raise DataError(f"no id of the {len(self.given)} Gaia XP spectra matches a spectrum")
 
     def write(
-        self, file: Any, plan: Plan, parts: Sequence[Path], heads: Sequence[Part], rows: Sequence[np.ndarray]
+        self, file: Any, plan: Plan, parts: Sequence[Path], headers: Sequence[Part], rows: Sequence[IntArray]
     ) -> int:
-        """Write the group, unless no star has a side; returns how many do."""
-        flags, fractions = self._flags(heads, rows)
-        count = int((flags == "").sum())
+        """Write the group unless no star has an XP side; return how many do."""
+        flags, fractions = self._flags(headers, rows)
+        count = int((flags == Flag.GOOD).sum())
         if not count:
             return 0
         group = file.create_group(prepared.XP_GROUP)
         group.attrs["survey"], group.attrs["has_ivar"] = "gaia_xp", self.has_ivar
         group.attrs["prepared"] = json.dumps({"tower": "gaia_xp", "fwhm_from": plan.options.fwhm_from})
         _write_columns(group, {"flag": flags, "masked_fraction": fractions})
-        _write_pixels(group, GAIA_XP_WAVELENGTH, len(flags), self._blocks(parts, rows, flags != ""))
+        _write_pixels(group, GAIA_XP_WAVELENGTH, len(flags), self._blocks(parts, rows, flags != Flag.GOOD))
         return count
 
-    def _flags(self, heads: Sequence[Part], rows: Sequence[np.ndarray]) -> tuple[np.ndarray, FloatArray]:
-        """(n,) flags and masked fractions of the XP side."""
+    def _flags(self, headers: Sequence[Part], rows: Sequence[IntArray]) -> tuple[StrArray, FloatArray]:
+        """Return (n,) flags and masked fractions of the XP side."""
         flags: list[str] = []
         fractions: list[float] = []
-        for head, kept in zip(heads, rows, strict=True):
-            own = head.meta.get("gaia_xp")
+        for header, kept in zip(headers, rows, strict=True):
+            own = header.meta.get("gaia_xp")
             for row in kept.tolist():
-                side, at = self.given.get(str(head.id[row]), (None, row))
+                side, at = self.given.get(str(header.id[row]), (None, row))
                 known = own if side is None else side.meta
-                flags.append("no_partner" if known is None else str(known["flag"][at]))
+                flags.append(Flag.NO_PARTNER if known is None else str(known["flag"][at]))
                 fractions.append(1.0 if known is None else float(known["masked_fraction"][at]))
-        return np.array(flags, dtype="<U32"), np.array(fractions)
+        return np.array(flags, dtype=FLAG_DTYPE), np.array(fractions)
 
     def _blocks(
-        self, parts: Sequence[Path], rows: Sequence[np.ndarray], flagged: np.ndarray
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """Pixels of each part; none of a side that is flagged, as it covers too little to stand for XP."""
+        self, parts: Sequence[Path], rows: Sequence[IntArray], flagged: BoolArray
+    ) -> Iterator[dict[str, AnyArray]]:
+        """Yield the pixels of each part; flagged rows are left empty, because they cover too little."""
         start = 0
         for path, kept in zip(parts, rows, strict=True):
             part = read_part(path)
@@ -167,27 +171,27 @@ class _Partners:
             yield {name: np.where(out[:, None], empty[name], values) for name, values in block.items()}
 
 
-def _blocks(parts: Sequence[Path], rows: Sequence[np.ndarray], side: str) -> Iterator[dict[str, np.ndarray]]:
+def _blocks(parts: Sequence[Path], rows: Sequence[IntArray], side: str) -> Iterator[dict[str, AnyArray]]:
     for path, kept in zip(parts, rows, strict=True):
         if len(kept):
             yield _rows(read_part(path).sides[side], kept)
 
 
-def _rows(columns: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+def _rows(columns: dict[str, AnyArray], rows: IntArray) -> dict[str, AnyArray]:
     return {name: column[rows] for name, column in columns.items()}
 
 
-def _describe(file: Any, heads: Sequence[Part]) -> None:
-    some = [head for head in heads if len(head)]
-    file.attrs["survey"] = "+".join(sorted({survey for head in some for survey in head.surveys}))
-    file.attrs["has_ivar"] = not any(head.bare for head in some)
+def _write_attributes(file: Any, headers: Sequence[Part]) -> None:
+    some = [header for header in headers if len(header)]
+    file.attrs["survey"] = "+".join(sorted({survey for header in some for survey in header.surveys}))
+    file.attrs["has_ivar"] = not any(header.without_ivar for header in some)
     file.attrs["prepared"] = json.dumps(some[0].prepared)
 
 
-def _write_pixels(group: Any, grid: FloatArray, count: int, blocks: Iterator[dict[str, np.ndarray]]) -> None:
-    """The wavelengths and, block by block, flux, ivar and mask: contiguous, so that they can be mapped."""
+def _write_pixels(group: Any, grid: FloatArray, count: int, blocks: Iterator[dict[str, AnyArray]]) -> None:
+    """Write wavelengths and, block by block, flux, ivar and mask, contiguous so that they can be mapped."""
     group["wavelength"] = grid
-    group["wavelength"].attrs["unit"] = _UNITS["wavelength"]
+    group["wavelength"].attrs["unit"] = units.COLUMNS["wavelength"]
     types = {"flux": np.float32, "ivar": np.float32, "mask": np.bool_}
     arrays = {
         name: group.create_dataset(name, (count, grid.size), dtype=kind) for name, kind in types.items()
@@ -200,18 +204,18 @@ def _write_pixels(group: Any, grid: FloatArray, count: int, blocks: Iterator[dic
         start = stop
 
 
-def _write_columns(group: Any, columns: dict[str, np.ndarray]) -> None:
+def _write_columns(group: Any, columns: dict[str, AnyArray]) -> None:
     meta = group.create_group(prepared.META_GROUP)
     for key, column in columns.items():
-        name = key.replace("/", "_")  # which would make a group
+        name = key.replace("/", "_")  # a slash would create a group
         if column.dtype.kind == "U":
             _write_text(meta, name, column)
         else:
             meta[name] = column
-        if name in _UNITS:
-            meta[name].attrs["unit"] = _UNITS[name]
+        if name in units.COLUMNS:
+            meta[name].attrs["unit"] = units.COLUMNS[name]
 
 
-def _write_text(group: Any, name: str, column: np.ndarray) -> None:
+def _write_text(group: Any, name: str, column: StrArray) -> None:
     encoded = np.char.encode(column, "utf-8")
     group[name] = encoded if encoded.dtype.itemsize else encoded.astype("S1")

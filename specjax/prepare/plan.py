@@ -1,4 +1,4 @@
-"""What is to be prepared: the files, the options, the chunks of work, and whether anything changed since."""
+"""The plan of a run: files, options and chunks, and a record of them to detect changes."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from pathlib import Path
 from typing import Any
 
 from specjax.errors import ConfigError, DataError
-from specjax.preprocess.to_grid import MAX_MASKED
+from specjax.flags import MAX_MASKED
 from specjax.surveys import SURVEYS, arrays, prepared, redrock, specclip
 from specjax.surveys.io.sniff import is_fits
 
 LIBRARIES = ("miles", "stelib", "mastar")
-"""Surveys whose folders are read as a whole."""
+"""Stellar libraries, whose folders are read as a whole."""
 
 _SUFFIXES = (".npz", ".h5", ".hdf5", ".hdf", ".json", ".json.gz", ".csv", ".ecsv", ".parquet")
 _FILES_AT_ONCE = 256
-_BYTES_AT_ONCE = 32 << 20  # of files; what is worked on takes about ten times that
+_BYTES_AT_ONCE = 32 << 20  # of files; preparing them takes about ten times that
 _ROWS_AT_ONCE = 4096  # of an array file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How spectra are prepared; the fields are those of `preprocess.to_lamost` and `surveys.read`.
+    """Options of `surveys.read` and `preprocess.to_lamost`.
 
     Attributes:
-      survey, wavelength_medium, wavelength_unit: what the files do not say themselves.
-      method: "rebin" or "interpolate".
-      fwhm_from: resolution of the spectra, Angstrom. Those that cover 336-1020 nm then get a Gaia XP side.
-      fwhm_to: resolution to lower them to.
-      velocity_column: radial velocities to be taken out: "redshift", or a column in km/s.
-      max_masked: share of masked pixels above which a spectrum is flagged.
+        survey: the survey, if it cannot be recognised from the files.
+        wavelength_medium: "vacuum" or "air", if the files do not declare it.
+        wavelength_unit: the unit of wavelength, if the files do not declare it.
+        method: "rebin" or "interpolate".
+        fwhm_from: resolution of the spectra, Angstrom. Spectra covering 336-1020 nm then get a Gaia XP side.
+        fwhm_to: resolution in Angstrom to which the spectra are smoothed.
+        velocity_column: radial velocities to remove: "redshift" (v/c) or a column in km/s.
+        max_masked: fraction of masked pixels above which a spectrum is flagged.
     """
 
     survey: str | None = None
@@ -50,14 +52,14 @@ class Options:
         if self.survey is not None and self.survey not in SURVEYS:
             raise ConfigError(f"unknown survey {self.survey!r}: specjax reads {', '.join(SURVEYS)}")
         if self.fwhm_to is not None and (self.fwhm_from is None or self.fwhm_to < self.fwhm_from):
-            raise ConfigError("lowering the resolution takes it from fwhm_from to a larger fwhm_to")
+            raise ConfigError("lowering the resolution requires fwhm_from and a larger fwhm_to")
         if not 0 <= self.max_masked <= 1:
-            raise ConfigError(f"max_masked is a share from 0 to 1, not {self.max_masked:g}")
+            raise ConfigError(f"max_masked is a fraction from 0 to 1, not {self.max_masked:g}")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file, or the folder of a stellar library, or some rows of an array file."""
+    """A file, the folder of a stellar library, or a range of rows of an array file."""
 
     path: Path
     size: int
@@ -66,13 +68,13 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The chunks of sources, and everything that the result depends on.
+    """The chunks of sources, and everything on which the result depends.
 
     Attributes:
-      options: how.
-      chunks: sources that are worked on together.
-      stamps: {path: [size, time of the last change in ns]} of their files.
-      xp_stamps: the same of the Gaia XP files, which no chunk depends on.
+        options: options of the preprocessing.
+        chunks: sources that are prepared together.
+        stamps: {path: [size in bytes, modification time in ns]} of the files.
+        xp_stamps: the same for the Gaia XP files, on which no chunk depends.
     """
 
     options: Options
@@ -81,31 +83,31 @@ class Plan:
     xp_stamps: dict[str, list[int]]
 
     @property
-    def sources(self) -> int:
+    def file_count(self) -> int:
         """The number of files."""
         return len({source.path for chunk in self.chunks for source in chunk})
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """What the chunks depend on: version, options and stamps, as JSON has them."""
+        """Everything on which the chunks depend, for JSON: version, options and stamps."""
         return {"version": prepared.VERSION, "options": asdict(self.options), "stamps": self.stamps}
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all that the result depends on."""
+        """SHA-256 of everything on which the result depends."""
         whole = {**self.record, "xp_stamps": self.xp_stamps}
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
 def make_plan(sources: Sequence[Path], options: Options, *, xp: Sequence[Path] = (), out: Path) -> Plan:
-    """Find the files and cut them into chunks.
+    """Find the files and group them into chunks.
 
-    Folders are entered to any depth, but for the folders of stellar libraries; of a folder with FITS files
-    only those are taken, without redrock's, which are read beside their coadds. `out` and its report are left
-    out.
+    Folders are searched to any depth, except those of stellar libraries. From a folder with FITS files only
+    these are used; redrock's files are skipped, because they are read together with their coadds. `out` and
+    its report are skipped, too.
 
     Raises:
-      DataError: a source that is not there, a folder without files, or no source at all.
+        DataError: if a source does not exist, a folder has no files of spectra, or there is no source.
     """
     found: dict[Path, Source] = {}
     stamps: dict[str, list[int]] = {}
@@ -126,14 +128,14 @@ def make_plan(sources: Sequence[Path], options: Options, *, xp: Sequence[Path] =
 
 
 def report_path(out: Path) -> Path:
-    """Where the table lies of what is not in the prepared file, or is flagged."""
+    """Return the path of the report on the prepared file `out`."""
     return out.with_suffix(".report.ecsv")
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """What an earlier run differs in, in a few words; "" if in nothing."""
+    """Describe the first difference between two records; "" if they are equal."""
     if old.get("version") != new["version"]:
-        return "another version of specjax began it"
+        return "it was started by another version of specjax"
     options = {**new["options"], **old["options"]}
     for name in options:
         before, now = old["options"].get(name), new["options"].get(name)
@@ -142,15 +144,13 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     for path in sorted({*old["stamps"], *new["stamps"]}):
         before, now = old["stamps"].get(path), new["stamps"].get(path)
         if before != now:
-            what = (
-                "is new" if before is None else "is no longer among the files" if now is None else "changed"
-            )
-            return f"{path} {what}"
+            change = "is new" if before is None else "is no longer given" if now is None else "changed"
+            return f"{path} {change}"
     return ""
 
 
 def _expand(path: Path, survey: str | None) -> list[Path]:
-    """The file, the library's folder, or the files below a folder."""
+    """Return the file, the folder of a library, or the files below a folder."""
     if not path.exists():
         raise DataError(f"there is nothing at {path}")
     if path.is_file() or survey in LIBRARIES or any(SURVEYS[name].recognise(path) for name in LIBRARIES):
@@ -168,12 +168,12 @@ def _expand(path: Path, survey: str | None) -> list[Path]:
 
 
 def _is_companion(file: Path, given: Path) -> bool:
-    """Whether a file of a folder is redrock's, which the reader of its coadd takes."""
+    """Return whether a file found in a folder is redrock's, which is read together with its coadd."""
     return file != given and file.name.startswith(redrock.PREFIXES)
 
 
 def _stamp(path: Path) -> list[int]:
-    """Size and time of the last change; of a folder, the sum over its files and the latest."""
+    """Return size and modification time; for a folder, the sum and the maximum over its files."""
     files = [file for file in (path, *path.rglob("*")) if file.is_file()]
     if not files:
         raise DataError(f"there is nothing at {path}")
@@ -182,7 +182,7 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _pieces(source: Source) -> Iterator[Source]:
-    """A large array file as ranges of its rows, so that it is never in memory as a whole."""
+    """Split a large array file into ranges of rows, so that it is never in memory as a whole."""
     path = source.path
     large = source.size > _BYTES_AT_ONCE and path.suffix.lower() in arrays.HDF5
     if not large or prepared.recognise(path) or specclip.recognise(path):

@@ -1,4 +1,4 @@
-"""Chunks over the cores: processes that save each part, and end with the one that started them."""
+"""Worker processes that prepare chunks in parallel and end with their parent process."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pathlib import Path
 from threading import Thread
 
 from specjax.errors import SpecjaxError
+from specjax.prepare.chunks import prepare_chunk
 from specjax.prepare.plan import Plan
-from specjax.prepare.work import prepare_chunk
 
 Job = Future[tuple[int, int]]  # numbers of spectra and of refusals
 
@@ -26,45 +26,45 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 def run_chunks(
     plan: Plan, parts: Sequence[Path], todo: Sequence[int], workers: int
 ) -> Iterator[tuple[int, tuple[int, int]]]:
-    """Prepare chunks and write their parts, in this process if one worker is enough.
+    """Prepare chunks and write their parts, in this process if one worker suffices.
 
     Args:
-      plan: the chunks.
-      parts: where each is written.
-      todo: numbers of those to prepare.
-      workers: processes at most.
+        plan: the plan with all chunks.
+        parts: path of the part of each chunk.
+        todo: numbers of the chunks to prepare.
+        workers: maximum number of processes.
 
     Yields:
-      (number, (spectra, refusals)) of each chunk when it is finished, in any order.
+        (number, (spectra, refusals)) of each chunk as it finishes, in any order.
 
     Raises:
-      SpecjaxError: a worker process died.
+        SpecjaxError: if a worker process died.
     """
     workers = min(workers, len(todo))
     if workers <= 1:
         for number in todo:
             yield number, prepare_chunk(plan.chunks[number], plan.options, parts[number])
         return
-    # Fresh processes: a fork of one that has threads, as JAX starts them, may hang.
+    # Spawned, because forking a process with threads, which JAX starts, may deadlock.
     context = multiprocessing.get_context("spawn")
     with _one_thread_each(), ProcessPoolExecutor(workers, context, initializer=_be_a_worker) as pool:
         try:
             for number, job in _as_completed(pool, workers, plan, parts, todo):
                 yield number, job.result()
         except BrokenProcessPool:
-            advice = "call again with fewer workers, and it goes on"
-            raise SpecjaxError(f"a worker process died, perhaps for want of memory: {advice}") from None
+            advice = "run again with fewer workers to resume"
+            raise SpecjaxError(f"a worker process died, perhaps from lack of memory: {advice}") from None
 
 
 def core_count() -> int:
-    """The cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _as_completed(
     pool: ProcessPoolExecutor, workers: int, plan: Plan, parts: Sequence[Path], todo: Sequence[int]
 ) -> Iterator[tuple[int, Job]]:
-    """The chunks as they are finished; none waits in a queue, so that an interrupt waits for few."""
+    """Yield chunks as they finish; none is queued, so that an interrupt waits only for running chunks."""
     waiting = iter(todo)
     jobs: dict[Job, int] = {}
     while True:
@@ -77,7 +77,7 @@ def _as_completed(
 
 
 def _be_a_worker() -> None:
-    """Finish a chunk when the user interrupts; end when the process that started this one is killed."""
+    """Ignore interrupts, so that a running chunk is finished, and end when the parent process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -86,12 +86,12 @@ def _be_a_worker() -> None:
 
 def _end_after(parent: BaseProcess) -> None:
     parent.join()
-    os._exit(1)  # a worker that waits for work would wait for ever
+    os._exit(1)  # an idle worker would wait forever
 
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Workers that are as many as the cores must not each start as many threads for linear algebra."""
+    """Limit linear algebra to one thread per worker, because the workers already occupy all cores."""
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update({name: value or "1" for name, value in before.items()})
     try:

@@ -1,8 +1,8 @@
-"""From `Spectra` as observed to flux on a model's wavelength grid; masks and ivar are honoured throughout."""
+"""Preprocessing of observed `Spectra` to flux on the models' wavelength grids."""
 
 from specjax.preprocess.continuum import normalise
 from specjax.preprocess.fill import PrincipalFill
-from specjax.preprocess.resample import interpolate, rebin, shift_velocity, smooth
+from specjax.preprocess.resample import interpolate, rebin, smooth
 from specjax.preprocess.to_grid import gaia_xp_fwhm, to_gaia_xp, to_lamost
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "interpolate",
     "normalise",
     "rebin",
-    "shift_velocity",
     "smooth",
     "to_gaia_xp",
     "to_lamost",

@@ -1,11 +1,11 @@
-"""The published continuum of LAMOST spectra, with masked pixels left out of it.
+"""Continuum normalisation of LAMOST spectra as published, with support for masks.
 
-The form and its numbers are those of SpecCLIP's `gaspp_fitcont2` on the blue side, 3700 to 5700 A: a median
-filter, then polynomials of degree 5 pushed up to the upper envelope, with the Balmer lines of hot stars
-bridged. Three things differ on purpose: masked pixels take no part; ranges are found by wavelength, not by an
-index that is only right for spectra which start at 3700 A; and a continuum that is not positive masks the
-pixel instead of becoming 1. The published Savitzky-Golay filter (window 3, order 2) is left out: a parabola
-through three points is the identity.
+The method and its constants are those of SpecCLIP's `gaspp_fitcont2` for the blue arm, 3700 to 5700 A: a
+median filter, then polynomials of degree 5 raised iteratively to the upper envelope, with the Balmer lines of
+hot stars bridged. It deliberately differs in three ways: masked pixels are excluded; ranges are found by
+wavelength, not by an index that is only right for spectra starting at 3700 A; and where the continuum is not
+positive the pixel is masked, instead of setting the continuum to 1. The published Savitzky-Golay filter
+(window 3, order 2) is omitted, because a parabola through three points is the identity.
 """
 
 from __future__ import annotations
@@ -16,51 +16,48 @@ import numpy as np
 from numpy.polynomial import chebyshev
 from scipy import ndimage
 
+from specjax.flags import FLAG_DTYPE, Flag
+from specjax.preprocess.resample import columns_between
 from specjax.spectra import Spectra
 from specjax.typing import AnyArray, BoolArray, FloatArray
 
 BLUE, RED = 3700.0, 5700.0
-"""The range that is fitted, Angstrom."""
+"""Limits of the fitted range, Angstrom."""
 
 BALMER = ((4030.0, 4160.0), (4270.0, 4410.0), (4800.0, 4940.0))
-"""Around H-delta, H-gamma and H-beta: bridged where the continuum peaks below 4500 A."""
+"""Ranges around H-delta, H-gamma and H-beta, bridged if the continuum peaks below 4500 A."""
 
 _MEDIAN_PIXELS = 7
 _DEGREE = 5
 _ROUNDS = 10
-_HOT_PEAK = 4500.0
-_BRIDGE_END = 10.0
-_MIN_COVERAGE = 400.0  # Angstrom of valid pixels that hold a polynomial of degree 5 down
+_HOT_PEAK = 4500.0  # Angstrom, below which the continuum of hot stars peaks
+_BRIDGE_END = 10.0  # Angstrom around the ends of a bridge
+_MIN_COVERAGE = 400.0  # Angstrom of valid pixels, below which degree 5 is not constrained
 _MIN_PIXELS = 50
-_ROWS_AT_ONCE = 64  # of 2500 pixels: what is worked on stays in the cache of a core
+_ROWS_AT_ONCE = 64  # of 2500 pixels, which fit into the cache of a core
 
 
 def normalise(spectra: Spectra) -> Spectra:
-    """Flux over continuum from 3700 to 5700 A; ivar times the continuum squared.
+    """Divide flux by the continuum from 3700 to 5700 A, and multiply ivar by its square.
 
     Args:
-      spectra: n spectra, in vacuum (LAMOST's own medium; air moves the ranges by one pixel), any flux unit.
+        spectra: n spectra in vacuum (as LAMOST's are; air shifts the ranges by one pixel), any flux unit.
 
     Returns:
-      Spectra cut to the pixels of 3700 to 5700 A. Masked pixels, and all pixels of a spectrum that could not
-      be fitted, have mask True, flux 0 and ivar 0; meta["flag"] says "continuum_failed" for the latter, else
-      "".
+        Spectra cut to 3700-5700 A. Masked pixels, and all pixels of a spectrum that could not be fitted, have
+        mask True, flux 0 and ivar 0. meta["flag"] is CONTINUUM_FAILED for the latter, else GOOD.
     """
-    inside = np.atleast_2d((spectra.wavelength >= BLUE) & (spectra.wavelength <= RED)).any(axis=0)
-    columns = np.flatnonzero(inside)
-    if columns.size < 2:
-        return _nothing(spectra)
-    # The median filter sees beyond the range that is fitted.
-    first, last = max(columns[0] - _MEDIAN_PIXELS // 2, 0), columns[-1] + 1 + _MEDIAN_PIXELS // 2
-    near, part = slice(first, last), slice(columns[0], columns[-1] + 1)
-    kept = slice(columns[0] - first, columns[-1] + 1 - first)
-    shape = (len(spectra), columns[-1] + 1 - columns[0])
+    part = columns_between(spectra.wavelength, BLUE, RED)
+    if part.stop - part.start < 2:
+        return _all_masked(spectra)
+    # The median filter reaches beyond the fitted range.
+    first, last = max(part.start - _MEDIAN_PIXELS // 2, 0), part.stop + _MEDIAN_PIXELS // 2
+    near, kept = slice(first, last), slice(part.start - first, part.stop - first)
+    shape = (len(spectra), part.stop - part.start)
     flux, ivar, mask = np.zeros(shape), np.zeros(shape), np.ones(shape, dtype=bool)
     for start in range(0, len(spectra), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
-        grid = (
-            spectra.wavelength[..., near] if spectra.wavelength.ndim == 1 else spectra.wavelength[rows, near]
-        )
+        grid = spectra.wavelength[near] if spectra.wavelength.ndim == 1 else spectra.wavelength[rows, near]
         observed = spectra.flux[rows, near]
         valid = ~spectra.mask[rows, near] & (spectra.ivar[rows, near] > 0)
         continuum = fit_continuum(grid, observed, valid)[:, kept]
@@ -71,31 +68,31 @@ def normalise(spectra: Spectra) -> Spectra:
         else:
             ivar[rows] = good
         mask[rows] = ~good
-    flag = np.where(mask.all(axis=1), "continuum_failed", "").astype("<U32")
+    flag = np.where(mask.all(axis=1), Flag.CONTINUUM_FAILED, Flag.GOOD).astype(FLAG_DTYPE)
     return replace(
         spectra, wavelength=spectra.wavelength[..., part], flux=flux, ivar=ivar, mask=mask, prepared=None
     ).with_meta(flag=flag)
 
 
 def fit_continuum(wavelength: FloatArray, flux: FloatArray, valid: BoolArray) -> FloatArray:
-    """The continuum of (n, p) flux, NaN where there is none.
+    """Fit the continuum of (n, p) flux.
 
     Args:
-      wavelength: (p,) or (n, p) Angstrom.
-      flux: (n, p).
-      valid: (n, p) pixels that may be used.
+        wavelength: (p,) or (n, p) Angstrom.
+        flux: (n, p).
+        valid: (n, p), True for pixels that may be used.
 
     Returns:
-      (n, p); NaN outside 3700-5700 A, where the fit is not positive, and in whole rows whose valid pixels
-      cover less than 400 A or whose fit is not positive over half of them.
+        (n, p), NaN outside 3700-5700 A and where the fit is not positive. Rows are wholly NaN if their valid
+        pixels cover less than 400 A, or if the fit is positive at less than half of them.
     """
     grid = np.atleast_2d(wavelength)
     use = valid & (grid >= BLUE) & (grid <= RED)
     enough = (use.sum(axis=1) >= _MIN_PIXELS) & (
         (use * np.gradient(grid, axis=1)).sum(axis=1) >= _MIN_COVERAGE
     )
-    scale = _row_median(np.abs(flux), use)
-    scale[scale == 0] = 1.0
+    scale = lower_median(np.where(use, np.abs(flux), np.nan))
+    scale[~(scale > 0)] = 1.0
     level = median_filter(flux / scale[:, None], valid)
     fit = _Polynomial(grid, use, enough)
     first = fit(level)
@@ -111,16 +108,16 @@ def fit_continuum(wavelength: FloatArray, flux: FloatArray, valid: BoolArray) ->
 
 
 def median_filter(flux: FloatArray, valid: BoolArray, pixels: int = _MEDIAN_PIXELS) -> FloatArray:
-    """Running median of (n, p) flux over the valid pixels of a window; 0 where the window has none.
+    """Return the running median of (n, p) flux over the valid pixels of a window; 0 if there are none.
 
-    Beyond the first and the last valid pixel of a row the flux counts as 0, as in the published filter; in
-    between, pixels that are not valid are left out of the window.
+    Beyond the first and the last valid pixel of a row the flux counts as 0, as in the published filter;
+    between them, invalid pixels are left out of the window.
     """
     half = pixels // 2
     inside = np.logical_or.accumulate(valid, axis=1)
     inside &= np.logical_or.accumulate(valid[:, ::-1], axis=1)[:, ::-1]
     padded = np.pad(np.where(valid, flux, 0.0), ((0, 0), (half, half)))
-    # One line for all rows: the zeros between them are what the filter sees beyond the ends of a row.
+    # One pass over all rows joined: the zeros between them are the flux beyond the ends of a row.
     line = ndimage.median_filter(padded.ravel(), size=pixels, mode="constant")
     result = line.reshape(padded.shape)[:, half:-half]
     left_out = np.pad(inside & ~valid, ((0, 0), (half, half)))
@@ -132,12 +129,12 @@ def median_filter(flux: FloatArray, valid: BoolArray, pixels: int = _MEDIAN_PIXE
 
 
 class _Polynomial:
-    """Least squares of degree 5 for many rows over fixed pixels: the normal equations are built once."""
+    """Least-squares polynomials of degree 5 for many rows; the normal equations are inverted only once."""
 
     def __init__(self, grid: FloatArray, use: BoolArray, enough: BoolArray) -> None:
         position = (2.0 * grid - (BLUE + RED)) / (RED - BLUE)
         basis = chebyshev.chebvander(np.clip(position, -1.1, 1.1), _DEGREE)  # (1 or n, p, 6)
-        self.basis = basis[0] if len(basis) == 1 else basis  # a shared grid makes plain matrix products
+        self.basis = basis[0] if len(basis) == 1 else basis  # with a shared grid, plain matrix products
         self.weight = use.astype(np.float64)
         pairs = np.reshape(basis[..., :, None] * basis[..., None, :], (*basis.shape[:2], -1))
         normal = self._moments(self.weight, pairs[0] if len(pairs) == 1 else pairs)
@@ -149,19 +146,19 @@ class _Polynomial:
         moments = self._moments(self.weight * flux, self.basis)
         coefficients = np.matmul(moments[:, None, :], self.inverse)[:, 0]  # (n, 6)
         if self.basis.ndim == 2:
-            return coefficients @ self.basis.T
-        return np.matmul(self.basis, coefficients[:, :, None])[:, :, 0]
+            return np.asarray(coefficients @ self.basis.T)
+        return np.asarray(np.matmul(self.basis, coefficients[:, :, None])[:, :, 0])
 
     @staticmethod
     def _moments(flux: FloatArray, basis: AnyArray) -> FloatArray:
-        """(n, k) sums over the pixels of (n, p) flux times (p, k) or (n, p, k) basis."""
+        """Return (n, k) sums over pixels of (n, p) flux times (p, k) or (n, p, k) basis."""
         return flux @ basis if basis.ndim == 2 else np.matmul(flux[:, None, :], basis)[:, 0]
 
 
 def _bridge_balmer(grid: FloatArray, flux: FloatArray, use: BoolArray) -> FloatArray:
-    """Flux with each Balmer range replaced by a line between its ends.
+    """Replace each Balmer range by a straight line between its ends.
 
-    The line has at either end the maximum within 10 A of it; a range with an end without usable pixels stays.
+    The line takes at either end the maximum within 10 A; a range without usable pixels at one end is kept.
     """
     for low, high in BALMER:
         left, right = _highest(grid, flux, use, low), _highest(grid, flux, use, high)
@@ -172,22 +169,21 @@ def _bridge_balmer(grid: FloatArray, flux: FloatArray, use: BoolArray) -> FloatA
 
 
 def _highest(grid: FloatArray, flux: FloatArray, use: BoolArray, centre: float) -> FloatArray:
-    """(n, 1) maximum within 10 A of `centre`, NaN without usable pixels there."""
+    """Return the (n, 1) maximum within 10 A of `centre`, NaN without usable pixels there."""
     near = use & (np.abs(grid - centre) <= _BRIDGE_END)
     highest = np.where(near, flux, -np.inf).max(axis=1, keepdims=True)
     return np.where(np.isfinite(highest), highest, np.nan)
 
 
-def _row_median(values: FloatArray, use: BoolArray) -> FloatArray:
-    """(n,) lower median over the pixels to use, 0 for rows without any."""
-    ordered = np.sort(np.where(use, values, np.inf), axis=1)
-    count = use.sum(axis=1)
-    middle = ordered[np.arange(len(ordered)), np.maximum(count - 1, 0) // 2]
-    return np.where(count > 0, middle, 0.0)
+def lower_median(values: FloatArray) -> FloatArray:
+    """Return the (...) lower median of (..., k) values that are not NaN; NaN if there are none."""
+    ordered = np.sort(values, axis=-1)  # NaN come last
+    middle = np.maximum(np.isfinite(values).sum(axis=-1) - 1, 0) // 2
+    return np.asarray(np.take_along_axis(ordered, middle[..., None], axis=-1)[..., 0])
 
 
 def _median(values: FloatArray, counted: BoolArray) -> FloatArray:
-    """(m,) medians of the counted ones of (m, k) values; the others must be inf. 0 where none is counted."""
+    """Return (m,) medians of the counted values of (m, k), 0 if there are none; the others must be inf."""
     ordered, count = np.sort(values, axis=1), counted.sum(axis=1)
     row = np.arange(len(values))
     low, high = (
@@ -198,8 +194,8 @@ def _median(values: FloatArray, counted: BoolArray) -> FloatArray:
         return np.where(count > 0, 0.5 * (low + high), 0.0)
 
 
-def _nothing(spectra: Spectra) -> Spectra:
-    """Two masked pixels a spectrum, all flagged: no spectrum reaches the range."""
+def _all_masked(spectra: Spectra) -> Spectra:
+    """Return two masked pixels per spectrum, for spectra outside the fitted range."""
     count = len(spectra)
     return replace(
         spectra,
@@ -207,4 +203,4 @@ def _nothing(spectra: Spectra) -> Spectra:
         flux=np.zeros((count, 2)),
         ivar=np.zeros((count, 2)),
         mask=np.ones((count, 2), dtype=bool),
-    ).with_meta(flag=np.full(count, "continuum_failed", dtype="<U32"))
+    ).with_meta(flag=np.full(count, Flag.CONTINUUM_FAILED, dtype=FLAG_DTYPE))

@@ -1,4 +1,4 @@
-"""Fill masked pixels from principal components of complete spectra."""
+"""Filling of masked pixels by principal components."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _ROWS_AT_ONCE = 256
 class PrincipalFill:
     """A Gaussian model of spectra: mean + coefficients times components + noise.
 
-    A masked pixel is replaced by the maximum-a-posteriori value under the model given the unmasked pixels,
-    i.e. a regression on the components with a ridge by their variances (probabilistic principal components,
+    A masked pixel is replaced by its maximum a posteriori value given the unmasked pixels, i.e. by ridge
+    regression on the components with their variances as prior (probabilistic principal component analysis,
     Tipping and Bishop 1999). Filling with the mean spectrum instead biases [Fe/H] by tenths of a dex.
 
     Attributes:
-      mean: (p,).
-      components: (k, p), orthonormal rows.
-      variance: (k,) of the coefficients over the spectra it was fitted to.
-      noise: standard deviation of what the components leave, a pixel.
+        mean: (p,) mean spectrum.
+        components: (k, p), orthonormal rows.
+        variance: (k,) variances of the coefficients over the fitted spectra.
+        noise: standard deviation of the residuals per pixel.
     """
 
     mean: FloatArray
@@ -37,19 +37,20 @@ class PrincipalFill:
     def fit(
         cls, flux: FloatArray, mask: BoolArray, k: int = 20, *, rounds: int = 10, tolerance: float = 1e-3
     ) -> PrincipalFill:
-        """Fit to (n, p) flux by expectation and maximisation: fill, take components, fill again.
+        """Fit the model by expectation maximisation, alternating between filling and principal components.
 
-        It starts from the complete spectra where there are enough, else from the mean.
+        The initial model comes from the complete spectra if there are enough, else from mean-filled ones.
 
         Args:
-          flux: (n, p) normalised flux.
-          mask: (n, p), True pixels are not used.
-          k: number of components; at most n - 1 and p - 1 are taken.
-          rounds: at most so many.
-          tolerance: stop when the filled values change by less, root mean square; noise is ten times that.
+            flux: (n, p) normalised flux.
+            mask: (n, p), True for pixels that are not used.
+            k: number of components, limited to n - 1 and p - 1.
+            rounds: maximum number of iterations.
+            tolerance: root mean square change of the filled values at which iteration stops; a tenth of
+                typical noise.
 
         Raises:
-          DataError: shapes that differ, or fewer than two spectra with valid pixels.
+            DataError: if shapes differ, or fewer than two spectra have valid pixels.
         """
         if flux.shape != mask.shape or flux.ndim != 2:
             raise DataError(f"flux {flux.shape} and mask {mask.shape} must be the same (spectra, pixels)")
@@ -57,7 +58,7 @@ class PrincipalFill:
         if some.sum() < 2:
             raise DataError("principal components need at least two spectra with valid pixels")
         flux, mask = np.asarray(flux[some], dtype=np.float64), mask[some]
-        model = _start(flux, mask, k)
+        model = _initial(flux, mask, k)
         filled = model.apply(flux, None, mask)
         for _ in range(rounds if mask.any() else 0):
             model = _components(filled, mask, k)
@@ -69,30 +70,30 @@ class PrincipalFill:
         return model
 
     def apply(self, flux: FloatArray, ivar: FloatArray | None, mask: BoolArray) -> FloatArray:
-        """(n, p) flux with masked pixels filled; unmasked pixels are returned bit for bit.
+        """Return flux (n, p) with masked pixels filled and unmasked pixels bit-identical.
 
         Args:
-          flux: (n, p).
-          ivar: (n, p) uncertainties of the flux, which soften the fit; None where the source has none.
-          mask: (n, p), True pixels are replaced.
+            flux: (n, p).
+            ivar: (n, p) inverse variance, by which pixels are weighted; None if there are no uncertainties.
+            mask: (n, p), True for pixels that are replaced.
 
         Raises:
-          DataError: shapes that do not fit the model.
+            DataError: if shapes do not fit the model.
         """
         if flux.shape != mask.shape or flux.shape[1:] != self.mean.shape:
             raise DataError(f"flux {flux.shape} and mask {mask.shape} do not fit {self.mean.size} pixels")
         result = np.array(flux)
-        needed = np.flatnonzero(mask.any(axis=1))
-        for start in range(0, needed.size, _ROWS_AT_ONCE):
-            rows = needed[start : start + _ROWS_AT_ONCE]
+        incomplete = np.flatnonzero(mask.any(axis=1))
+        for start in range(0, incomplete.size, _ROWS_AT_ONCE):
+            rows = incomplete[start : start + _ROWS_AT_ONCE]
             expected = self._expected(flux[rows], None if ivar is None else ivar[rows], mask[rows])
             result[rows] = np.where(mask[rows], expected, flux[rows])
         return result
 
     def _expected(self, flux: FloatArray, ivar: FloatArray | None, mask: BoolArray) -> FloatArray:
-        """The model's most probable spectrum for each row."""
+        """Return the maximum a posteriori spectrum of each row."""
         k = len(self.components)
-        floor = max(self.noise, 1e-6) ** 2  # a perfect fit must not make the equations singular
+        floor = max(self.noise, 1e-6) ** 2  # keeps the equations regular where the fit is perfect
         precision = np.full(flux.shape, 1.0 / floor)
         if ivar is not None:
             precision = ivar / (1.0 + ivar * floor)  # 1 / (1 / ivar + floor), and 0 for ivar 0
@@ -104,7 +105,7 @@ class PrincipalFill:
         return self.mean + np.linalg.solve(normal, right[:, :, None])[:, :, 0] @ self.components
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """The model as arrays that any array file holds."""
+        """Return the model as a dict of arrays."""
         return {
             "mean": self.mean,
             "components": self.components,
@@ -114,7 +115,11 @@ class PrincipalFill:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> PrincipalFill:
-        """The model that `to_arrays` gave. Raises DataError if one of its arrays is missing."""
+        """Build the model from the arrays of `to_arrays`.
+
+        Raises:
+            DataError: if an array is missing.
+        """
         try:
             mean, components, variance = (
                 np.asarray(arrays[key], dtype=np.float64) for key in ("mean", "components", "variance")
@@ -124,8 +129,8 @@ class PrincipalFill:
             raise DataError(f"the fill model has no array {error}") from None
 
 
-def _start(flux: FloatArray, mask: BoolArray, k: int) -> PrincipalFill:
-    """The model of the complete spectra if they are three times the components, else of mean-filled ones."""
+def _initial(flux: FloatArray, mask: BoolArray, k: int) -> PrincipalFill:
+    """Fit the complete spectra if there are at least 3 k, else mean-filled ones."""
     complete = ~mask.any(axis=1)
     if complete.sum() >= 3 * k:
         return _components(flux[complete], mask[complete], k)
@@ -136,7 +141,7 @@ def _start(flux: FloatArray, mask: BoolArray, k: int) -> PrincipalFill:
 
 
 def _components(filled: FloatArray, mask: BoolArray, k: int) -> PrincipalFill:
-    """Principal components of complete spectra, by the smaller of the two Gram matrices."""
+    """Compute principal components of filled spectra from the smaller of the two Gram matrices."""
     mean = filled.mean(axis=0)
     centred = filled - mean
     count, pixels = centred.shape
@@ -149,10 +154,10 @@ def _components(filled: FloatArray, mask: BoolArray, k: int) -> PrincipalFill:
         values, vectors = np.linalg.eigh(centred.T @ centred)
         components = vectors[:, -k:].T
     coefficients = centred @ components.T
-    left = (centred - coefficients @ components)[~mask]
+    residual = (centred - coefficients @ components)[~mask]
     return PrincipalFill(
         mean=mean,
         components=components[::-1].copy(),
         variance=(coefficients**2).mean(axis=0)[::-1].copy(),
-        noise=float(np.sqrt(np.mean(left**2))),
+        noise=float(np.sqrt(np.mean(residual**2))),
     )

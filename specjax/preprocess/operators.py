@@ -1,4 +1,4 @@
-"""Sparse matrices from one wavelength grid to another, and how mask and ivar go through them."""
+"""Sparse linear operators between wavelength grids, applied to flux with mask and ivar."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from scipy import sparse
 from specjax.typing import BoolArray, FloatArray
 
 SIGMA_PER_FWHM = 1.0 / np.sqrt(8.0 * np.log(2.0))
-_KERNEL_REACH = 4.0  # standard deviations; the Gaussian beyond holds 6e-5 of its area
-_ROWS_AT_ONCE = 64  # of a few thousand pixels: what is worked on stays in the cache of a core
+_KERNEL_REACH = 4.0  # standard deviations; 6e-5 of the area of the Gaussian lies beyond
+_ROWS_AT_ONCE = 64  # of a few thousand pixels, which fit into the cache of a core
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Operator:
-    """A linear map from p to m pixels, to be applied to the pixels that may be used.
+    """A linear map from p to m pixels that is applied to valid pixels only.
 
     Attributes:
-      weights: (m, p) sparse, not negative.
-      full: (m,) the sum of weights an output pixel has when all of it is supported.
-      needed: the share of `full` that must be supported for the output pixel to count.
+        weights: (m, p) sparse, non-negative.
+        full: (m,) sum of the weights of an output pixel that is fully supported.
+        min_support: fraction of `full` below which an output pixel is masked.
     """
 
     weights: sparse.csr_array
     full: FloatArray
-    needed: float
+    min_support: float
 
     def apply(
         self, flux: FloatArray, ivar: FloatArray, valid: BoolArray
     ) -> tuple[FloatArray, FloatArray, BoolArray]:
-        """Weighted means over the valid pixels of (n, p) flux, as (n, m) flux, ivar and mask.
+        """Return weighted means over the valid pixels of (n, p) flux, as (n, m) flux, ivar and mask.
 
-        A pixel that is not valid has no weight at all. With weights w, flux = sum(w f) / sum(w) and
-        1/ivar = sum(w**2 / ivar) / sum(w)**2: exact for independent input pixels; the correlation between
+        Invalid pixels have no weight. With weights w, flux = sum(w f) / sum(w) and 1/ivar =
+        sum(w**2 / ivar) / sum(w)**2, which is exact for independent input pixels; the correlation between
         neighbouring output pixels is not kept. Unsupported output pixels have flux 0, ivar 0 and mask True.
         """
         shape = (len(flux), self.full.size)
@@ -49,14 +49,14 @@ class Operator:
     def _apply(
         self, flux: FloatArray, ivar: FloatArray, valid: BoolArray
     ) -> tuple[FloatArray, FloatArray, BoolArray]:
-        """The same for the columns that have any weight."""
+        """As `apply`, for arrays cut to `_columns`."""
         weights, squares = self._parts
         variance = np.divide(1.0, ivar, out=np.zeros(ivar.shape), where=valid)
         whole = bool(valid.all())
         support = self._total if whole else _product(weights, valid.astype(np.float64))
         total = _product(weights, flux if whole else np.where(valid, flux, 0.0))
         noise = _product(squares, variance)
-        good = (support > 0) & (support >= self.needed * self.full)
+        good = (support > 0) & (support >= self.min_support * self.full)
         good = np.broadcast_to(good, total.shape)
         mean = np.divide(total, support, out=np.zeros_like(total), where=good)
         inverse = np.divide(support**2, noise, out=np.zeros_like(noise), where=good)
@@ -64,53 +64,53 @@ class Operator:
 
     @cached_property
     def _columns(self) -> slice:
-        """From the first to the last input pixel that has any weight."""
+        """Input pixels from the first to the last with nonzero weight."""
         used = self.weights.indices
         return slice(int(used.min()), int(used.max()) + 1) if used.size else slice(0, 0)
 
     @cached_property
     def _parts(self) -> tuple[sparse.csr_array, sparse.csr_array]:
-        """The weights of those columns, and their squares."""
+        """Weights of those pixels, and their squares."""
         weights = self.weights[:, self._columns]
         return weights, weights.power(2)
 
     @cached_property
     def _total(self) -> FloatArray:
-        """(m,) the support that an output pixel has when every input pixel is valid."""
+        """(m,) support of the output pixels where every input pixel is valid."""
         return np.asarray(self.weights.sum(axis=1)).ravel()
 
 
 def _product(matrix: sparse.csr_array, rows: FloatArray) -> FloatArray:
-    """(n, m) = rows (n, p) times the transpose of matrix (m, p)."""
+    """Return rows (n, p) times the transpose of matrix (m, p), (n, m)."""
     return np.ascontiguousarray((matrix @ np.ascontiguousarray(rows.T)).T)
 
 
 def pixel_edges(grid: FloatArray) -> FloatArray:
-    """(p + 1,) edges halfway between the centres; the outer pixels are as wide as their inner half twice."""
+    """Return (p + 1,) pixel edges halfway between centres; the outer pixels are symmetric."""
     middle = 0.5 * (grid[1:] + grid[:-1])
     return np.concatenate([[2 * grid[0] - middle[0]], middle, [2 * grid[-1] - middle[-1]]])
 
 
-def overlap(source: FloatArray, target: FloatArray, needed: float = 0.5) -> Operator:
-    """The operator of flux-conserving rebinning: weights are the overlaps of the pixels in Angstrom."""
-    return _overlap(source.tobytes(), target.tobytes(), needed)
+def overlap(source: FloatArray, target: FloatArray, min_support: float = 0.5) -> Operator:
+    """Return the operator of flux-conserving rebinning, whose weights are pixel overlaps in Angstrom."""
+    return _overlap(source.tobytes(), target.tobytes(), min_support)
 
 
-def gaussian(source: FloatArray, target: FloatArray, sigma: FloatArray, needed: float = 0.5) -> Operator:
-    """The operator of smoothing by a Gaussian of `sigma` Angstrom, (m,), about every target wavelength."""
-    return _gaussian(source.tobytes(), target.tobytes(), sigma.tobytes(), needed)
+def gaussian(source: FloatArray, target: FloatArray, sigma: FloatArray, min_support: float = 0.5) -> Operator:
+    """Return the operator of Gaussian smoothing with `sigma` (m,), Angstrom, at each target wavelength."""
+    return _gaussian(source.tobytes(), target.tobytes(), sigma.tobytes(), min_support)
 
 
 def linear(source: FloatArray, target: FloatArray) -> Operator:
-    """The operator of linear interpolation in log10(wavelength); every pixel with weight must be valid."""
+    """Return the operator of linear interpolation in log10(wavelength); it needs every weighted pixel."""
     return _linear(source.tobytes(), target.tobytes())
 
 
-# Operators are cached on the bytes of the grids: a survey's spectra share one grid, or a few.
+# Cached by the bytes of the grids: the spectra of a survey share one grid or a few.
 @lru_cache(maxsize=64)
-def _overlap(source: bytes, target: bytes, needed: float) -> Operator:
+def _overlap(source: bytes, target: bytes, min_support: float) -> Operator:
     source_edges, target_edges = pixel_edges(np.frombuffer(source)), pixel_edges(np.frombuffer(target))
-    # All edges together cut the axis into pieces that lie in one pixel of each grid.
+    # The edges of both grids cut the axis into pieces that each lie in one pixel of either grid.
     cuts = np.union1d(source_edges, target_edges)
     centre, width = 0.5 * (cuts[1:] + cuts[:-1]), np.diff(cuts)
     column = np.searchsorted(source_edges, centre) - 1
@@ -118,17 +118,17 @@ def _overlap(source: bytes, target: bytes, needed: float) -> Operator:
     size = (len(target_edges) - 1, len(source_edges) - 1)
     inside = (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
     weights = sparse.csr_array((width[inside], (row[inside], column[inside])), shape=size)
-    return Operator(weights=weights, full=np.diff(target_edges), needed=needed)
+    return Operator(weights=weights, full=np.diff(target_edges), min_support=min_support)
 
 
 @lru_cache(maxsize=64)
-def _gaussian(source: bytes, target: bytes, sigma: bytes, needed: float) -> Operator:
+def _gaussian(source: bytes, target: bytes, sigma: bytes, min_support: float) -> Operator:
     grid, centres, widths = np.frombuffer(source), np.frombuffer(target), np.frombuffer(sigma)
     edges = pixel_edges(grid)
     inside = (centres >= edges[0]) & (centres <= edges[-1])
     low = np.searchsorted(grid, centres - _KERNEL_REACH * widths)
     high = np.where(inside, np.searchsorted(grid, centres + _KERNEL_REACH * widths), low)
-    # A kernel that falls between two pixels takes the one it lies in, so that none inside is left empty.
+    # A kernel narrow enough to fall between two pixels gets the one that contains its centre.
     alone = inside & (high == low)
     low = np.where(alone, np.clip(np.searchsorted(edges, centres) - 1, 0, grid.size - 1), low)
     high = np.where(alone, low + 1, high)
@@ -138,7 +138,7 @@ def _gaussian(source: bytes, target: bytes, sigma: bytes, needed: float) -> Oper
     offset = np.where(alone[row], 0.0, (grid[column] - centres[row]) / widths[row])
     value = np.exp(-0.5 * offset**2) * np.diff(edges)[column]
     weights = sparse.csr_array((value, (row, column)), shape=(centres.size, grid.size))
-    return Operator(weights=weights, full=np.asarray(weights.sum(axis=1)).ravel(), needed=needed)
+    return Operator(weights=weights, full=np.asarray(weights.sum(axis=1)).ravel(), min_support=min_support)
 
 
 @lru_cache(maxsize=64)
@@ -147,7 +147,7 @@ def _linear(source: bytes, target: bytes) -> Operator:
     inside = np.flatnonzero((points >= grid[0]) & (points <= grid[-1]))
     left = np.clip(np.searchsorted(grid, points[inside], side="right") - 1, 0, grid.size - 2)
     share = (points[inside] - grid[left]) / (grid[left + 1] - grid[left])
-    share[share < 1e-9] = 0.0  # a point on a pixel needs that pixel alone
+    share[share < 1e-9] = 0.0  # a point on a pixel needs only that pixel
     share[share > 1 - 1e-9] = 1.0
     weights = sparse.csr_array(
         (
@@ -156,5 +156,5 @@ def _linear(source: bytes, target: bytes) -> Operator:
         ),
         shape=(points.size, grid.size),
     )
-    # Sums of two numbers that add to one: what is missing for rounding must not mask a pixel.
-    return Operator(weights=weights, full=np.ones(points.size), needed=1 - 1e-9)
+    # The two weights sum to one up to rounding, which must not mask a pixel.
+    return Operator(weights=weights, full=np.ones(points.size), min_support=1 - 1e-9)

@@ -1,4 +1,4 @@
-"""What no star's spectrum looks like: spikes, no lines and no noise, a continuum that missed the flux."""
+"""Quality checks on spectra: spikes, featureless spectra, failed continua and high velocities."""
 
 from __future__ import annotations
 
@@ -6,47 +6,46 @@ from dataclasses import replace
 
 import numpy as np
 
-from specjax.preprocess.continuum import BLUE, RED
-from specjax.preprocess.resample import SPEED_OF_LIGHT
+from specjax.flags import Flag
+from specjax.preprocess.continuum import BLUE, RED, lower_median
+from specjax.preprocess.resample import SPEED_OF_LIGHT, columns_between
 from specjax.preprocess.velocity import measure_velocity
 from specjax.spectra import Spectra
-from specjax.typing import BoolArray, FloatArray
+from specjax.typing import BoolArray, FloatArray, StrArray
 
-LOWEST, HIGHEST = -1.0, 5.0
-"""Flux over the level around it between which a pixel is believed, not a cosmic ray or bad subtraction."""
+SPIKE_RANGE = (-1.0, 5.0)
+"""Flux relative to the local level, outside which a pixel may be a spike (cosmic ray, bad subtraction)."""
 
-SIGMAS = 10.0
-"""Standard deviations that it must be away from that level too, so that noise is not taken for spikes."""
+SPIKE_SIGMAS = 10.0
+"""Minimum deviation of a spike from the local level in standard deviations, so that noise is not masked."""
 
-LEVEL = (0.3, 1.2)
-"""Mean flux over continuum where the continuum was found; that of stars is 0.6 to 1.05."""
+MEAN_RANGE = (0.3, 1.2)
+"""Mean normalised flux outside which the continuum has failed; stars have 0.6 to 1.05."""
 
-FLAT = 1e-4
-"""Standard deviation of flux over continuum of a spectrum that holds nothing: S/N of 10,000 and no lines."""
+MIN_SCATTER = 1e-4
+"""Standard deviation of normalised flux below which a spectrum is featureless (S/N 10,000 and no lines)."""
 
-FAST = 250.0
-"""Radial velocity in km/s beyond which a spectrum must be brought to rest first: 4 pixels of the grid."""
+MAX_VELOCITY = 250.0
+"""Radial velocity in km/s, 4 pixels of the grid, above which a spectrum must be shifted to rest first."""
 
-CLEAR = 0.3
-"""Correlation with the strongest lines of stars above which a velocity is believed."""
+MIN_CORRELATION = 0.3
+"""Correlation with the strongest stellar lines above which a measured velocity is reliable."""
 
-_BLOCK = 64  # pixels over which the level is taken
+_BLOCK = 64  # pixels over which the local level is measured
 _ROWS_AT_ONCE = 256
 
 
-def without_spikes(spectra: Spectra) -> Spectra:
-    """The spectra with pixels from 3700 to 5700 A masked that stand out from the level around them.
+def mask_spikes(spectra: Spectra) -> Spectra:
+    """Mask pixels from 3700 to 5700 A that deviate strongly from the local level.
 
-    The level and the spread (1.48 times the median absolute deviation) of a block of 64 pixels are the
-    median of its own and its two neighbours', so that a blob of light of the length of a block does not count
-    as its level. A pixel is masked where it is below LOWEST or above HIGHEST times the level and more than
-    SIGMAS away from it. The strongest lines of stars are far from either.
+    The level and the scatter (1.48 times the median absolute deviation) of a block of 64 pixels are the
+    medians over the block and its two neighbours, so that an artefact as long as a block does not set the
+    level. A pixel is masked if it lies outside SPIKE_RANGE times the level and more than SPIKE_SIGMAS times
+    the scatter away from it. The strongest stellar lines are far from either limit.
     """
-    inside = (spectra.wavelength >= BLUE) & (spectra.wavelength <= RED)
-    columns = np.flatnonzero(np.atleast_2d(inside).any(axis=0))
-    if not columns.size:
+    part = columns_between(spectra.wavelength, BLUE, RED)
+    if not part.stop:
         return spectra
-    part = slice(columns[0], columns[-1] + 1)
     mask = spectra.mask.copy()
     for start in range(0, len(spectra), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
@@ -55,67 +54,60 @@ def without_spikes(spectra: Spectra) -> Spectra:
     return replace(spectra, mask=mask)
 
 
-def doubts(normalised: Spectra) -> np.ndarray:
-    """(n,) why normalised spectra are no star's, or "".
+def quality_flags(normalised: Spectra) -> StrArray:
+    """Return (n,) flags of normalised spectra: CONTINUUM_FAILED, FEATURELESS or GOOD.
 
-    "continuum_failed" where the mean is beyond `LEVEL`, "featureless" where nothing varies by more than
-    `FLAT`.
+    The continuum has failed where the mean flux is outside MEAN_RANGE; a spectrum is featureless where the
+    standard deviation is below MIN_SCATTER. Wholly masked spectra are GOOD here.
     """
     use = ~normalised.mask
     count = np.maximum(use.sum(axis=1), 1)
     mean = (normalised.flux * use).sum(axis=1) / count
-    spread = np.sqrt((((normalised.flux - mean[:, None]) * use) ** 2).sum(axis=1) / count)
-    flag = np.where(spread < FLAT, "featureless", "")
-    flag = np.where((mean < LEVEL[0]) | (mean > LEVEL[1]), "continuum_failed", flag)
-    return np.where(use.any(axis=1), flag, "")
+    scatter = np.sqrt((((normalised.flux - mean[:, None]) * use) ** 2).sum(axis=1) / count)
+    flag = np.where(scatter < MIN_SCATTER, Flag.FEATURELESS, Flag.GOOD)
+    flag = np.where((mean < MEAN_RANGE[0]) | (mean > MEAN_RANGE[1]), Flag.CONTINUUM_FAILED, flag)
+    return np.where(use.any(axis=1), flag, Flag.GOOD)
 
 
 def too_fast(spectra: Spectra, normalised: Spectra) -> BoolArray:
-    """(n,) whether a velocity beyond `FAST` was left in: of a fast star, a galaxy, a quasar.
+    """Return (n,) whether a radial velocity above MAX_VELOCITY remains (halo stars, galaxies, quasars).
 
-    It is meta["redshift"], v/c, of `spectra`; where that is not known, what the lines of `normalised` on the
-    LAMOST grid say, if they say it clearly (see `velocity.measure_velocity`). Of 1303
-    library stars at rest none is taken for a fast one; of those moved by 300 km/s nine in ten are.
+    The velocity is meta["redshift"], v/c, of `spectra`; where that is unknown, it is measured from the lines
+    of `normalised` on the LAMOST grid and used if it is reliable (see `velocity.measure_velocity`). Of 1303
+    library stars at rest none is found too fast; of the same stars shifted by 300 km/s, nine in ten are.
     """
     redshift = spectra.meta.get("redshift")
     known = np.full(len(spectra), np.nan)
     if redshift is not None and redshift.dtype.kind in "fiu":
         known = redshift.astype(np.float64)
-    fast = np.abs(np.nan_to_num(known)) * SPEED_OF_LIGHT > FAST
+    fast: BoolArray = np.abs(np.nan_to_num(known)) * SPEED_OF_LIGHT > MAX_VELOCITY
     rows = np.flatnonzero(np.isnan(known))
     if rows.size:
-        velocity, sure = measure_velocity(normalised.flux[rows], normalised.mask[rows])
-        fast[rows] = (np.abs(velocity) > FAST) & (sure > CLEAR)
+        velocity, correlation = measure_velocity(normalised.flux[rows], normalised.mask[rows])
+        fast[rows] = (np.abs(velocity) > MAX_VELOCITY) & (correlation > MIN_CORRELATION)
     return fast
 
 
 def _spikes(flux: FloatArray, valid: BoolArray) -> BoolArray:
-    """(n, p) pixels that stand out, see `without_spikes`."""
+    """Return (n, p) True for spikes, see `mask_spikes`."""
     count, pixels = flux.shape
     padded = np.full((count, -(-pixels // _BLOCK) * _BLOCK), np.nan)
     np.copyto(padded[:, :pixels], flux, where=valid)
     blocks = padded.reshape(count, -1, _BLOCK)
-    own = _median(blocks)
-    level = _of_three(own)[..., None]
-    with np.errstate(invalid="ignore"):  # NaN, where nothing is valid, stands out from nothing
-        out = (blocks > HIGHEST * level) | (blocks < LOWEST * level)
-        rows = out.any(axis=(1, 2))  # few
-        spread = 1.48 * _of_three(_median(np.abs(blocks[rows] - own[rows][..., None])))[..., None]
-        out[rows] &= np.abs(blocks[rows] - level[rows]) > SIGMAS * spread
-    return np.asarray(out.reshape(count, -1)[:, :pixels])
+    own = lower_median(blocks)
+    level = _median_of_three(own)[..., None]
+    with np.errstate(invalid="ignore"):  # comparisons with NaN, where no pixel is valid, are False
+        spike = (blocks < SPIKE_RANGE[0] * level) | (blocks > SPIKE_RANGE[1] * level)
+        rows = spike.any(axis=(1, 2))  # few
+        deviation = np.abs(blocks[rows] - own[rows][..., None])
+        scatter = 1.48 * _median_of_three(lower_median(deviation))[..., None]
+        spike[rows] &= np.abs(blocks[rows] - level[rows]) > SPIKE_SIGMAS * scatter
+    return np.asarray(spike.reshape(count, -1)[:, :pixels])
 
 
-def _median(blocks: FloatArray) -> FloatArray:
-    """(n, b) lower medians of (n, b, k) values that are not NaN; NaN without any."""
-    ordered = np.sort(blocks, axis=-1)  # NaN go last
-    middle = np.maximum(np.isfinite(blocks).sum(axis=-1) - 1, 0) // 2
-    return np.take_along_axis(ordered, middle[..., None], axis=-1)[..., 0]
-
-
-def _of_three(values: FloatArray) -> FloatArray:
-    """(n, b) medians of each block's value and its two neighbours'; at the ends, of three at that end."""
+def _median_of_three(values: FloatArray) -> FloatArray:
+    """Return (n, b) medians over each block and its two neighbours; end blocks repeat their neighbour's."""
     if values.shape[1] < 3:
         return values
-    three = np.stack([values[:, :-2], values[:, 1:-1], values[:, 2:]], axis=-1)
-    middle = _median(three)
+    middle = lower_median(np.stack([values[:, :-2], values[:, 1:-1], values[:, 2:]], axis=-1))
     return np.concatenate([middle[:, :1], middle, middle[:, -1:]], axis=1)

@@ -1,7 +1,7 @@
-"""New wavelength grids, lower resolution, other velocities: mask and ivar are honoured throughout.
+"""Resampling and smoothing of spectra with masks and inverse variances.
 
-A pixel that is masked, or whose ivar is 0, has no weight in anything; an output pixel without enough support
-is masked. Specutils and spectres, the libraries for this, let flagged pixels through.
+A pixel that is masked or has ivar 0 has no weight; an output pixel without enough support is masked. The
+usual libraries, specutils and spectres, let masked pixels through.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from specjax.errors import DataError
 from specjax.preprocess import operators
@@ -23,22 +22,26 @@ SPEED_OF_LIGHT = 299792.458
 
 
 def rebin(spectra: Spectra, wavelength: FloatArray) -> Spectra:
-    """Flux-conserving rebinning: the mean flux density over an output pixel's overlap with valid pixels.
+    """Rebin spectra, conserving flux.
+
+    The flux density of an output pixel is the mean over its overlap with valid pixels.
 
     Args:
-      spectra: n spectra on any grids.
-      wavelength: (m,) Angstrom, in the medium of the spectra.
+        spectra: n spectra on any grids.
+        wavelength: (m,) Angstrom, in the medium of the spectra.
 
     Returns:
-      (n, m) Spectra; an output pixel less than half covered by valid pixels is masked: flux 0, ivar 0.
+        (n, m) Spectra; an output pixel that valid pixels cover by less than half is masked, with flux 0 and
+        ivar 0.
     """
     return _apply(spectra, wavelength, lambda grid: operators.overlap(grid, wavelength))
 
 
 def interpolate(spectra: Spectra, wavelength: FloatArray) -> Spectra:
-    """Linear interpolation in log10(wavelength), as the published pipeline has it.
+    """Interpolate spectra linearly in log10(wavelength), as the published pipeline does.
 
-    An output pixel is masked outside the spectrum and where either neighbour is masked. Arguments as `rebin`.
+    An output pixel is masked outside the spectrum and where either neighbour is masked. Arguments as for
+    `rebin`.
     """
     return _apply(spectra, wavelength, lambda grid: operators.linear(grid, wavelength))
 
@@ -49,20 +52,20 @@ def smooth(
     fwhm_to: float | FloatArray,
     wavelength: FloatArray | None = None,
 ) -> Spectra:
-    """Lower the resolution by a Gaussian, normalised over the valid pixels within its reach.
+    """Lower the resolution by convolution with a Gaussian, normalised over the valid pixels in its range.
 
     Args:
-      spectra: n spectra whose lines have a full width at half maximum of `fwhm_from` Angstrom.
-      fwhm_from: the resolution they have.
-      fwhm_to: the resolution to reach, Angstrom; one number, or one for every output pixel.
-      wavelength: (m,) where to evaluate the result; the spectra's own grid where None, and then pixels that
-        were masked stay masked. Only sensible for steps up to about half of `fwhm_to`.
+        spectra: n spectra of resolution `fwhm_from`.
+        fwhm_from: present FWHM of unresolved lines, Angstrom.
+        fwhm_to: FWHM after smoothing, Angstrom; one number, or one per output pixel.
+        wavelength: (m,) grid of the result, with steps up to about half of `fwhm_to`. None keeps the grids of
+            the spectra, and masked pixels stay masked.
 
     Returns:
-      Smoothed Spectra. Their noise is correlated between neighbours, which ivar does not say.
+        Smoothed Spectra. Their noise is correlated between neighbours, which ivar does not describe.
 
     Raises:
-      DataError: a resolution higher than the present one is asked for.
+        DataError: if `fwhm_to` is smaller than `fwhm_from`.
     """
     if np.any(np.asarray(fwhm_to) < fwhm_from) or fwhm_from < 0:
         raise DataError(
@@ -85,25 +88,22 @@ def smooth(
     )
 
 
-def shift_velocity(spectra: Spectra, km_s: ArrayLike) -> Spectra:
-    """Doppler shift by `km_s`, one number or (n,), positive to the red: wavelengths change, flux stays."""
-    factor = 1.0 + np.asarray(km_s, dtype=np.float64) / SPEED_OF_LIGHT
-    if factor.ndim:
-        factor = factor[:, None]
-    return replace(spectra, wavelength=spectra.wavelength * factor, prepared=None)
+def columns_between(wavelength: FloatArray, low: float, high: float) -> slice:
+    """Return the pixel columns in which any grid, (p,) or (n, p), lies from `low` to `high` Angstrom."""
+    inside = np.atleast_2d((wavelength >= low) & (wavelength <= high)).any(axis=0)
+    columns = np.flatnonzero(inside)
+    return slice(int(columns[0]), int(columns[-1]) + 1) if columns.size else slice(0, 0)
 
 
 def crop(spectra: Spectra, low: float, high: float) -> Spectra:
-    """The pixel columns in which any spectrum has a wavelength from `low` to `high` Angstrom (none masked).
+    """Cut spectra to the columns of `columns_between`; no pixel is masked.
 
     Raises:
-      DataError: fewer than two such columns.
+        DataError: if there are fewer than two such columns.
     """
-    inside = (spectra.wavelength >= low) & (spectra.wavelength <= high)
-    columns = np.flatnonzero(np.atleast_2d(inside).any(axis=0))
-    if columns.size < 2:
+    part = columns_between(spectra.wavelength, low, high)
+    if part.stop - part.start < 2:
         raise DataError(f"no spectrum has pixels from {low:g} to {high:g} A")
-    part = slice(columns[0], columns[-1] + 1)
     return replace(
         spectra,
         wavelength=spectra.wavelength[..., part],
@@ -117,7 +117,7 @@ def crop(spectra: Spectra, low: float, high: float) -> Spectra:
 def _apply(
     spectra: Spectra, wavelength: FloatArray | None, operator: Callable[[FloatArray], Operator]
 ) -> Spectra:
-    """Apply the operator that belongs to each grid to the rows on it; `wavelength` None keeps the grids."""
+    """Apply to each row the operator for its grid; `wavelength` None keeps the grids."""
     groups = _rows_by_grid(spectra.wavelength, len(spectra))
     pixels = spectra.flux.shape[1] if wavelength is None else wavelength.size
     flux, ivar = np.zeros((len(spectra), pixels)), np.zeros((len(spectra), pixels))
@@ -128,13 +128,13 @@ def _apply(
             spectra.flux[rows], spectra.ivar[rows], valid[rows]
         )
     if not spectra.has_ivar:
-        ivar = np.where(mask, 0.0, 1.0)  # still a placeholder, not an uncertainty
+        ivar = np.where(mask, 0.0, 1.0)  # remains a placeholder
     grid = spectra.wavelength if wavelength is None else np.asarray(wavelength, dtype=np.float64)
     return replace(spectra, wavelength=grid, flux=flux, ivar=ivar, mask=mask, prepared=None)
 
 
 def _rows_by_grid(wavelength: FloatArray, count: int) -> list[tuple[FloatArray, slice | list[int]]]:
-    """The distinct grids and the rows on each."""
+    """Return the distinct grids and the rows on each."""
     if wavelength.ndim == 1:
         return [(wavelength, slice(0, count))]
     rows: dict[bytes, list[int]] = {}

@@ -1,4 +1,4 @@
-"""How fast a star moves, roughly, from its strongest lines: enough to notice that nobody took it out."""
+"""Approximate radial velocity from the strongest lines, to detect spectra that are not at rest."""
 
 from __future__ import annotations
 
@@ -13,35 +13,31 @@ LINES = {
     **dict.fromkeys((4102.89, 4341.68, 4862.68), 1.0),  # Balmer
     **dict.fromkeys((5168.76, 5174.13, 5185.05), 0.7),  # Mg b
     **dict.fromkeys((4227.92, 4305.6, 5271.0), 0.6),  # Ca I, the G band, Fe I
-    **dict.fromkeys((4384.78, 5329.5, 5372.9), 0.5),  # Fe I from here on
+    **dict.fromkeys((4384.78, 5329.5, 5372.9), 0.5),  # Fe I, as all below
     **dict.fromkeys((4046.96, 4064.7, 4072.9, 4272.9, 4405.99, 4921.9, 4958.7, 5228.6, 5407.3), 0.3),
 }
-"""Vacuum wavelengths in Angstrom of the strongest features from 4000 to 5600 A, and about how strong."""
+"""Approximate strengths of the strongest features from 4000 to 5600 A, by vacuum wavelength in Angstrom."""
 
 _SHIFTS = np.arange(-15, 16)  # pixels of 69 km/s
 _WIDTH = 4.0  # Angstrom, Gaussian sigma of a line
-_SMOOTH = 61  # pixels, over which the level is taken
-_CLIP = (-0.5, 0.2)  # of flux over continuum less that level
+_SMOOTH = 61  # pixels over which the local level is averaged
+_CLIP = (-0.5, 0.2)  # limits of normalised flux minus the local level
 
 
 def measure_velocity(flux: FloatArray, mask: BoolArray) -> tuple[FloatArray, FloatArray]:
-    """Radial velocity and how sure it is, by correlation with a template of `LINES`.
+    """Measure radial velocities by cross-correlation with a template of `LINES`.
 
     Args:
-      flux: (n, 1462) flux over continuum on the LAMOST grid.
-      mask: (n, 1462), True = do not use.
+        flux: (n, 1462) continuum-normalised flux on the LAMOST grid.
+        mask: (n, 1462), True for pixels that are not used.
 
     Returns:
-      (n,) km/s between -1000 and 1000, to about 40 km/s, and (n,) the correlation at its peak: 0.4 to 0.6 for
-      stars, below 0.3 where there are hardly lines.
+        (n,) velocities from -1000 to 1000 km/s, good to about 40 km/s, and (n,) peak correlations: 0.4 to 0.6
+        for stars, below 0.3 for spectra with hardly any lines.
     """
     level = uniform_filter1d(np.where(mask, 1.0, flux), _SMOOTH, axis=1)
     lines = np.where(mask, 0.0, np.clip(flux - level, *_CLIP))
-    template = sum(
-        -strength * np.exp(-0.5 * ((LAMOST_WAVELENGTH - line) / _WIDTH) ** 2)
-        for line, strength in LINES.items()
-    )
-    template = (template - uniform_filter1d(template, _SMOOTH))[15:-15]
+    template = _template()
     size = template.size
     correlation = np.empty((len(flux), _SHIFTS.size))
     for column, shift in enumerate(_SHIFTS):
@@ -56,3 +52,12 @@ def measure_velocity(flux: FloatArray, mask: BoolArray) -> tuple[FloatArray, Flo
     offset = np.divide(below - above, 2 * bend, out=np.zeros_like(bend), where=bend < 0)
     pixels = _SHIFTS[best] + np.clip(offset, -0.5, 0.5)
     return pixels * 1e-4 * np.log(10.0) * SPEED_OF_LIGHT, np.asarray(correlation.max(axis=1))
+
+
+def _template() -> FloatArray:
+    """Return the lines minus the local level, cut by the largest shift at either end."""
+    template = sum(
+        -strength * np.exp(-0.5 * ((LAMOST_WAVELENGTH - line) / _WIDTH) ** 2)
+        for line, strength in LINES.items()
+    )
+    return np.asarray(template - uniform_filter1d(template, _SMOOTH))[15:-15]

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from specjax.catalogues.star_names import common_stars, normalise_star_name
 from specjax.errors import DataError
+from specjax.flags import MAX_MASKED, Flag
 from specjax.preprocess import PrincipalFill, to_gaia_xp, to_lamost
 from specjax.preprocess.operators import SIGMA_PER_FWHM
-from specjax.preprocess.to_grid import MAX_MASKED, OVERSAMPLED, OVERSMOOTH
+from specjax.preprocess.to_grid import OVERSAMPLED, OVERSMOOTH
 from specjax.simulate import grism
 from specjax.spectra import LAMOST_WAVELENGTH, Spectra
 from specjax.surveys import mastar, miles, stelib
@@ -106,7 +107,7 @@ def build(
         renditions=_renditions(source, fill, say) if renditions else None,
         rendition_width=noise_width(np.array(RENDITIONS)) if renditions else None,
     )
-    good = (lamost.meta["flag"] == "") & pairs.xp_valid.any(axis=1)
+    good = (lamost.meta["flag"] == Flag.GOOD) & pairs.xp_valid.any(axis=1)
     return pairs[good], fill
 
 
@@ -153,7 +154,7 @@ def outside(
         stars = source[beyond]
         lamost = to_lamost(stars)
         flux = fill.apply(lamost.flux, None, lamost.mask).astype(np.float32)
-        good = lamost.meta["flag"] == ""
+        good = lamost.meta["flag"] == Flag.GOOD
         say(f"{good.sum()} stars are {kind} than the model's range")
         whole = np.concatenate([flux[:, None], _renditions(stars, fill, say)], axis=1)
         found[f"{kind}_than_training"] = whole[good]
@@ -190,7 +191,8 @@ def xp_partners(spectra: Spectra, fwhm: float, library: Spectra | None = None) -
         if match is not None:
             flux[row], mask[row] = _continued(flux[row], mask[row], other.flux[match], other.mask[match])
     fraction = mask.mean(axis=1)
-    flag = np.where((own.meta["flag"] == "masked_fraction") & (fraction <= MAX_MASKED), "", own.meta["flag"])
+    complete = (own.meta["flag"] == Flag.MASKED_FRACTION) & (fraction <= MAX_MASKED)
+    flag = np.where(complete, Flag.GOOD, own.meta["flag"])
     ivar = np.where(mask, 0.0, np.where(own.mask, 1.0, own.ivar))
     return replace(own, flux=flux, mask=mask, ivar=ivar).with_meta(masked_fraction=fraction, flag=flag)
 

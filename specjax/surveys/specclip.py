@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from specjax.errors import DataError
-from specjax.preprocess.to_grid import MAX_MASKED
+from specjax.flags import MAX_MASKED
 from specjax.spectra import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, Spectra
 from specjax.surveys.arrays import HDF5, open_hdf5
 

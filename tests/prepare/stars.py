@@ -1,4 +1,4 @@
-"""Small files of one or more synthetic stars."""
+"""Small files of synthetic stars."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ WIDE = np.arange(3340.0, 10240.0, 4.0)
 
 
 def star(seed, grid=GRID):
-    """(p,) flux with lines, in an odd unit."""
+    """Return (p,) flux with lines, in an arbitrary unit."""
     rng = np.random.default_rng(seed)
     centre, depth = rng.uniform(3700, 5700, 40), rng.uniform(0.1, 0.5, 40)
     absorbed = (depth * np.exp(-0.5 * ((grid[:, None] - centre) / 4.0) ** 2)).sum(axis=1)
@@ -15,7 +15,7 @@ def star(seed, grid=GRID):
 
 
 def write_star(folder, number, grid=GRID, **more):
-    """One star in an .npz file, named and numbered."""
+    """Write one star to a numbered .npz file."""
     flux = star(number, grid)
     content = {
         "wavelength": grid,
@@ -30,7 +30,7 @@ def write_star(folder, number, grid=GRID, **more):
 
 
 def write_stars(folder, count, **more):
-    """A folder with so many of them."""
+    """Write a folder of `count` stars."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         write_star(folder, number, **more)

@@ -1,4 +1,4 @@
-"""A prepared file in place of the raw ones, up to where the model takes over."""
+"""Prepared files in place of raw ones, up to the input of the model."""
 
 from unittest.mock import Mock
 
@@ -28,7 +28,7 @@ def prepare(folder, out, **options):
 
 
 def predict(monkeypatch, spectra, **config):
-    """What reaches the model, and the table."""
+    """Return the input of the model, and the table of predictions."""
     seen = []
 
     def predict_label(model, heads, adapters, spectra, label, base):
@@ -41,7 +41,7 @@ def predict(monkeypatch, spectra, **config):
     return [np.concatenate(parts) for parts in zip(*seen, strict=True)], columns
 
 
-def test_predictions_see_the_same_pixels(folder, tmp_path, monkeypatch):
+def test_prepared_and_raw_spectra_give_the_model_the_same_pixels(folder, tmp_path, monkeypatch):
     raw = Spectra.concatenate([read(file) for file in sorted(folder.iterdir())])
     prepared = prepare(folder, tmp_path / "p.h5", fwhm_from=8.0)
     how = {"preparation": to_lamost(raw, fwhm=8.0).prepared, "fwhm": 8.0}
@@ -54,7 +54,7 @@ def test_predictions_see_the_same_pixels(folder, tmp_path, monkeypatch):
     assert columns["id"].tolist() == columns_raw["id"].tolist()
 
 
-def test_spectra_prepared_in_another_way_than_the_adapters_are_refused(folder, tmp_path, monkeypatch):
+def test_spectra_prepared_unlike_the_adapters_are_refused(folder, tmp_path, monkeypatch):
     plain, smoothed = prepare(folder, tmp_path / "p.h5"), prepare(folder, tmp_path / "s.h5", fwhm_from=8.0)
     for spectra, other in ((plain, smoothed), (smoothed, plain)):
         with pytest.raises(ConfigError, match="prepared with fwhm"):
@@ -62,7 +62,7 @@ def test_spectra_prepared_in_another_way_than_the_adapters_are_refused(folder, t
         predict(monkeypatch, spectra, preparation=dict(spectra.prepared))
 
 
-def test_the_target_remembers_how_its_spectra_were_prepared(folder, tmp_path, monkeypatch):
+def test_the_target_records_the_preparation_of_its_spectra(folder, tmp_path, monkeypatch):
     prepare(folder, tmp_path / "p.h5", fwhm_from=8.0, fwhm_to=9.0)
     (tmp_path / "labels.csv").write_text("id,fe_h\n" + "".join(f"star {k},{-0.1 * k}\n" for k in range(5)))
     targets = []
@@ -79,7 +79,7 @@ def test_the_target_remembers_how_its_spectra_were_prepared(folder, tmp_path, mo
     assert len(targets[0].labelled) == 5
 
 
-def test_the_xp_side_comes_along(folder, tmp_path):
+def test_the_xp_side_is_read_from_the_prepared_file(folder, tmp_path):
     write_star(folder, 7, WIDE)
     prepared = prepare(folder, tmp_path / "p.h5", fwhm_from=4.0)
     side = survey._xp_side(prepared, tmp_path / "p.h5", None, None)

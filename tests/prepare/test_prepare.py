@@ -1,6 +1,7 @@
-"""`specjax prepare` as a library: what comes out, what is refused, and runs that were cut short."""
+"""Preparation of files: the prepared file, refusals, and interrupted runs."""
 
 import logging
+import re
 
 import h5py
 import numpy as np
@@ -15,7 +16,7 @@ from specjax.spectra import GAIA_XP_WAVELENGTH, Spectra
 from specjax.surveys import read, read_xp
 from tests.prepare.stars import GRID, WIDE, star, write_star, write_stars
 
-SINGLE = 1e-6  # relative precision of the file's float32, and a little
+SINGLE = 1e-6  # relative precision of float32 in the file, with a margin
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +27,8 @@ def _small_chunks(monkeypatch):
 def prepare(sources, out, **more):
     said = []
     given = [sources] if not isinstance(sources, list) else sources
-    summary = prepare_spectra(given, out, workers=1, say=said.append, **more)
-    return summary, said
+    result = prepare_spectra(given, out, workers=1, say=said.append, **more)
+    return result, said
 
 
 def raw(folder):
@@ -40,10 +41,10 @@ def same_pixels(prepared, expected):
     np.testing.assert_allclose(prepared.ivar, expected.ivar, rtol=SINGLE)
 
 
-def test_a_prepared_file_holds_what_the_files_give_one_by_one(tmp_path):
+def test_a_prepared_file_equals_preprocessing_each_file(tmp_path):
     folder = write_stars(tmp_path / "raw", 7)
     write_stars(folder / "deeper", 1, id=["another"])
-    summary, _ = prepare(folder, tmp_path / "all.h5")
+    result, _ = prepare(folder, tmp_path / "all.h5")
     prepared, expected = read(tmp_path / "all.h5"), to_lamost(raw(folder))
     assert prepared.id.tolist() == expected.id.tolist()
     same_pixels(prepared, expected)
@@ -52,12 +53,12 @@ def test_a_prepared_file_holds_what_the_files_give_one_by_one(tmp_path):
     assert (prepared.survey, prepared.has_ivar) == ("stars", True)
     assert prepared.meta["ra"].tolist() == expected.meta["ra"].tolist()
     assert prepared.meta["file"][1] == str(folder / "001.npz")
-    assert (summary.files, summary.spectra, summary.refused, summary.flagged) == (8, 8, 0, {})
-    assert len(Table.read(summary.report)) == 0
+    assert (result.files, result.spectra, result.refused, result.flagged) == (8, 8, 0, {})
+    assert len(Table.read(result.report)) == 0
     assert not list(tmp_path.glob(".*"))
 
 
-def test_the_file_is_mapped_into_memory_and_says_its_units(tmp_path):
+def test_the_file_is_mapped_into_memory_and_declares_units(tmp_path):
     prepare(write_stars(tmp_path / "raw", 2), tmp_path / "all.h5")
     prepared = read(tmp_path / "all.h5")
     for array in (prepared.flux, prepared.ivar, prepared.mask):
@@ -69,7 +70,7 @@ def test_the_file_is_mapped_into_memory_and_says_its_units(tmp_path):
 
 
 def bad_files(folder):
-    """{name: a part of the reason}."""
+    """Write files that cannot be prepared; return {name: a part of the reason}."""
     write_star(folder, 100, wavelength=GRID / 10)
     write_star(folder, 101, flux=np.ones((1, 5)))
     write_star(folder, 102, wavelength=None)
@@ -77,7 +78,7 @@ def bad_files(folder):
     whole = write_star(folder, 104).read_bytes()
     (folder / "104.npz").write_bytes(whole[: len(whole) // 2])
     (folder / "105.npz").write_bytes(b"")
-    (folder / "106.h5").write_bytes(b"nothing of HDF5")
+    (folder / "106.h5").write_bytes(b"not HDF5")
     (folder / "107.csv").write_text("a,b\n1,2\n")
     return {
         "100.npz": "in nm",
@@ -91,27 +92,27 @@ def bad_files(folder):
     }
 
 
-def test_bad_files_are_in_the_report_and_stop_nothing(tmp_path):
+def test_bad_files_are_reported_and_do_not_stop_the_run(tmp_path):
     folder = write_stars(tmp_path / "raw", 4)
     expected = to_lamost(raw(folder))
     reasons = bad_files(folder)
     write_star(folder, 200, flux=np.full((1, GRID.size), np.nan))
     write_star(folder, 201, mask=(np.abs(GRID - 4800) < 250)[None])
-    summary, said = prepare(folder, tmp_path / "all.h5")
+    result, said = prepare(folder, tmp_path / "all.h5")
     prepared = read(tmp_path / "all.h5")
     same_pixels(prepared[:4], expected)
-    report = Table.read(summary.report)
+    report = Table.read(result.report)
     refused = {row["file"].rsplit("/")[-1]: row["reason"] for row in report if row["outcome"] == "refused"}
     assert refused.keys() == reasons.keys()
     for name, part in reasons.items():
         assert part in refused[name]
     assert prepared.meta["flag"].tolist() == ["", "", "", "", "no_coverage", "masked_fraction"]
     assert report[report["outcome"] == "flagged"]["id"].tolist() == ["star 200", "star 201"]
-    assert summary.refused == len(reasons)
+    assert result.refused == len(reasons)
     assert any("8 refused" in line for line in said)
 
 
-def test_a_reader_that_breaks_is_a_refusal_too(tmp_path, monkeypatch):
+def test_an_unexpected_error_of_a_reader_is_a_refusal(tmp_path, monkeypatch):
     folder = write_stars(tmp_path / "raw", 3)
     whole = pool.prepare_chunk.__globals__["read"]
 
@@ -121,12 +122,12 @@ def test_a_reader_that_breaks_is_a_refusal_too(tmp_path, monkeypatch):
         return whole(path, *given, **more)
 
     monkeypatch.setitem(pool.prepare_chunk.__globals__, "read", broken)
-    summary, _ = prepare(folder, tmp_path / "all.h5")
-    assert (summary.spectra, summary.refused) == (2, 1)
-    assert Table.read(summary.report)["reason"].tolist() == ["ZeroDivisionError: something unforeseen"]
+    result, _ = prepare(folder, tmp_path / "all.h5")
+    assert (result.spectra, result.refused) == (2, 1)
+    assert Table.read(result.report)["reason"].tolist() == ["ZeroDivisionError: something unforeseen"]
 
 
-def test_nothing_usable_is_one_line_and_no_file(tmp_path):
+def test_without_usable_spectra_there_is_one_error_and_no_file(tmp_path):
     (tmp_path / "raw").mkdir()
     bad_files(tmp_path / "raw")
     with pytest.raises(DataError, match=r"none of 8 files could be used \(see .*\); the first: .*nm"):
@@ -140,8 +141,8 @@ def test_nothing_usable_is_one_line_and_no_file(tmp_path):
 
 
 @pytest.fixture
-def cut_short(tmp_path, monkeypatch):
-    """A run over eight files, interrupted in the second of three chunks, and the parts made since then."""
+def interrupted_run(tmp_path, monkeypatch):
+    """Interrupt a run over eight files in the second of three chunks; return the folder and later parts."""
     folder, done = write_stars(tmp_path / "raw", 8), []
     whole = pool.prepare_chunk
 
@@ -157,12 +158,12 @@ def cut_short(tmp_path, monkeypatch):
     return folder, done
 
 
-def test_a_run_that_was_cut_short_goes_on(tmp_path, cut_short):
-    folder, done = cut_short
+def test_an_interrupted_run_is_resumed(tmp_path, interrupted_run):
+    folder, done = interrupted_run
     assert not (tmp_path / "all.h5").exists()
     _, said = prepare(folder, tmp_path / "all.h5")
     assert done == ["000001.npz", "000002.npz"]
-    assert "going on: 1 of 3 chunks are there already" in said
+    assert "resuming: 1 of 3 chunks are already prepared" in said
     prepare(folder, tmp_path / "anew.h5")
     assert (tmp_path / "all.h5").read_bytes() == (tmp_path / "anew.h5").read_bytes()
 
@@ -172,19 +173,19 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path, cut_short):
     [
         (lambda folder: write_star(folder, 0, ra=[5.0], dec=[1.0]), "000.npz changed"),
         (lambda folder: write_star(folder, 50), "050.npz is new"),
-        (lambda folder: (folder / "003.npz").unlink(), "003.npz is no longer among the files"),
+        (lambda folder: (folder / "003.npz").unlink(), "003.npz is no longer given"),
     ],
 )
-def test_a_run_does_not_go_on_from_other_files(tmp_path, cut_short, change, said):
-    folder, done = cut_short
+def test_a_run_is_not_resumed_with_other_files(tmp_path, interrupted_run, change, said):
+    folder, done = interrupted_run
     change(folder)
     with pytest.raises(ConfigError, match=said):
         prepare(folder, tmp_path / "all.h5")
     assert done == []
 
 
-def test_a_run_does_not_go_on_with_other_options(tmp_path, cut_short):
-    folder, _ = cut_short
+def test_a_run_is_not_resumed_with_other_options(tmp_path, interrupted_run):
+    folder, _ = interrupted_run
     with pytest.raises(ConfigError, match="fwhm_from was None and is now 8"):
         prepare(folder, tmp_path / "all.h5", options=Options(fwhm_from=8.0))
     (tmp_path / ".all.h5.parts" / "plan.json").write_text("{")
@@ -192,45 +193,45 @@ def test_a_run_does_not_go_on_with_other_options(tmp_path, cut_short):
         prepare(folder, tmp_path / "all.h5")
 
 
-def test_a_finished_file_is_left_as_it_is(tmp_path):
+def test_a_finished_file_is_kept(tmp_path):
     folder, out = write_stars(tmp_path / "raw", 2), tmp_path / "all.h5"
     prepare(folder, out)
     before = out.read_bytes()
-    summary, said = prepare(folder, out)
-    assert summary is None
-    assert "before" in said[0]
+    result, said = prepare(folder, out)
+    assert result is None
+    assert "already" in said[0]
     with pytest.raises(ConfigError, match="exists"):
         prepare(folder, out, options=Options(method="interpolate"))
     assert out.read_bytes() == before
-    (tmp_path / "other.h5").write_text("something of the user's")
+    (tmp_path / "other.h5").write_text("a file of the user")
     with pytest.raises(ConfigError, match="exists"):
         prepare(folder, tmp_path / "other.h5")
 
 
-def test_a_file_beside_the_raw_ones_is_not_taken_for_one_of_them(tmp_path):
+def test_a_prepared_file_among_the_raw_ones_is_not_an_input(tmp_path):
     folder = write_stars(tmp_path / "raw", 2)
     prepare(folder, folder / "all.h5")
     assert prepare(folder, folder / "all.h5")[0] is None
 
 
-def test_processes_give_what_one_does(tmp_path):
+def test_several_processes_give_the_same_file_as_one(tmp_path):
     folder = write_stars(tmp_path / "raw", 7)
     prepare(folder, tmp_path / "one.h5")
     prepare_spectra([folder], tmp_path / "two.h5", workers=2, say=lambda line: None)
     assert (tmp_path / "two.h5").read_bytes() == (tmp_path / "one.h5").read_bytes()
 
 
-def test_of_one_id_the_first_spectrum_is_kept(tmp_path):
+def test_the_first_spectrum_of_each_id_is_kept(tmp_path):
     folder = write_stars(tmp_path / "raw", 4)
     write_star(folder, 9, id=["star 1"])
-    summary, _ = prepare(folder, tmp_path / "all.h5")
-    assert (summary.spectra, summary.duplicates) == (4, 1)
-    (row,) = Table.read(summary.report)
+    result, _ = prepare(folder, tmp_path / "all.h5")
+    assert (result.spectra, result.duplicates) == (4, 1)
+    (row,) = Table.read(result.report)
     assert row["outcome"] == "duplicate"
-    assert "001.npz already" in row["reason"]
+    assert re.search(r"already occurs in .*001\.npz", row["reason"])
 
 
-def test_large_array_files_are_prepared_in_pieces(tmp_path, monkeypatch):
+def test_large_array_files_are_prepared_in_ranges_of_rows(tmp_path, monkeypatch):
     many, path = np.stack([star(k) for k in range(10)]), tmp_path / "many.h5"
     with h5py.File(path, "w") as file:
         file.update(wavelength=GRID, flux=many, ra=np.arange(10.0), id=[f"s{k}" for k in range(10)])
@@ -239,21 +240,21 @@ def test_large_array_files_are_prepared_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "_ROWS_AT_ONCE", 4)
     made = plan.make_plan([path], Options(), out=tmp_path / "all.h5")
     assert [source.rows for chunk in made.chunks for source in chunk] == [(0, 4), (4, 8), (8, 10)]
-    summary, _ = prepare(path, tmp_path / "all.h5")
+    result, _ = prepare(path, tmp_path / "all.h5")
     prepared = read(tmp_path / "all.h5")
-    assert (summary.files, prepared.has_ivar) == (1, False)
+    assert (result.files, prepared.has_ivar) == (1, False)
     assert prepared.id.tolist() == expected.id.tolist()
     assert prepared.meta["ra"].tolist() == list(range(10))
     same_pixels(prepared, expected)
 
 
-def test_surveys_that_know_different_things_share_a_table(tmp_path):
+def test_surveys_with_different_columns_share_a_table(tmp_path):
     folder = write_stars(tmp_path / "raw", 2)
     write_star(folder, 2, survey="others", ra=None, dec=[3.5], zwarn=[4], name=["x/y"], ivar=None)
     _, said = prepare(folder, tmp_path / "all.h5")
     prepared = read(tmp_path / "all.h5")
     assert not prepared.has_ivar
-    assert any("1 spectra came without uncertainties" in line for line in said)
+    assert any("1 spectra have no uncertainties" in line for line in said)
     assert prepared.survey == "others+stars"
     np.testing.assert_array_equal(prepared.meta["ra"], [0.0, 1.0, np.nan])
     np.testing.assert_array_equal(prepared.meta["zwarn"], [np.nan, np.nan, 4.0])
@@ -267,15 +268,15 @@ def xp_file(path, ids, holes=()):
     return path
 
 
-def test_xp_files_give_the_other_side_by_id(tmp_path):
+def test_xp_files_give_the_xp_side_by_id(tmp_path):
     folder = tmp_path / "raw"
     folder.mkdir()
     for number in range(4):
         write_star(folder, number, id=[str(1000 + number)])
     xp = xp_file(tmp_path / "xp.npz", ["1002", "1000", "7", "1003"], holes=[3])
-    summary, _ = prepare(folder, tmp_path / "all.h5", xp=[xp])
+    result, _ = prepare(folder, tmp_path / "all.h5", xp=[xp])
     side, given = read_xp(tmp_path / "all.h5"), to_gaia_xp(read(xp))
-    assert summary.partners == 2
+    assert result.partners == 2
     assert side.id.tolist() == ["1000", "1001", "1002", "1003"]
     assert side.meta["flag"].tolist() == ["", "no_partner", "", "masked_fraction"]
     assert side.mask[[1, 3]].all()
@@ -283,16 +284,16 @@ def test_xp_files_give_the_other_side_by_id(tmp_path):
     same_pixels(side[[0, 2]], given[[1, 0]])
     with pytest.raises(DataError, match="no id of the 1 Gaia XP spectra"):
         prepare(folder, tmp_path / "later.h5", xp=[xp_file(tmp_path / "wrong.npz", ["7"])])
-    summary, said = prepare(folder, tmp_path / "later.h5", xp=[xp])  # nothing but the end is done again
-    assert (summary.partners, said[0]) == (2, "going on: 2 of 2 chunks are there already")
+    result, said = prepare(folder, tmp_path / "later.h5", xp=[xp])  # only the assembly is repeated
+    assert (result.partners, said[0]) == (2, "resuming: 2 of 2 chunks are already prepared")
 
 
-def test_spectra_that_cover_it_give_their_own_xp_side(tmp_path):
+def test_spectra_that_cover_the_xp_range_give_their_own_xp_side(tmp_path):
     folder = write_stars(tmp_path / "raw", 2)
     write_star(folder, 2, WIDE)
-    summary, _ = prepare(folder, tmp_path / "all.h5", options=Options(fwhm_from=8.0))
+    result, _ = prepare(folder, tmp_path / "all.h5", options=Options(fwhm_from=8.0))
     side = read_xp(tmp_path / "all.h5")
-    assert (summary.partners, side.prepared["fwhm_from"]) == (1, 8.0)
+    assert (result.partners, side.prepared["fwhm_from"]) == (1, 8.0)
     assert [bool(flag) for flag in side.meta["flag"]] == [True, True, False]
     expected = to_gaia_xp(read(folder / "002.npz"), fwhm_from=8.0)
     same_pixels(side[2], expected)
@@ -300,26 +301,26 @@ def test_spectra_that_cover_it_give_their_own_xp_side(tmp_path):
     assert read_xp(tmp_path / "plain.h5") is None
 
 
-def test_options_reach_the_spectra(tmp_path):
+def test_options_are_applied_to_the_spectra(tmp_path):
     folder = write_stars(tmp_path / "raw", 3, rv=[150.0])
-    write_star(folder, 5)  # no velocity known
+    write_star(folder, 5)  # without a velocity
     options = Options(fwhm_from=4.0, fwhm_to=6.0, velocity_column="rv", method="interpolate")
-    summary, _ = prepare(folder, tmp_path / "all.h5", options=options)
+    result, _ = prepare(folder, tmp_path / "all.h5", options=options)
     prepared = read(tmp_path / "all.h5")
     how = {"method": "interpolate", "fwhm": 4.0, "fwhm_to": 6.0, "velocity_column": "rv"}
     assert prepared.prepared == {"tower": "lamost", **how}
     same_pixels(prepared[0], to_lamost(read(folder / "000.npz"), **how))
-    assert (summary.spectra, summary.refused) == (3, 1)
-    assert "no column 'rv'" in Table.read(summary.report)["reason"][0]
+    assert (result.spectra, result.refused) == (3, 1)
+    assert "no column 'rv'" in Table.read(result.report)["reason"][0]
 
 
-def test_what_belongs_elsewhere_is_refused(tmp_path):
+def test_prepared_files_and_xp_files_are_refused_as_sources(tmp_path):
     folder = write_stars(tmp_path / "raw", 1)
     prepare(folder, tmp_path / "first.h5")
     xp = xp_file(tmp_path / "xp.npz", ["12"])
-    summary, _ = prepare([folder, tmp_path / "first.h5", xp], tmp_path / "all.h5")
-    reasons = Table.read(summary.report)["reason"]
-    assert "is prepared already" in reasons[0]
+    result, _ = prepare([folder, tmp_path / "first.h5", xp], tmp_path / "all.h5")
+    reasons = Table.read(result.report)["reason"]
+    assert "is already prepared" in reasons[0]
     assert "Gaia XP" in reasons[1]
 
 
@@ -332,7 +333,7 @@ def test_what_belongs_elsewhere_is_refused(tmp_path):
         ({"max_masked": 1.5}, "from 0 to 1"),
     ],
 )
-def test_options_that_mean_nothing_are_refused(options, said):
+def test_invalid_options_are_refused(options, said):
     with pytest.raises(ConfigError, match=said):
         Options(**options)
 
@@ -342,7 +343,7 @@ def test_another_suffix_is_refused(tmp_path):
         prepare(write_stars(tmp_path / "raw", 1), tmp_path / "all.parquet")
 
 
-def test_of_a_folder_with_fits_files_only_those_are_taken(tmp_path, caplog):
+def test_only_fits_files_are_used_from_a_folder_that_has_them(tmp_path, caplog):
     folder = write_stars(tmp_path / "raw", 2)
     (folder / "visits.csv").write_text("a,b\n1,2\n")
     (folder / "broken.fits").write_bytes(b"not FITS")
@@ -354,7 +355,7 @@ def test_of_a_folder_with_fits_files_only_those_are_taken(tmp_path, caplog):
         prepare(folder, tmp_path / "all.h5")
 
 
-def test_the_command_prints_the_file_and_says_the_counts(tmp_path, capsys):
+def test_the_command_prints_the_path_and_reports_the_counts(tmp_path, capsys):
     folder, out = write_stars(tmp_path / "raw", 3), tmp_path / "all.h5"
     (folder / "bad.npz").write_bytes(b"")
     assert main([*f"prepare {folder} --out {out} --fwhm-from 4 --fwhm-to 5 --workers 1".split()]) == 0

@@ -27,7 +27,7 @@ def spectra(flux, grid=GRID, **more):
 
 
 def published(wavelength, flux):
-    """The published continuum of one spectrum from 3700 to 5700 A, from its description, step by step."""
+    """Compute the published continuum of one spectrum from 3700 to 5700 A, following its description."""
     inside = (wavelength >= 3700) & (wavelength <= 5700)
     x, y = wavelength[inside], medfilt(flux, 7)[inside]
     y = savgol_filter(y, 3, 2, mode="nearest")
@@ -46,7 +46,7 @@ def published(wavelength, flux):
 
 
 @pytest.mark.parametrize("grid", [LAMOST, LAMOST[40:], DESI], ids=["lamost", "lamost-late", "desi"])
-@pytest.mark.parametrize("slope", [-1.5, 1.0], ids=["hot", "cool"])  # the Balmer lines are bridged, or not
+@pytest.mark.parametrize("slope", [-1.5, 1.0], ids=["hot", "cool"])  # with and without bridged Balmer lines
 def test_the_published_continuum_is_reproduced(grid, slope):
     flux = np.stack([star(grid, slope=slope, seed=seed)[0] for seed in range(3)])
     flux *= 1 + 0.03 * np.random.default_rng(1).normal(size=flux.shape)
@@ -55,12 +55,12 @@ def test_the_published_continuum_is_reproduced(grid, slope):
     inside = (grid >= 3700) & (grid <= 5700)
     for row in range(3):
         expected = flux[row, inside] / published(grid, flux[row])
-        # The published powers of the wavelength lose ten digits in 12 fits; ours are Chebyshev polynomials.
+        # The powers of wavelength used there lose ten digits over 12 fits; Chebyshev polynomials do not.
         np.testing.assert_allclose(result.flux[row], expected, rtol=0, atol=1e-6)
 
 
-def test_the_bridge_over_balmer_lines_is_taken_by_hot_stars_alone():
-    """What the two parameters above rely on."""
+def test_only_hot_stars_have_their_balmer_lines_bridged():
+    """The two slopes above rely on this."""
     for slope, hot in ((-1.5, True), (1.0, False)):
         flux, _ = star(LAMOST, slope=slope)
         y = medfilt(flux, 7)[(LAMOST >= 3700) & (LAMOST <= 5700)]
@@ -68,11 +68,11 @@ def test_the_bridge_over_balmer_lines_is_taken_by_hot_stars_alone():
         assert (x[np.polyval(np.polyfit(x, y, 5), x).argmax()] < 4500) == hot
 
 
-def test_the_continuum_of_a_line_spectrum_is_found():
+def test_the_continuum_of_a_line_spectrum_is_recovered():
     flux, continuum = star()
     inside = (GRID > 3800) & (GRID < 5600)
     found = fit_continuum(GRID, flux[None], np.ones((1, GRID.size), bool))[0]
-    # The upper envelope of lines this deep stays within 2% of the truth away from the ends.
+    # For lines this deep the upper envelope is within 2% of the truth away from the ends.
     np.testing.assert_allclose(found[inside], continuum[inside], rtol=0.02)
     assert np.isnan(found[(GRID < 3700) | (GRID > 5700)]).all()
 
@@ -81,11 +81,11 @@ def test_a_quintic_without_lines_is_its_own_continuum():
     x = (GRID - 4700) / 1000
     flux = 2 + 0.3 * x - 0.2 * x**3 + 0.1 * x**5
     result = normalise(spectra(flux))
-    # The running median of a curve and the envelope of its rounding: 1e-5.
+    # 1e-5 for the running median of a curve and the envelope of rounding errors.
     np.testing.assert_allclose(result.flux[~result.mask], 1.0, rtol=1e-5)
 
 
-@settings(max_examples=25, deadline=None)  # the fit of a first example loads LAPACK
+@settings(max_examples=25, deadline=None)  # the first fit loads LAPACK
 @given(exponent=st.floats(-20, 20), seed=st.integers(0, 1000), masked=st.floats(0, 0.3))
 def test_normalisation_does_not_depend_on_the_scale_of_the_flux(exponent, seed, masked):
     scale = 10.0**exponent
@@ -95,12 +95,12 @@ def test_normalisation_does_not_depend_on_the_scale_of_the_flux(exponent, seed, 
         for factor in (1.0, scale)
     )
     np.testing.assert_array_equal(scaled.mask, reference.mask)
-    np.testing.assert_allclose(scaled.flux, reference.flux, rtol=1e-10)  # ten rounds of a 6x6 solution
+    np.testing.assert_allclose(scaled.flux, reference.flux, rtol=1e-10)  # ten solutions of a 6x6 system
     np.testing.assert_allclose(scaled.ivar, reference.ivar, rtol=1e-10)
 
 
 @pytest.mark.parametrize("how", ["mask", "ivar"])
-def test_a_flagged_pixel_changes_no_unflagged_pixel(how):
+def test_masked_pixels_do_not_affect_others(how):
     flux, _ = star()
     bad = np.zeros(GRID.size, bool)
     bad[[300, 301, 302, 303, 900, 1500]] = True
@@ -109,10 +109,10 @@ def test_a_flagged_pixel_changes_no_unflagged_pixel(how):
     for result in results[1:]:
         np.testing.assert_array_equal(result.flux, results[0].flux)
         np.testing.assert_array_equal(result.mask, results[0].mask)
-    assert results[0].flux.max() < 1.2  # a flagged 1e4 that leaked would be far above
+    assert results[0].flux.max() < 1.2  # a masked 1e4 would raise the flux far above
 
 
-def test_rows_do_not_depend_on_their_neighbours_or_on_sharing_a_grid():
+def test_rows_do_not_depend_on_other_rows_or_on_sharing_a_grid():
     flux = np.stack([star(slope=s, seed=s)[0] for s in range(3)])
     together = normalise(spectra(flux))
     own = normalise(spectra(flux, np.stack([GRID, GRID, GRID])))
@@ -123,7 +123,7 @@ def test_rows_do_not_depend_on_their_neighbours_or_on_sharing_a_grid():
 
 
 def test_ranges_are_found_by_wavelength_wherever_the_spectrum_starts():
-    """The published code takes the Balmer ranges 100 A off for spectra that start at 3600 A."""
+    """In the published code the Balmer ranges are 100 A off for spectra that start at 3600 A."""
     flux = 3.0 - (GRID - 3600) / 1200
     for centre in (4101.7, 4340.5, 4861.3):
         flux = flux * (1 - 0.5 * np.exp(-0.5 * ((GRID - centre) / 15.0) ** 2))
@@ -132,18 +132,18 @@ def test_ranges_are_found_by_wavelength_wherever_the_spectrum_starts():
     common = np.isin(early.wavelength, late.wavelength)
     np.testing.assert_allclose(early.flux[:, common], late.flux, rtol=1e-12)
     core = np.abs(early.wavelength - 4340.5) < 1
-    np.testing.assert_allclose(early.flux[0, core], 0.5, atol=0.05)  # bridged: the line keeps its depth
+    np.testing.assert_allclose(early.flux[0, core], 0.5, atol=0.05)  # bridged, so the line keeps its depth
 
 
 @pytest.mark.parametrize("low", [4000.0, 4500.0])
-def test_what_there_is_of_the_range_is_used(low):
+def test_spectra_that_cover_part_of_the_range_are_fitted(low):
     flux, continuum = star()
     part = low < GRID
     result = normalise(spectra(flux[part], GRID[part]))
     assert result.meta["flag"].tolist() == [""]
     away = (result.wavelength > low + 50) & (result.wavelength < 5600)
     expected = (flux / continuum)[np.isin(GRID, result.wavelength[away])]
-    np.testing.assert_allclose(result.flux[0, away], expected, rtol=0.03)  # fewer pixels hold the fit down
+    np.testing.assert_allclose(result.flux[0, away], expected, rtol=0.03)  # fewer pixels constrain the fit
 
 
 def test_rows_that_cannot_be_fitted_are_flagged_and_masked():
@@ -158,14 +158,14 @@ def test_rows_that_cannot_be_fitted_are_flagged_and_masked():
     assert (result.ivar[1:] == 0).all()
 
 
-def test_spectra_elsewhere_are_flagged_not_refused():
+def test_spectra_outside_the_range_are_flagged_not_refused():
     infrared = np.linspace(15000.0, 17000.0, 500)
     result = normalise(spectra(np.ones((2, 500)), infrared))
     assert result.meta["flag"].tolist() == ["continuum_failed"] * 2
     assert result.mask.all()
 
 
-def test_median_filter_takes_the_median_of_the_valid_pixels_and_zeros_beyond_the_ends():
+def test_median_filter_uses_valid_pixels_and_zeros_beyond_the_ends():
     rng = np.random.default_rng(0)
     flux, valid = rng.normal(size=(4, 30)), rng.random((4, 30)) > 0.4
     valid[1, 10:20] = False

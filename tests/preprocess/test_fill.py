@@ -23,16 +23,16 @@ def rms(values):
     return float(np.sqrt(np.mean(values**2)))
 
 
-@pytest.mark.parametrize("n", [60, 400])  # fewer and more spectra than pixels: either Gram matrix
-def test_a_gap_is_filled_to_about_the_noise_and_far_better_than_by_the_mean(n):
+@pytest.mark.parametrize("n", [60, 400])  # fewer or more spectra than pixels, for both Gram matrices
+def test_a_gap_is_filled_to_the_noise_and_much_better_than_with_the_mean(n):
     model = PrincipalFill.fit(low_rank(n), np.zeros((n, PIXELS), bool), k=RANK)
     truth, mask = low_rank(50, seed=1), gap(50)
     error = (model.apply(truth, None, mask) - truth)[mask]
-    assert rms(error) < 0.015  # noise 0.01, and the coefficients' own error
+    assert rms(error) < 0.015  # noise 0.01 and the error of the coefficients
     assert rms((model.mean - truth)[mask]) > 5 * rms(error)
 
 
-def test_the_fit_itself_copes_with_gaps():
+def test_the_fit_handles_gaps():
     flux = low_rank(300)
     mask = np.random.default_rng(5).random(flux.shape) < 0.2
     mask[:60, :70] = True
@@ -42,7 +42,7 @@ def test_the_fit_itself_copes_with_gaps():
 
 
 @pytest.mark.parametrize("with_ivar", [False, True])
-def test_unmasked_pixels_come_back_bit_for_bit(with_ivar):
+def test_unmasked_pixels_stay_bit_identical(with_ivar):
     model = PrincipalFill.fit(low_rank(100), np.zeros((100, PIXELS), bool), k=RANK)
     flux, mask = low_rank(20, seed=3), gap(20)
     mask[5:] = False
@@ -53,14 +53,14 @@ def test_unmasked_pixels_come_back_bit_for_bit(with_ivar):
     assert (filled[mask] != flux[mask]).all()
 
 
-def test_what_lies_under_the_mask_has_no_influence():
+def test_masked_values_have_no_influence():
     model = PrincipalFill.fit(low_rank(100), np.zeros((100, PIXELS), bool), k=RANK)
     flux, mask = low_rank(5, seed=4), gap(5)
     a = model.apply(np.where(mask, 1e4, flux), None, mask)
     np.testing.assert_array_equal(a, model.apply(flux, None, mask))
 
 
-def test_a_row_without_any_pixel_becomes_the_mean():
+def test_a_row_without_valid_pixels_becomes_the_mean():
     model = PrincipalFill.fit(low_rank(100), np.zeros((100, PIXELS), bool), k=RANK)
     everything = np.ones((1, PIXELS), bool)
     np.testing.assert_allclose(
@@ -68,14 +68,14 @@ def test_a_row_without_any_pixel_becomes_the_mean():
     )
 
 
-def test_uncertain_flux_shrinks_towards_the_mean():
+def test_filling_from_uncertain_flux_shrinks_towards_the_mean():
     model = PrincipalFill.fit(low_rank(100), np.zeros((100, PIXELS), bool), k=RANK)
     flux, mask = low_rank(20, seed=5), gap(20)
     sure, unsure = (model.apply(flux, np.full(flux.shape, ivar), mask) - model.mean for ivar in (1e6, 1.0))
     assert rms(unsure[mask]) < rms(sure[mask])
 
 
-def test_arrays_and_back(tmp_path):
+def test_arrays_round_trip(tmp_path):
     model = PrincipalFill.fit(low_rank(100), np.zeros((100, PIXELS), bool), k=RANK)
     np.savez(tmp_path / "fill.npz", **model.to_arrays())
     again = PrincipalFill.from_arrays(np.load(tmp_path / "fill.npz"))
@@ -85,7 +85,7 @@ def test_arrays_and_back(tmp_path):
         PrincipalFill.from_arrays({"mean": model.mean})
 
 
-def test_bad_shapes_are_named():
+def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(DataError, match=r"\(3, 4\) and mask \(3, 5\)"):
         PrincipalFill.fit(np.ones((3, 4)), np.ones((3, 5), bool))
     with pytest.raises(DataError, match="at least two"):

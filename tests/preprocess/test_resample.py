@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from specjax.errors import DataError
 from specjax.preprocess.operators import pixel_edges
-from specjax.preprocess.resample import crop, interpolate, rebin, shift_velocity, smooth
+from specjax.preprocess.resample import crop, interpolate, rebin, smooth
 from specjax.spectra import LAMOST_WAVELENGTH, Spectra
 
 GRID = np.arange(3950.0, 5650.0, 0.8)
@@ -24,12 +24,12 @@ def wiggles(n=3, grid=GRID, seed=0):
 
 @st.composite
 def grids(draw):
-    """An uneven increasing grid inside 4000 to 5600 A, without steps that count as a gap."""
+    """Draw an uneven increasing grid within 4000-5600 A, without steps that count as a gap."""
     steps = draw(st.lists(st.floats(4.1, 20.0), min_size=3, max_size=60))
     return 4000.0 + np.cumsum(steps)
 
 
-@settings(max_examples=50, deadline=None)  # operators are built anew for every grid
+@settings(max_examples=50, deadline=None)  # a new operator is built for every grid
 @given(source=grids(), target=grids(), seed=st.integers(0, 100))
 def test_rebinning_conserves_flux_where_fully_covered(source, target, seed):
     low, high = pixel_edges(source)[[0, -1]]
@@ -38,7 +38,7 @@ def test_rebinning_conserves_flux_where_fully_covered(source, target, seed):
     flux = np.random.default_rng(seed).normal(1, 0.3, (1, source.size))
     result = rebin(spectra(flux, source), target)
     assert not result.mask[:, inside].any()
-    # The running integral of the source, read at the edges of each output pixel.
+    # The cumulative integral of the source at the edges of each output pixel.
     integral = np.concatenate([[0], np.cumsum(flux[0] * np.diff(pixel_edges(source)))])
     at = np.interp(edges, pixel_edges(source), integral)
     expected = np.diff(at) / np.diff(edges)
@@ -73,7 +73,7 @@ def test_resampling_to_the_same_grid_is_the_identity(change, grid, seed, masked)
 @pytest.mark.parametrize(
     "target", [LAMOST_WAVELENGTH, COARSE, GRID[5:-5] + 0.3], ids=["lamost", "coarse", "shifted"]
 )
-def test_rebinning_without_masks_is_that_of_spectres(target):
+def test_rebinning_without_masks_equals_spectres(target):
     flux = wiggles(8)
     result = rebin(spectra(flux), target)
     assert not result.mask.any()
@@ -90,7 +90,7 @@ def test_rebinning_without_masks_is_that_of_spectres(target):
     ],
 )
 @pytest.mark.parametrize("how", ["mask", "ivar", "nan"])
-def test_a_flagged_pixel_changes_no_unflagged_pixel(change, how):
+def test_masked_pixels_do_not_affect_others(change, how):
     flux = np.ones((1, GRID.size))
     flux[0, [700, 701, 702, 1200]] = np.nan if how == "nan" else 1e4
     bad = flux[0] != 1
@@ -119,11 +119,11 @@ def test_output_without_support_is_masked(change):
 
 
 @pytest.mark.parametrize("change", [rebin, lambda s, grid: smooth(s, 2.0, 6.0, grid)])
-def test_ivar_is_that_of_the_scatter_of_many_realisations(change):
+def test_ivar_equals_the_scatter_of_many_realisations(change):
     rng = np.random.default_rng(3)
     noise = rng.normal(0, 0.5, (4000, GRID[:300].size))
     result = change(spectra(noise, GRID[:300], ivar=np.full(noise.shape, 4.0)), GRID[10:290:5] + 0.3)
-    # The variance of 4000 draws is known to sqrt(2/4000) = 2%; five times that over 56 pixels.
+    # The variance of 4000 draws has an error of sqrt(2/4000) = 2%; five times that for 56 pixels.
     np.testing.assert_allclose(result.flux.var(axis=0) * result.ivar[0], 1.0, atol=0.11)
 
 
@@ -133,7 +133,7 @@ def test_placeholder_ivar_stays_a_placeholder():
     assert set(np.unique(result.ivar)) == {1.0}
 
 
-def test_rows_on_their_own_grids_equal_rows_alone():
+def test_rows_on_different_grids_equal_single_rows():
     grid = np.stack([GRID, GRID + 0.37, GRID])
     together = rebin(spectra(wiggles(), grid), LAMOST_WAVELENGTH)
     for row in range(3):
@@ -141,13 +141,13 @@ def test_rows_on_their_own_grids_equal_rows_alone():
         np.testing.assert_allclose(together.flux[row], alone.flux[0], rtol=ROUNDING)
 
 
-def test_smoothing_reaches_the_width_that_it_says():
+def test_smoothing_reaches_the_requested_width():
     grid = np.arange(4900.0, 5100.0, 0.5)
     sigma = 3.0 / 2.354820045
     line = np.exp(-0.5 * ((grid - 5000) / sigma) ** 2)[None]
     wide = smooth(spectra(line, grid), 3.0, 24.0).flux[0]
     moment = np.sqrt(np.sum(wide * (grid - 5000) ** 2) / wide.sum()) * 2.354820045
-    np.testing.assert_allclose(moment, 24.0, rtol=5e-3)  # the kernel is cut at 4 sigma
+    np.testing.assert_allclose(moment, 24.0, rtol=5e-3)  # the kernel is truncated at 4 sigma
 
 
 def test_smoothing_only_lowers_the_resolution():
@@ -164,15 +164,7 @@ def test_smoothing_below_a_pixel_is_the_identity_and_does_not_extrapolate():
     assert beyond.mask[0].tolist() == [True, True, False, True]
 
 
-def test_a_shift_moves_lines_by_the_doppler_formula_and_back():
-    some = spectra(wiggles())
-    shifted = shift_velocity(some, [0.0, 100.0, -50.0])
-    np.testing.assert_array_equal(shifted.wavelength[0], GRID)
-    np.testing.assert_allclose(shifted.wavelength[1] / GRID - 1, 100 / 299792.458, rtol=1e-9)
-    assert shift_velocity(some, 30.0).wavelength.ndim == 1
-
-
-def test_crop_takes_the_columns_of_a_range():
+def test_crop_selects_the_columns_of_a_range():
     part = crop(spectra(wiggles()), 4500, 4600)
     assert part.wavelength[0] >= 4500
     assert part.wavelength[-1] <= 4600

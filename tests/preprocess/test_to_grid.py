@@ -17,7 +17,7 @@ def line_star(grid, n=2):
 
 
 @pytest.mark.parametrize("method", ["rebin", "interpolate"])
-def test_a_clean_spectrum_reaches_the_lamost_grid_whole(method):
+def test_a_clean_spectrum_covers_the_lamost_grid(method):
     result = to_lamost(Spectra.build(GRID, line_star(GRID)), method=method)
     np.testing.assert_array_equal(result.wavelength, LAMOST_WAVELENGTH)
     assert result.meta["flag"].tolist() == ["", ""]
@@ -25,15 +25,15 @@ def test_a_clean_spectrum_reaches_the_lamost_grid_whole(method):
     np.testing.assert_allclose(result.flux[0], result.flux[1], rtol=1e-10)  # the same star, brighter
 
 
-def test_air_is_converted():
+def test_air_wavelengths_are_converted():
     vacuum = Spectra.build(air_to_vacuum(GRID), line_star(GRID))
     air = Spectra.build(GRID, line_star(GRID), medium="air")
     np.testing.assert_array_equal(to_lamost(air).flux, to_lamost(vacuum).flux)
     undeclared = to_lamost(Spectra.build(GRID, line_star(GRID)))
-    assert np.abs(undeclared.flux - to_lamost(air).flux).max() > 0.05  # 84 km/s is no rounding
+    assert np.abs(undeclared.flux - to_lamost(air).flux).max() > 0.05  # 84 km/s is not rounding
 
 
-def test_masked_pixels_are_one_and_say_so():
+def test_masked_pixels_have_flux_one_and_ivar_zero():
     mask = np.zeros((2, GRID.size), bool)
     mask[0, (GRID > 4900) & (GRID < 5000)] = True
     result = to_lamost(Spectra.build(GRID, np.where(mask, 1e4, line_star(GRID)), mask=mask))
@@ -45,7 +45,7 @@ def test_masked_pixels_are_one_and_say_so():
     assert result.meta["flag"].tolist() == ["", ""]
 
 
-def test_rows_that_must_not_be_trusted_are_flagged():
+def test_spectra_with_too_few_pixels_are_flagged():
     flux = np.repeat(line_star(GRID, 1), 5, axis=0)
     mask = np.zeros(flux.shape, bool)
     mask[1, GRID < 4500] = True
@@ -59,7 +59,7 @@ def test_rows_that_must_not_be_trusted_are_flagged():
 @pytest.mark.parametrize(
     ("low", "high", "flag"), [(3600, 4050, "continuum_failed"), (7000, 9000, "no_coverage")]
 )
-def test_spectra_that_miss_the_range_are_flagged(low, high, flag):
+def test_spectra_that_cannot_be_normalised_or_lie_outside_are_flagged(low, high, flag):
     grid = np.arange(low, high, 1.0)
     flux = -np.ones((1, grid.size)) if flag == "continuum_failed" else np.ones((1, grid.size))
     result = to_lamost(Spectra.build(grid, flux))
@@ -72,7 +72,7 @@ def test_an_unknown_method_is_refused():
         to_lamost(Spectra.build(GRID, line_star(GRID)), method="cubic")
 
 
-def test_what_was_prepared_comes_back_as_it_is_and_contradicting_options_are_refused():
+def test_prepared_spectra_are_returned_unchanged_and_contradicting_options_refused():
     once = to_lamost(Spectra.build(GRID, line_star(GRID)), fwhm=8.0)
     assert to_lamost(once) is once
     assert to_lamost(once[1:], fwhm=8.0).meta["flag"].tolist() == [""]
@@ -80,7 +80,7 @@ def test_what_was_prepared_comes_back_as_it_is_and_contradicting_options_are_ref
         with pytest.raises(ConfigError, match="were prepared with"):
             to_lamost(once, **other)
     unsmoothed = to_lamost(Spectra.build(GRID, line_star(GRID)), fwhm=3.0)
-    assert to_lamost(unsmoothed, fwhm=2.0) is unsmoothed  # neither smooths anything
+    assert to_lamost(unsmoothed, fwhm=2.0) is unsmoothed  # neither leads to smoothing
     with pytest.raises(DataError, match="lamost tower"):
         to_gaia_xp(once)
     xp = to_gaia_xp(Spectra.build(GAIA_XP_WAVELENGTH, line_star(GAIA_XP_WAVELENGTH)))
@@ -90,7 +90,7 @@ def test_what_was_prepared_comes_back_as_it_is_and_contradicting_options_are_ref
     assert rebin(once, GRID[500:600]).prepared is None
 
 
-def test_spectra_are_lowered_to_a_resolution_on_request():
+def test_resolution_is_lowered_on_request():
     grid, sigma = np.arange(3600.0, 5800.0, 0.4), 1.5 / 2.3548
     sharp = 1 - 0.5 * np.exp(-0.5 * ((grid - 4800) / sigma) ** 2)
     matched = to_lamost(Spectra.build(grid, sharp), fwhm=1.5, fwhm_to=4.0)
@@ -105,7 +105,7 @@ def test_spectra_are_lowered_to_a_resolution_on_request():
 
 
 @pytest.mark.parametrize(("column", "per_beta"), [("redshift", 1.0), ("rv", 299792.458)])
-def test_velocities_are_taken_out_on_request(column, per_beta):
+def test_velocities_are_removed_on_request(column, per_beta):
     beta = np.array([0.0, 1e-3, -5e-4, np.nan])
     grid = GRID * (1 + np.nan_to_num(beta))[:, None]  # the same star, moving
     flux = np.repeat(line_star(GRID, 1), 4, axis=0)
@@ -113,12 +113,12 @@ def test_velocities_are_taken_out_on_request(column, per_beta):
     rest = to_lamost(moving, velocity_column=column)
     np.testing.assert_allclose(rest.flux, np.repeat(rest.flux[:1], 4, axis=0), rtol=1e-9)  # (1 + b) / (1 + b)
     assert rest.meta["flag"].tolist() == ["", "", "", "no_velocity"]
-    assert np.abs(to_lamost(moving).flux[1] - rest.flux[1]).max() > 0.1  # 300 km/s is no rounding
+    assert np.abs(to_lamost(moving).flux[1] - rest.flux[1]).max() > 0.1  # 300 km/s is not rounding
     with pytest.raises(DataError, match="no column 'vrad'"):
         to_lamost(moving, velocity_column="vrad")
 
 
-def test_xp_spectra_are_divided_by_their_flux_at_550_nm():
+def test_xp_spectra_are_divided_by_the_flux_at_550_nm():
     flux = line_star(GAIA_XP_WAVELENGTH)
     result = to_gaia_xp(Spectra.build(GAIA_XP_WAVELENGTH, flux, np.full(flux.shape, 100.0)))
     np.testing.assert_allclose(result.flux, flux / flux[:, 107:108], rtol=1e-12)
@@ -128,7 +128,7 @@ def test_xp_spectra_are_divided_by_their_flux_at_550_nm():
     assert result.meta["flag"].tolist() == ["", ""]
 
 
-def test_ground_spectra_are_degraded_to_the_resolution_of_xp():
+def test_ground_based_spectra_are_degraded_to_xp_resolution():
     narrow = np.exp(-0.5 * ((WIDE - 5000) / 3.0) ** 2)[None] + 1.0
     result = to_gaia_xp(Spectra.build(WIDE, narrow), fwhm_from=3.0)
     bump = result.flux[0] / np.median(result.flux[0]) - 1
@@ -150,12 +150,12 @@ def test_xp_rows_without_reference_or_coverage_are_flagged():
     assert np.isfinite(result.flux).all()
 
 
-def test_an_oversampled_spectrum_is_denoised_and_a_sampled_one_left_alone():
+def test_only_oversampled_spectra_are_smoothed():
     rng = np.random.default_rng(1)
     clean = Spectra.build(GRID, np.ones((1, GRID.size)))
     noisy = Spectra.build(GRID, 1 + 0.05 * rng.normal(size=(1, GRID.size)))
     as_it_is, matched = to_lamost(noisy), to_lamost(noisy, fwhm=24.0)
-    # A Gaussian of sigma 6 A over 0.9 A pixels averages about 24 of them: noise falls by nearly five.
+    # A Gaussian of sigma 6 A averages about 24 pixels of 0.9 A, so noise falls by nearly five.
     assert matched.flux.std() < 0.3 * as_it_is.flux.std()
     np.testing.assert_allclose(to_lamost(clean, fwhm=24.0).flux, 1.0, atol=1e-9)
     np.testing.assert_array_equal(to_lamost(noisy, fwhm=3.0).flux, as_it_is.flux)

@@ -9,7 +9,7 @@ GRID = np.arange(3680.0, 5760.0, 1.0)
 
 
 def star(km_s, noise=0.02, seed=0):
-    """A star with the strongest lines of its kind, a few of its own, and noise, moved by km_s."""
+    """Return a star with the lines of the template, weaker lines of its own and noise, shifted by km_s."""
     rng = np.random.default_rng(seed)
     rest = GRID / (1 + km_s / 299792.458)
     own = dict(zip(rng.uniform(3900, 5650, 30), rng.uniform(0.02, 0.1, 30), strict=True))
@@ -19,17 +19,17 @@ def star(km_s, noise=0.02, seed=0):
 
 
 @pytest.mark.parametrize("km_s", [-600.0, -300.0, -100.0, 0.0, 60.0, 300.0, 900.0])
-def test_the_velocity_is_found_to_half_a_pixel(km_s):
+def test_velocities_are_measured_to_half_a_pixel(km_s):
     spectra = Spectra.concatenate([star(km_s, seed=seed) for seed in range(5)])
     grid = to_lamost(spectra)
-    velocity, sure = measure_velocity(grid.flux, grid.mask)
+    velocity, correlation = measure_velocity(grid.flux, grid.mask)
     np.testing.assert_allclose(velocity, km_s, atol=40)  # a pixel is 69 km/s
-    assert (sure > 0.4).all()
+    assert (correlation > 0.4).all()
     expected = "too_fast" if abs(km_s) > 250 else ""
     assert grid.meta["flag"].tolist() == [expected] * 5
 
 
-def test_masked_pixels_take_no_part_and_what_has_no_lines_is_not_sure():
+def test_masked_pixels_are_ignored_and_noise_correlates_weakly():
     grid = to_lamost(star(300.0))
     mask = grid.mask | (np.abs(LAMOST_WAVELENGTH - 4341) < 60)
     spoilt = np.where(mask, -50.0, grid.flux)
@@ -38,7 +38,7 @@ def test_masked_pixels_take_no_part_and_what_has_no_lines_is_not_sure():
     assert (measure_velocity(noise, np.zeros(noise.shape, bool))[1] < 0.3).all()
 
 
-def test_a_known_velocity_is_believed_before_a_measured_one():
+def test_a_known_velocity_takes_precedence_over_a_measured_one():
     spectra = star(300.0)
     assert to_lamost(spectra.with_meta(redshift=[0.0])).meta["flag"].tolist() == [""]
     assert to_lamost(spectra.with_meta(redshift=[np.nan])).meta["flag"].tolist() == ["too_fast"]
