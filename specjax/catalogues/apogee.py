@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from astropy.table import Table
 
-from specjax.catalogues.generic import best_of_each
 from specjax.errors import ConfigError, DataError
+from specjax.surveys.io.duplicates import best_of_each
 from specjax.surveys.io.fits import open_fits
 from specjax.surveys.io.tables import UNITS
 from specjax.typing import AnyArray, BoolArray

@@ -11,6 +11,7 @@ from astropy.table import Table
 
 from specjax.catalogues.conditions import Condition
 from specjax.errors import ConfigError, DataError
+from specjax.surveys.io.duplicates import best_of_each
 from specjax.surveys.io.fits import open_fits
 from specjax.surveys.io.sniff import is_fits
 from specjax.surveys.io.tables import UNITS, floats, id_texts, read_table
@@ -80,13 +81,6 @@ def read_labels(path: str | Path, *, columns: Mapping[str, str], where: Sequence
     table.meta.clear()
     table.meta.update(meta)
     return table
-
-
-def best_of_each(names: np.ndarray, snr: np.ndarray) -> np.ndarray:
-    """Row numbers: of each name the row of the highest S/N (the first, where unknown), in order."""
-    order = np.lexsort((np.arange(len(names)), -np.nan_to_num(snr)))
-    _, first = np.unique(names[order], return_index=True)
-    return np.sort(order[first])
 
 
 def _columns(path: Path, needed: Sequence[str], wanted: Sequence[str]) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits
 
-from specjax.catalogues.generic import best_of_each
 from specjax.errors import DataError
 from specjax.spectra import Spectra
 from specjax.surveys import redrock
+from specjax.surveys.io.duplicates import best_of_each
 from specjax.surveys.io.fits import open_fits
 from specjax.surveys.io.many import leave_out, read_folder
 from specjax.surveys.io.sniff import FitsSummary, fits_files, look
