@@ -13,6 +13,7 @@ from specjax.adapt.configuration import parse_configuration
 from specjax.adapt.splits import Roles, apply_roles, read_roles
 from specjax.adapt.study import run_study
 from specjax.adapt.target import Splits, Target, make_target
+from specjax.catalogues.labels import join_labels, read_labels
 from specjax.checkpoints import load_adapter
 from specjax.errors import ConfigError, DataError
 from specjax.foundation import Foundation, load
@@ -22,7 +23,7 @@ from specjax.report.results import Row
 from specjax.spectra import Spectra
 from specjax.surveys import read, read_xp
 from specjax.surveys.io.many import read_each
-from specjax.surveys.io.tables import join_labels, read_labels, write_table
+from specjax.surveys.io.tables import write_table
 from specjax.typing import AnyArray, FloatArray
 
 _ROWS_AT_ONCE = 8192  # of a prepared file, which may be larger than memory

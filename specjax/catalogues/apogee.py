@@ -11,8 +11,8 @@ from astropy.table import Table
 from specjax.errors import ConfigError, DataError
 from specjax.surveys.io.duplicates import best_of_each
 from specjax.surveys.io.fits import open_fits
-from specjax.surveys.io.tables import UNITS
 from specjax.typing import AnyArray, BoolArray
+from specjax.units import LABELS as UNITS
 
 _WHAT = "an APOGEE allStar catalogue"
 

@@ -14,7 +14,8 @@ from specjax.errors import ConfigError, DataError
 from specjax.surveys.io.duplicates import best_of_each
 from specjax.surveys.io.fits import open_fits
 from specjax.surveys.io.sniff import is_fits
-from specjax.surveys.io.tables import UNITS, floats, id_texts, read_table
+from specjax.surveys.io.tables import floats, id_texts, read_table
+from specjax.units import LABELS as UNITS
 
 _WHAT = "a catalogue with a row for each star"
 _TEXTS = ("id", "gaia_source_id")
