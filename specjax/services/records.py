@@ -20,7 +20,7 @@ from specjax.services.star_list import Targets
 from specjax.spectra import Spectra
 from specjax.surveys import sparcl
 from specjax.surveys.io import tables as label_tables
-from specjax.surveys.signal import median_snr
+from specjax.surveys.io.snr import median_snr
 from specjax.typing import FloatArray
 
 _SAME = ("specid", "targetid")  # what both answers say of a record, and must agree on
