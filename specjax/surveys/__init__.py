@@ -1,4 +1,4 @@
-"""Readers of survey files, each returning `Spectra`; the only code that knows the layouts of files."""
+"""Readers of survey files, each returning `Spectra`; file layouts are known only here."""
 
 from specjax.surveys.registry import SURVEYS, Survey, read, read_xp
 

@@ -22,8 +22,8 @@ def read(folder: Path) -> Spectra:
     """Read all mean MaStar spectra of a folder.
 
     Returns:
-        Spectra in vacuum on one logarithmic grid, with pixels of zero inverse variance masked. ids are such
-        as "MaStarHC_00"; meta: name, file, and teff, logg, fe_h, which are NaN.
+        Spectra in vacuum on one logarithmic grid, with pixels of zero inverse variance masked. ids are
+        file names without .fits.gz ("MaStarHC_00"); meta: name, file, and teff, logg, fe_h, which are NaN.
 
     Raises:
         DataError: there are no spectra, or a file is damaged.

@@ -34,7 +34,7 @@ def read(folder: Path) -> Spectra:
     """Read all MILES spectra whose number is in the parameter table.
 
     Returns:
-        Spectra in air without uncertainties. ids are such as "m0001V"; meta: name, file, teff (K), logg
+        Spectra in air without uncertainties. ids have the form "m0001V"; meta: name, file, teff (K), logg
         (dex), fe_h (dex), NaN where unknown.
 
     Raises:

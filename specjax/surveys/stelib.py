@@ -35,9 +35,10 @@ def read(folder: Path) -> Spectra:
     pixels are masked. One star, HD 053929, was observed with both telescopes and occurs twice.
 
     Returns:
-        Spectra in air without uncertainties. ids are such as "HD053929lp"; meta: name, teff (K), logg (dex),
-        fe_h (dex), radial_velocity (km/s, already removed from the spectrum), telescope, file; NaN where
-        unknown. Positions are not read: the headers give them for several epochs and in several notations.
+        Spectra in air without uncertainties. ids have the form "HD053929lp"; meta: name, teff (K), logg
+        (dex), fe_h (dex), radial_velocity (km/s, already removed from the spectrum), telescope, file; NaN
+        where unknown. Positions are not read: the headers give them for several epochs and in several
+        notations.
 
     Raises:
         DataError: there are no spectra, or a file is damaged.

@@ -200,9 +200,7 @@ def test_real_stars(real_data):
         normalised = to_lamost(spectra)
         assert (normalised.meta["flag"] == "").all()
         level = np.median(normalised.flux, axis=1)
-        assert (
-            (level > 0.5) & (level < 1.05)
-        ).all()  # M stars lie far below the pseudo-continuum in the blue
+        assert ((level > 0.5) & (level < 1.05)).all()  # M stars are far below the continuum fit in the blue
 
 
 def test_real_folders(real_data):

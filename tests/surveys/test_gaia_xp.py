@@ -228,6 +228,4 @@ def test_real_coefficients_are_calibrated_as_gaiaxpy_does(real_data, name, count
     spectra = read(real_data / "gaia_xp" / name)
     known = read(real_data / "gaia_xp" / "xp_calibrated_343.npz").select(spectra.id)
     assert len(spectra) == count
-    np.testing.assert_allclose(
-        spectra.flux, known.flux, rtol=1e-10
-    )  # the same arithmetic, other releases of GaiaXPy
+    np.testing.assert_allclose(spectra.flux, known.flux, rtol=1e-10)  # another release of GaiaXPy

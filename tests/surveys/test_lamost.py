@@ -190,4 +190,4 @@ def test_real_files(real_data, release, count, pixels, caplog):
     np.testing.assert_array_equal(flags == "too_fast", fast & (flags != "masked_fraction"))
     assert fast.sum() <= 2  # halo stars in DR8
     level = np.nanmedian(np.where(normalised.mask, np.nan, normalised.flux), axis=1)
-    assert ((level > 0.6) & (level < 1.05)).all()  # cool stars lie far below the pseudo-continuum in the blue
+    assert ((level > 0.6) & (level < 1.05)).all()  # cool stars are far below the continuum fit
