@@ -13,6 +13,7 @@ from specjax.adapt.roles import Roles, apply_roles, read_roles
 from specjax.adapt.splits import Splits
 from specjax.adapt.study import run_study
 from specjax.adapt.target import Target, make_target
+from specjax.catalogues.labels import join_labels, read_labels
 from specjax.errors import ConfigError, DataError
 from specjax.flags import Flag
 from specjax.foundation import load
@@ -21,7 +22,6 @@ from specjax.progress import Say, silent
 from specjax.report.results import Row
 from specjax.spectra import Spectra
 from specjax.surveys import read, read_xp
-from specjax.surveys.io.tables import join_labels, read_labels
 from specjax.typing import FloatArray
 
 

@@ -1,4 +1,4 @@
-"""`specjax info`: what a preset, a model folder or a file of spectra is."""
+"""`specjax info`: describe a preset, a model folder or a file of spectra."""
 
 import json as json_module
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ from specjax.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """Print what a preset, a model folder or a file of spectra is."""
+    """Describe a preset, a model folder or a file of spectra."""
 
     file: Annotated[Positional[Path | None], arg(metavar="SPECTRA")] = None
     """a survey's files, to see what `specjax adapt` would read"""
     preset: str | None = None
     """parameter counts of a preset: paper or mini"""
     model: str | None = None
-    """what a model folder holds; mini is the model that ships"""
+    """contents of a model folder; mini is the model that ships with specjax"""
     survey: str | None = None
-    """the survey of the files, where it cannot be recognised"""
+    """the survey of the files, if it cannot be recognised"""
     wavelength_medium: Literal["vacuum", "air"] | None = None
-    """what the wavelengths of an array file are measured in, where the file does not say"""
+    """medium of the wavelengths in an array file or table that does not declare it"""
     wavelength_unit: Literal["angstrom", "nm", "um", "log10"] | None = None
-    """their unit, likewise"""
+    """unit of the wavelengths, likewise"""
     json: bool = False
     """print JSON"""
 
@@ -39,17 +39,15 @@ class Info:
     def _describe(self) -> dict[str, Any]:
         if (self.file is not None) + (self.preset is not None) + (self.model is not None) > 1:
             raise ConfigError("info describes one thing: a preset, a model or a file")
-        if self.file is not None:
-            from specjax.surveys.summary import describe_file
+        from specjax.report import describe
 
-            return describe_file(
+        if self.file is not None:
+            return describe.describe_file(
                 self.file,
                 self.survey,
                 wavelength_medium=self.wavelength_medium,
                 wavelength_unit=self.wavelength_unit,
             )
-        from specjax.report import describe
-
         if self.model is not None:
             from specjax.foundation import load
 

@@ -15,7 +15,7 @@ from specjax.preprocess import to_gaia_xp, to_lamost
 from specjax.spectra import Spectra
 from specjax.surveys import arrays, read
 from specjax.surveys.io.many import collecting
-from specjax.surveys.signal import median_snr
+from specjax.surveys.io.snr import median_snr
 from specjax.typing import AnyArray
 
 _KEPT = ("flux", "ivar", "mask")

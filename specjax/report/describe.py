@@ -1,23 +1,36 @@
-"""What a model or a set of spectra is, in numbers: the content of `specjax info`."""
+"""Descriptions of models and of spectra, as printed by `specjax info`."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
-from specjax import lora
 from specjax.config import ModelConfig
-from specjax.foundation import Foundation
-from specjax.models import LabelHead, SpecCLIP
+from specjax.spectra import Spectra
+from specjax.surveys import read
+from specjax.surveys.io.many import collecting
+from specjax.typing import FloatArray
+
+if TYPE_CHECKING:  # describing spectra needs neither JAX nor the models
+    from specjax.foundation import Foundation
 
 
 def count_parameters(config: ModelConfig) -> dict[str, int]:
-    """Count the parameters of a model's parts and of the low-rank factors beside them, from shapes alone.
+    """Count the parameters of a model's parts and of its LoRA groups, from shapes alone.
 
-    lamost_encoder, xp_autoencoder, lora1 to lora4 and label_head (MLP2; MLP1 is the same where both read
-    vectors of one width), and specclip: both towers with their projections and the decoders they have.
+    Returns:
+        lamost_encoder, xp_autoencoder, lora1 to lora4, label_head (MLP2; MLP1 has as many where both read
+        vectors of the same width), and specclip: both towers with their projections and decoders.
     """
+    import jax
+    import jax.numpy as jnp
+
+    from specjax import lora
+    from specjax.models import LabelHead, SpecCLIP
+
     key = jax.random.key(0)
     fluxes = [jnp.zeros((1, n)) for n in (config.specformer.num_pixels, config.xp_autoencoder.num_pixels)]
     params = dict(jax.eval_shape(SpecCLIP(config).init, key, *fluxes)["params"])
@@ -34,8 +47,10 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
 
 
 def describe_model(model: Foundation) -> dict[str, Any]:
-    """Say what a loaded model holds: its name, labels, parts with their parameters, and digest."""
-    parts = {"/".join(path): lora.count_parameters(tree) for path, tree in _parts(model.params)}
+    """Return the name and labels of a loaded model, the parameter counts of its parts, and its digest."""
+    from specjax import lora
+
+    parts = {name: lora.count_parameters(tree) for name, tree in _parts(model.params).items()}
     return {
         "name": model.config.name,
         "labels": list(model.config.labels),
@@ -45,8 +60,60 @@ def describe_model(model: Foundation) -> dict[str, Any]:
     }
 
 
+def describe_file(path: str | Path, survey: str | None = None, **options: str | None) -> dict[str, Any]:
+    """Describe the spectra of a file or folder, and count what could not be read ("left_out", "reasons").
+
+    Args:
+        path: a file or a folder.
+        survey: a key of `surveys.SURVEYS`; recognised from the files if None.
+        **options: keywords of `surveys.read`.
+
+    Raises:
+        DataError: as `surveys.read`.
+    """
+    with collecting() as reasons:
+        spectra = read(path, survey, **options)
+    return {**describe_spectra(spectra), "left_out": len(reasons), "reasons": reasons}
+
+
+def describe_spectra(spectra: Spectra) -> dict[str, Any]:
+    """Count spectra and pixels, and return the ranges of wavelength, S/N and position.
+
+    Wavelengths are in Angstrom, positions in degrees. A range is [smallest, largest] of the known values,
+    None if there are none.
+    """
+    wavelength = np.atleast_2d(spectra.wavelength)
+    width = np.diff(wavelength, axis=-1)
+    masked = spectra.mask.sum(axis=1)
+    ra, dec, snr = (_numbers(spectra, name) for name in ("ra", "dec", "snr"))
+    known = snr[np.isfinite(snr)]
+    return {
+        "survey": spectra.survey,
+        "spectra": len(spectra),
+        "distinct_ids": len(np.unique(spectra.id)),
+        "ids": spectra.id[:3].tolist(),
+        "pixels": int(wavelength.shape[-1]),
+        "wavelength_min_angstrom": round(float(wavelength.min()), 3),
+        "wavelength_max_angstrom": round(float(wavelength.max()), 3),
+        "pixel_width_angstrom": _range(width),
+        "shared_grid": spectra.wavelength.ndim == 1,
+        "medium": spectra.medium,
+        "has_ivar": spectra.has_ivar,
+        "masked_pixels": int(masked.sum()),
+        "masked_fraction": round(float(spectra.mask.mean()), 4),
+        "wholly_masked_spectra": int((masked == spectra.mask.shape[1]).sum()),
+        "snr_known": len(known),
+        "snr_median": _rounded(np.median(known)) if known.size else None,
+        "snr_range": _range(snr),
+        "positions_known": int((np.isfinite(ra) & np.isfinite(dec)).sum()),
+        "ra_range_deg": _range(ra),
+        "dec_range_deg": _range(dec),
+        "columns": sorted(spectra.meta),
+    }
+
+
 def format_description(description: Mapping[str, Any], indent: str = "") -> str:
-    """Lay a description out as aligned lines, with thousands separated."""
+    """Format a description as aligned lines, with thousands separated."""
     width = max((len(key) for key in description), default=0)
     lines = []
     for key, value in description.items():
@@ -58,24 +125,48 @@ def format_description(description: Mapping[str, Any], indent: str = "") -> str:
 
 
 def _count_factors(params: Mapping[str, Any], group: str, config: ModelConfig) -> int:
-    """Count one LoRA group's factors."""
-    made = jax.eval_shape(
+    """Count the factors of one LoRA group."""
+    import jax
+
+    from specjax import lora
+
+    factors = jax.eval_shape(
         lambda tree: lora.init_adapters(jax.random.key(0), tree, {group: config.loras[group]}), params
     )
-    return lora.count_parameters(made)
+    return lora.count_parameters(factors)
 
 
-def _parts(params: Mapping[str, Any]) -> list[tuple[tuple[str, ...], Any]]:
-    """Towers by encoder and projection, everything else as it is."""
-    parts: list[tuple[tuple[str, ...], Any]] = []
+def _parts(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Split the towers into encoder and projection; everything else is one part."""
+    parts: dict[str, Any] = {}
     for name, tree in params.items():
-        inner = name in ("lamost", "gaia_xp")
-        parts += [((name, part), tree[part]) for part in tree] if inner else [((name,), tree)]
+        if name in ("lamost", "gaia_xp"):
+            parts |= {f"{name}/{part}": tree[part] for part in tree}
+        else:
+            parts[name] = tree
     return parts
 
 
+def _numbers(spectra: Spectra, name: str) -> FloatArray:
+    """Return a numeric column; NaN if it is absent or text."""
+    values = spectra.meta.get(name)
+    if values is None or values.dtype.kind not in "iuf" or values.ndim != 1:
+        return np.full(len(spectra), np.nan)
+    return values.astype(np.float64)
+
+
+def _range(values: FloatArray) -> list[float] | None:
+    values = values[np.isfinite(values)]
+    return [_rounded(values.min()), _rounded(values.max())] if values.size else None
+
+
+def _rounded(value: float) -> float:
+    """Round to six digits, for display."""
+    return float(f"{value:.6g}")
+
+
 def _text(value: Any) -> str:
-    """One value for people."""
+    """Format one value for display."""
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "-"
     if isinstance(value, bool) or value is None:

@@ -16,7 +16,7 @@ from specjax.services.pages import Record
 from specjax.spectra import Spectra
 from specjax.surveys import sparcl
 from specjax.surveys.io import tables
-from specjax.surveys.signal import median_snr
+from specjax.surveys.io.snr import median_snr
 from specjax.typing import FloatArray
 
 _IDENTICAL = ("specid", "targetid")  # fields on which both responses must agree

@@ -1,1 +1,1 @@
-"""Observations by an instrument that does not exist, from spectra that do."""
+"""Simulated observations: observed spectra degraded to another instrument."""

@@ -1,4 +1,4 @@
-"""Observed spectra as a slitless low-resolution survey would deliver them: a hard target of real stars."""
+"""Observed spectra, degraded as a slitless low-resolution survey would record them."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from specjax.spectra import Spectra
 from specjax.typing import FloatArray
 
 FWHM = 24.0
-"""Resolution of the slitless survey, Angstrom."""
+"""Spectral resolution of the slitless survey, Angstrom."""
 
 SNR = 20.0
-"""Signal to noise of one LAMOST-grid pixel."""
+"""Signal-to-noise ratio per pixel of the LAMOST grid."""
 
-# LAMOST pixels continued to 3700-5710 A, so that the continuum is found as for any survey.
+# LAMOST pixels extended to 3700-5710 A, so that the continuum is fitted as for any survey.
 WAVELENGTH: FloatArray = np.power(10.0, 3.602 + 1e-4 * np.arange(-338, 1547, dtype=np.float64))
-"""(1885,) vacuum Angstrom, the grid of the degraded spectra; LAMOST_WAVELENGTH is part of it."""
+"""(1885,) vacuum Angstrom, the grid of the degraded spectra; it includes LAMOST_WAVELENGTH."""
 
 
 def degrade(
     spectra: Spectra, fwhm: float = FWHM, snr: float = SNR, seed: int = 0, *, fwhm_from: float = 3.0
 ) -> Spectra:
-    """The same stars through a slitless spectrograph: lower resolution, then noise.
+    """Lower the resolution of spectra and add noise, as a slitless spectrograph would.
 
     Each spectrum is smoothed by a Gaussian to a total FWHM of `fwhm`, evaluated on `WAVELENGTH`, and given
-    Gaussian noise whose standard deviation is the flux over `snr` in every pixel. A star's noise depends on
-    `seed` and its id alone, so it is the same in any order and any subset. The noise that the
-    spectra already have is left in and not counted: it is an order of magnitude below.
+    Gaussian noise with a standard deviation of the flux over `snr` in each pixel. The noise of a star depends
+    only on `seed` and its id, so it is the same in any order and any subset. The noise already present in the
+    spectra, an order of magnitude smaller, is kept and not accounted for.
 
     Args:
-      spectra: n observed spectra in air or vacuum, e.g. STELIB.
-      fwhm: total FWHM to reach, Angstrom.
-      snr: signal to noise of a pixel.
-      seed: of the noise.
-      fwhm_from: FWHM that the spectra have, Angstrom.
+        spectra: n observed spectra in air or vacuum, e.g. STELIB.
+        fwhm: total FWHM to reach, Angstrom.
+        snr: signal-to-noise ratio per pixel.
+        seed: seed of the noise.
+        fwhm_from: FWHM of the given spectra, Angstrom.
 
     Returns:
-      (n, 1885) Spectra in vacuum, before continuum normalisation, with the ivar that matches the noise;
-      pixels with less than half of their kernel on valid ones are masked.
+        (n, 1885) Spectra in vacuum, before continuum normalisation, with the inverse variance of the added
+        noise. A pixel is masked if less than half of its smoothing kernel lies on valid pixels.
 
     Raises:
-      ConfigError: `snr` is not positive.
-      DataError: `fwhm` is below `fwhm_from`, or nothing lies in the range.
+        ConfigError: `snr` is not positive.
+        DataError: `fwhm` is below `fwhm_from`, or the spectra do not cover the range.
     """
     if not snr > 0:
-        raise ConfigError(f"the signal to noise must be positive, not {snr}")
+        raise ConfigError(f"the signal-to-noise ratio must be positive, not {snr}")
     source = crop(spectra.to_vacuum(), WAVELENGTH[0] - 3 * fwhm, WAVELENGTH[-1] + 3 * fwhm)
     blurred = smooth(source, fwhm_from, fwhm, WAVELENGTH)
     sigma = np.abs(blurred.flux) / snr
@@ -66,7 +66,7 @@ def degrade(
 
 
 def _noise(seed: int, name: str) -> FloatArray:
-    """(1885,) standard normal numbers that belong to one star."""
+    """Draw the (1885,) standard normal numbers of one star."""
     digest = hashlib.sha256(name.encode()).digest()
     words = np.frombuffer(digest[:16], dtype="<u4").tolist()
     return np.random.default_rng([seed, *words]).standard_normal(WAVELENGTH.size)

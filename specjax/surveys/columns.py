@@ -1,4 +1,4 @@
-"""A user's own spectra in a .csv, .ecsv or .parquet table: one spectrum in columns, or one in each row."""
+"""Reader of .csv, .ecsv and .parquet tables: one spectrum in columns, or one spectrum per row."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.table import Table
+from astropy.table import Column, Table
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
 from specjax.surveys.io.many import assume_vacuum
+from specjax.typing import FloatArray
 
 _TEXT = {".csv": "ascii.csv", ".ecsv": "ascii.ecsv"}
 _PARQUET = ".parquet"
 _WAVELENGTH = re.compile(r"(?:flux_)?(\d+(?:\.\d*)?)$")
 _UNITS = {"Angstrom": "angstrom", "nm": "nm", "um": "um"}
-_MIN_PIXELS = 10  # columns named as wavelengths, that a table of labels doesn't have by chance
+_MIN_PIXELS = 10  # columns named by wavelength; a table of labels has fewer
 
 
 def recognise(path: Path) -> bool:
-    """Whether `path` is a table of spectra by the names of its columns; for .parquet by its own name."""
+    """Whether `path` is a table of spectra, by its column names; a .parquet file by its own name."""
     suffix = path.suffix.lower()
     if not path.is_file() or suffix not in (*_TEXT, _PARQUET):
         return False
@@ -33,25 +34,26 @@ def recognise(path: Path) -> bool:
             names = next(csv.reader(line for line in stream if not line.startswith("#")), [])
     except (OSError, UnicodeDecodeError, csv.Error):
         return False
-    # ECSV is delimited by spaces unless it says otherwise.
+    # ECSV is delimited by spaces unless it declares another delimiter.
     names = names[0].split() if len(names) == 1 else names
     return {"wavelength", "flux"} <= set(names) or len(_pixels(names)) >= _MIN_PIXELS
 
 
 def read(path: Path, wavelength_medium: str | None = None, wavelength_unit: str | None = None) -> Spectra:
-    """Spectra of one table.
+    """Read the spectra of one table.
 
-    Either columns wavelength and flux, optionally ivar or flux_error, and mask: one spectrum, whose id is the
-    file's name; or a row for each spectrum with columns named by wavelength ("4000.5" or "flux_4000.5"),
-    optionally id, and further columns, which become meta. A unit of the column wavelength is honoured.
+    The table has either columns wavelength and flux, optionally ivar or flux_error, and mask: one spectrum,
+    whose id is the file's name; or one row per spectrum with columns named by wavelength ("4000.5" or
+    "flux_4000.5"), optionally id, and further columns, which become meta. The unit of the column wavelength
+    is honoured.
 
     Args:
-      path: .csv, .ecsv or .parquet.
-      wavelength_medium: "vacuum" or "air"; vacuum where None.
-      wavelength_unit: "angstrom", "nm", "um" or "log10"; the table's own, else Angstrom, where None.
+        path: .csv, .ecsv or .parquet.
+        wavelength_medium: "vacuum" or "air"; default vacuum.
+        wavelength_unit: "angstrom", "nm", "um" or "log10"; default the table's own, else Angstrom.
 
     Raises:
-      DataError: not such a table, or spectra that cannot be used.
+        DataError: the table has another layout, or its spectra cannot be used.
     """
     path = Path(path)
     table = _table(path)
@@ -74,15 +76,15 @@ def _table(path: Path) -> Table:
         return Table.read(path, format=form, **options)
     except ImportError:
         raise DataError(f"reading {path} needs pyarrow: pip install 'specjax[parquet]'") from None
-    except Exception as error:  # astropy's readers raise whatever their parser does
+    except Exception as error:  # astropy's readers pass on any exception of their parsers
         line = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"{path} is not a table that astropy reads: {line[0]}") from None
 
 
 def _one(path: Path, table: Table, medium: str, unit: str | None) -> Spectra:
-    said = _UNITS.get(str(table["wavelength"].unit))
-    if unit is not None and said not in (None, unit):
-        raise DataError(f"its wavelength unit is {said}, not {unit}")
+    declared = _UNITS.get(str(table["wavelength"].unit))
+    if unit is not None and declared not in (None, unit):
+        raise DataError(f"its wavelength unit is {declared}, not {unit}")
     ivar = _filled(table["ivar"]) if "ivar" in table.colnames else None
     if ivar is None and "flux_error" in table.colnames:
         error = _filled(table["flux_error"])
@@ -90,7 +92,7 @@ def _one(path: Path, table: Table, medium: str, unit: str | None) -> Spectra:
     mask = np.asarray(table["mask"]) if "mask" in table.colnames else None
     wavelength, flux = _filled(table["wavelength"]), _filled(table["flux"])
     return Spectra.build(
-        wavelength, flux, ivar, mask, [path.stem], medium=medium, survey=path.stem, unit=unit or said
+        wavelength, flux, ivar, mask, [path.stem], medium=medium, survey=path.stem, unit=unit or declared
     )
 
 
@@ -111,12 +113,13 @@ def _rows(
 
 
 def _pixels(names: list[str]) -> list[tuple[str, float]]:
-    """Columns that are named by a wavelength, with it."""
+    """Return (name, wavelength) of the columns named by a wavelength."""
     return [(name, float(found[1])) for name in names if (found := _WAVELENGTH.match(name))]
 
 
-def _filled(column: Any) -> np.ndarray:
+def _filled(column: Column) -> FloatArray:
+    """Return a column of numbers, with NaN for masked values."""
     try:
         return np.ma.filled(np.ma.asarray(column, dtype=np.float64), np.nan)
     except (TypeError, ValueError):
-        raise DataError(f"column {column.name} does not hold numbers") from None
+        raise DataError(f"column {column.name} does not contain numbers") from None

@@ -1,4 +1,4 @@
-"""Spectra in the images of a FITS file: HDUs FLUX, WAVE or WAVELENGTH, and optionally IVAR and MASK."""
+"""Reader of FITS files with spectra as images: HDUs FLUX, WAVE or WAVELENGTH, optionally IVAR and MASK."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from specjax.spectra import Spectra
 from specjax.surveys.io.fits import open_fits
 from specjax.surveys.io.sniff import look, stem
 
-_WHAT = "a FITS file with images FLUX and WAVE"
+_KIND = "a FITS file with images FLUX and WAVE"
 _GRIDS = ("WAVE", "WAVELENGTH")
 
 
@@ -21,17 +21,17 @@ def recognise(path: Path) -> bool:
 
 
 def read(path: Path) -> Spectra:
-    """The rows of FLUX, (n, p) or (p,), on a grid in Angstrom, vacuum; ids are FILE or FILE-ROW.
+    """Read the rows of FLUX, (n, p) or (p,), on a grid in Angstrom in vacuum; ids are FILE or FILE-ROW.
 
     Raises:
-      DataError: not such a file, or images that do not fit each other.
+        DataError: the file has another layout, or its images do not fit each other.
     """
     path = Path(path)
-    with open_fits(path, _WHAT, odd_cards=True) as hdus:
+    with open_fits(path, _KIND, odd_cards=True) as hdus:
         images = {hdu.name.upper(): hdu.data for hdu in hdus if hdu.is_image and hdu.data is not None}
         grid = _grid(tuple(images))
         if "FLUX" not in images or grid is None:
-            raise DataError(f"{path} is not {_WHAT}: it has {', '.join(images) or 'no images'}")
+            raise DataError(f"{path} is not {_KIND}: it has {', '.join(images) or 'no images'}")
         count = len(np.atleast_2d(images["FLUX"]))
     name = stem(path)
     ids = [name] if count == 1 else [f"{name}-{row}" for row in range(count)]

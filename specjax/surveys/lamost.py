@@ -1,7 +1,9 @@
-"""LAMOST low-resolution spectra: 3700-9100 A in vacuum, heliocentric, 1e-4 in log10 wavelength, R about 1800.
+"""Reader of LAMOST low-resolution spectra.
 
-Three layouts: an image of five rows in the primary HDU (DR1 to DR9), the same with continuum-subtracted flux
-in place of wavelengths (pilot survey), and a table COADD of one row (DR10 and later).
+They cover 3700-9100 A in vacuum, heliocentric, with pixels of 1e-4 in log10 wavelength and R about 1800.
+Files have three layouts: an image of five rows in the primary HDU (DR1 to DR9), the same with
+continuum-subtracted flux in place of wavelengths (pilot survey), and a table COADD of one row (DR10 and
+later).
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ from specjax.errors import DataError
 from specjax.spectra import Spectra
 from specjax.surveys.io.fits import open_fits
 from specjax.surveys.io.many import read_folder
-from specjax.surveys.io.sniff import FitsSummary, fits_files, look, stem
+from specjax.surveys.io.sniff import FitsContents, fits_files, look, stem
 from specjax.typing import FloatArray
 
-_WHAT = "a LAMOST spectrum"
+_KIND = "a LAMOST spectrum"
 _ROWS = ("flux", "ivar", "wavelength", "andmask")
 _NUMBERS = {"ra": "RA", "dec": "DEC", "redshift": "Z", "redshift_err": "Z_ERR"}
 _TEXTS = {
@@ -31,7 +33,7 @@ _TEXTS = {
     "release": "DATA_V",
 }
 _UNKNOWN = -9999.0
-_MAX_OFF = 0.1  # of a pixel, between wavelengths and the header's coefficients; single precision is 0.003
+_MAX_OFFSET = 0.1  # pixels between wavelengths and the header's coefficients; single precision gives 0.003
 
 
 def recognise(path: Path) -> bool:
@@ -40,44 +42,42 @@ def recognise(path: Path) -> bool:
 
 
 def read(path: Path) -> Spectra:
-    """One LAMOST file or all of a folder; files that cannot be used are reported by `read_each`.
+    """Read a LAMOST file, or all files of a folder; for unreadable files see `io.many.read_each`.
 
-    A pixel is masked where `andmask` is not 0, that is where every exposure was flagged bad, whatever the
-    bit: the co-addition has nothing good there. `ormask`, where at least one exposure was bad, is not used:
-    the other exposures are good and the inverse variance says how good. Where the inverse variance is not
-    positive the pixel is masked too. Wavelengths follow from COEFF0 and COEFF1, which the pilot survey needs
+    A pixel is masked where `andmask` is not 0, whatever the bit: every exposure was flagged bad, and the
+    co-addition has no good data there. `ormask`, set where at least one exposure was bad, is not used: the
+    other exposures are good, and the inverse variance accounts for it. Pixels without positive inverse
+    variance are masked too. Wavelengths are computed from COEFF0 and COEFF1, which the pilot survey requires
     and which are exact where the wavelengths of a file are rounded to 0.003 A.
 
     Returns:
-      Spectra in vacuum; ids are file names without .fits.gz; meta obsid, object, class, subclass, release,
-      ra, dec (degrees), redshift, redshift_err, snr_u, snr_g, snr_r, snr_i, snr_z and snr (that in g), file;
-      NaN or "" where unknown. Flux is in the relative units of the files.
+        Spectra in vacuum, with the flux in the relative units of the files. ids are file names without
+        .fits.gz; meta: obsid, object, class, subclass, release, ra, dec (degrees), redshift, redshift_err,
+        snr_u, snr_g, snr_r, snr_i, snr_z, snr (equal to snr_g), file; NaN or "" where unknown.
 
     Raises:
-      DataError: no files, or none that could be read.
+        DataError: there are no files, or none can be read.
     """
-    return read_folder(path, fits_files(Path(path)), read_file, _WHAT)
+    return read_folder(path, fits_files(Path(path)), read_file, _KIND)
 
 
 def read_file(path: Path) -> Spectra:
-    """One LAMOST file, as `read`.
+    """Read one LAMOST file, see `read`.
 
     Raises:
-      DataError: the file is damaged, not LAMOST's, or contradicts itself.
+        DataError: the file is damaged, not from LAMOST, or inconsistent.
     """
-    with open_fits(path, _WHAT) as hdus:
+    with open_fits(path, _KIND) as hdus:
         header = hdus[0].header
-        layout = "table" if hdus[0].data is None else "image"
-        columns = _table(path, hdus) if layout == "table" else _image(path, hdus)
+        columns = _table(path, hdus) if hdus[0].data is None else _image(path, hdus)
     wavelength = _wavelength(path, header, columns["wavelength"])
-    name = stem(path)
     try:
         return Spectra.build(
             wavelength,
             columns["flux"],
             columns["ivar"],
             columns["andmask"],
-            [name],
+            [stem(path)],
             meta={**{key: [value] for key, value in _meta(header).items()}, "file": [path.name]},
             medium="air" if header.get("VACUUM") is False else "vacuum",
             survey="lamost",
@@ -86,33 +86,33 @@ def read_file(path: Path) -> Spectra:
         raise DataError(f"{path}: {error}") from None
 
 
-def _is_lamost(file: FitsSummary) -> bool:
+def _is_lamost(file: FitsContents) -> bool:
     return str(file.header.get("TELESCOP", "")).strip() == "LAMOST"
 
 
 def _image(path: Path, hdus: fits.HDUList) -> dict[str, FloatArray]:
     data = np.asarray(hdus[0].data, dtype=np.float64)
     if data.ndim != 2 or len(data) < len(_ROWS):
-        raise DataError(f"{path} is not {_WHAT}: its image is {data.shape}, not five rows")
+        raise DataError(f"{path} is not {_KIND}: its image is {data.shape}, not five rows")
     return dict(zip(_ROWS, data, strict=False))
 
 
 def _table(path: Path, hdus: fits.HDUList) -> dict[str, FloatArray]:
     if len(hdus) < 2 or not hasattr(hdus[1], "columns"):
-        raise DataError(f"{path} is not {_WHAT}: no image in HDU 0 and no table in HDU 1")
+        raise DataError(f"{path} is not {_KIND}: no image in HDU 0 and no table in HDU 1")
     names = {name.lower(): name for name in hdus[1].columns.names}
     missing = [row.upper() for row in _ROWS if row not in names]
     if missing:
-        raise DataError(f"{path} is not {_WHAT}: its table has no column {', '.join(missing)}")
+        raise DataError(f"{path} is not {_KIND}: its table has no column {', '.join(missing)}")
     return {row: np.asarray(hdus[1].data[names[row]], dtype=np.float64).ravel() for row in _ROWS}
 
 
 def _wavelength(path: Path, header: Mapping[str, Any], given: FloatArray) -> FloatArray:
-    """(p,) Angstrom by the header, checked against the file's own wavelengths if it has such."""
+    """Compute (p,) wavelengths in Angstrom from the header, and compare them with the file's own, if any."""
     has_wavelength = bool(np.isfinite(given).all()) and given.min() > 3000 and (np.diff(given) > 0).all()
     if "COEFF0" not in header or "COEFF1" not in header:
         if not has_wavelength:
-            raise DataError(f"{path} is not {_WHAT}: neither COEFF0 and COEFF1 nor wavelengths")
+            raise DataError(f"{path} is not {_KIND}: neither COEFF0 and COEFF1 nor wavelengths")
         return given
     first, step = _number(header["COEFF0"]), _number(header["COEFF1"])
     if not (3 < first < 5 and step > 0):
@@ -121,9 +121,9 @@ def _wavelength(path: Path, header: Mapping[str, Any], given: FloatArray) -> Flo
         )
     wavelength = np.power(10.0, first + step * np.arange(given.size, dtype=np.float64))
     if has_wavelength:
-        off = np.abs(given / wavelength - 1.0).max() / (step * np.log(10.0))
-        if off > _MAX_OFF:
-            raise DataError(f"{path}: its wavelengths are {off:.1f} pixels from its COEFF0 and COEFF1")
+        offset = np.abs(given / wavelength - 1.0).max() / (step * np.log(10.0))
+        if offset > _MAX_OFFSET:
+            raise DataError(f"{path}: its wavelengths are {offset:.1f} pixels from its COEFF0 and COEFF1")
     return wavelength
 
 
@@ -138,7 +138,7 @@ def _meta(header: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(card: Any) -> float:
-    """A header value as a number; NaN where it is absent, -9999 or not a number."""
+    """Return a header value as a number; NaN if it is absent, -9999 or not a number."""
     try:
         value = float(card)
     except (TypeError, ValueError):

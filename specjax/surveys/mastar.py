@@ -1,4 +1,4 @@
-"""MaStar: 65 mean spectra of groups of like stars (mastarhc_v2), 3632-10323 A in vacuum."""
+"""Reader of mean MaStar spectra: 65 averages of similar stars (mastarhc_v2), 3632-10323 A in vacuum."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from specjax.errors import DataError
 from specjax.spectra import Spectra
 from specjax.surveys.io.fits import linear_axis, open_fits
 
+_PATTERN = "MaStarHC_*.fits.gz"
+
 
 def recognise(path: Path) -> bool:
     """Whether `path` is a folder of mean MaStar spectra."""
-    return path.is_dir() and any(path.glob("MaStarHC_*.fits.gz"))
+    return path.is_dir() and any(path.glob(_PATTERN))
 
 
 def read(folder: Path) -> Spectra:
-    """Every mean MaStar spectrum of a folder.
+    """Read all mean MaStar spectra of a folder.
 
     Returns:
-      Spectra in vacuum on one logarithmic grid, ids such as "MaStarHC_00", meta name; they have no labels.
-      Pixels with zero inverse variance are masked.
+        Spectra in vacuum on one logarithmic grid, with pixels of zero inverse variance masked. ids are
+        file names without .fits.gz ("MaStarHC_00"); meta: name, file, and teff, logg, fe_h, which are NaN.
 
     Raises:
-      DataError: no spectra, or a file that is not as these files are.
+        DataError: there are no spectra, or a file is damaged.
     """
     folder = Path(folder)
-    files = sorted(folder.glob("MaStarHC_*.fits.gz"))
+    files = sorted(folder.glob(_PATTERN))
     if not files:
-        raise DataError(f"{folder} holds no mean MaStar spectra (MaStarHC_*.fits.gz)")
+        raise DataError(f"{folder} contains no mean MaStar spectra ({_PATTERN})")
     return Spectra.concatenate([_read_file(path) for path in files])
 
 

@@ -1,4 +1,4 @@
-"""MILES: 983 stars, 3540-7410 A in air, 0.9 A, FWHM 2.5 A, at rest.
+"""Reader of the MILES library: 983 stars, 3540-7410 A in air, 0.9 A pixels, FWHM 2.5 A, rest frame.
 
 Sanchez-Blazquez et al. (2006, MNRAS 371, 703); labels of Cenarro et al. (2007, MNRAS 374, 664).
 """
@@ -13,13 +13,14 @@ import numpy as np
 from specjax.errors import DataError
 from specjax.spectra import Spectra
 from specjax.surveys.io.fits import linear_axis, open_fits
+from specjax.typing import FloatArray
 
 FWHM = 2.5
 """Spectral resolution in Angstrom."""
 
 LABEL_FILE = "paramsMILES_v9.1.txt"
 
-# Fixed columns, because names and spectral types hold spaces and run into their neighbours.
+# Columns are fixed, because names and spectral types contain spaces and run into their neighbours.
 _NAME, _NUMBER = slice(0, 22), slice(22, 28)
 _LABELS = {"teff": slice(50, 56), "logg": slice(56, 63), "fe_h": slice(63, 72)}
 
@@ -30,20 +31,20 @@ def recognise(path: Path) -> bool:
 
 
 def read(folder: Path) -> Spectra:
-    """Every MILES spectrum that the parameter table lists by number.
+    """Read all MILES spectra whose number is in the parameter table.
 
     Returns:
-      Spectra in air with ids "m0001V" and meta name, file, teff (K), logg (dex), fe_h (dex); NaN where a
-      label is unknown. The files have no uncertainties.
+        Spectra in air without uncertainties. ids have the form "m0001V"; meta: name, file, teff (K), logg
+        (dex), fe_h (dex), NaN where unknown.
 
     Raises:
-      DataError: no table, no spectra, or a file that is not as MILES files are.
+        DataError: there is no table or no spectrum, or a file is damaged.
     """
     folder = Path(folder)
-    labels = read_labels(folder / LABEL_FILE)
+    labels = _read_parameters(folder / LABEL_FILE)
     files = [path for path in sorted(folder.glob("*_m????V.fits")) if _number(path) in labels]
     if not files:
-        raise DataError(f"{folder} holds no MILES spectra (*_m????V.fits) that {LABEL_FILE} lists")
+        raise DataError(f"{folder} contains no MILES spectra (*_m????V.fits) that are in {LABEL_FILE}")
     grids, flux = zip(*(_read_file(path) for path in files), strict=True)
     if any(not np.array_equal(grid, grids[0]) for grid in grids):
         raise DataError(f"{folder}: MILES spectra on different wavelength grids")
@@ -62,11 +63,10 @@ def read(folder: Path) -> Spectra:
     )
 
 
-def read_labels(path: Path) -> dict[str, tuple[str, dict[str, float]]]:
-    """{number: (name, {teff, logg, fe_h})} from the parameter table; '--' becomes NaN.
+def _read_parameters(path: Path) -> dict[str, tuple[str, dict[str, float]]]:
+    """Read {number: (name, {teff, logg, fe_h})} from the parameter table; NaN for '--'.
 
-    One row (HD 044691A) has a misprinted number, "022.": nothing says which file it belongs to, so it is left
-    out.
+    The row of HD 044691A is left out: its number is misprinted as "022.", so its file cannot be identified.
     """
     try:
         lines = path.read_text(encoding="latin-1").splitlines()
@@ -89,15 +89,15 @@ def _value(text: str) -> float:
     try:
         return np.nan if text in ("", "--") else float(text)
     except ValueError:
-        raise DataError(f"the MILES parameter table holds {text!r} where a number or '--' belongs") from None
+        raise DataError(f"the MILES parameter table has {text!r} where a number or '--' belongs") from None
 
 
 def _number(path: Path) -> str:
     return path.stem[-5:-1]
 
 
-def _read_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Wavelength and flux of one file."""
+def _read_file(path: Path) -> tuple[FloatArray, FloatArray]:
+    """Read the wavelengths and flux of one file."""
     with open_fits(path, "a MILES spectrum") as hdus:
         flux = np.asarray(hdus[0].data, dtype=np.float64)
         return linear_axis(hdus[0].header, flux.size), flux

@@ -1,8 +1,8 @@
-"""The HDF5 file that `specjax prepare` writes: spectra on the model grids, mapped into memory, not read.
+"""Reader of the HDF5 files written by `specjax prepare`: spectra on the model grids, mapped into memory.
 
-Datasets flux, ivar, mask (n, 1462), wavelength, id, a group meta of columns (n,) and, where there is a Gaia
-XP side, a group gaia_xp with the same on 343 samples. Attributes say how they were made. Arrays are
-contiguous, so that a run over a part of a large file touches that part alone.
+A file has datasets flux, ivar, mask (n, 1462), wavelength and id, a group meta of columns (n,) and, if there
+are Gaia XP spectra, a group gaia_xp with the same on 343 samples. Attributes record how they were made.
+Arrays are contiguous, so that processing a part of a large file reads only that part.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from specjax.errors import DataError
 from specjax.spectra import Spectra
 from specjax.surveys.arrays import HDF5, open_hdf5
+from specjax.typing import AnyArray
 
 if TYPE_CHECKING:
     import h5py
@@ -25,7 +26,7 @@ XP_GROUP, META_GROUP = "gaia_xp", "meta"
 
 
 def recognise(path: Path) -> bool:
-    """Whether `path` is a file that `specjax prepare` wrote."""
+    """Whether `path` is a file written by `specjax prepare`."""
     if not path.is_file() or path.suffix.lower() not in HDF5:
         return False
     try:
@@ -36,15 +37,15 @@ def recognise(path: Path) -> bool:
 
 
 def read(path: Path) -> Spectra:
-    """The LAMOST side: what `preprocess.to_lamost` gave, with its flags in `meta`.
+    """Read the spectra on the LAMOST grid, as returned by `preprocess.to_lamost`, with flags in `meta`.
 
     Returns:
-      Spectra whose flux, ivar and mask are views of the file (float32, float32, bool); keep the file while
-      they are in use. `prepared` says what was done; meta has every column of the readers that gave them,
-      and file, flag, masked_fraction.
+        Spectra whose flux, ivar and mask are views of the file (float32, float32, bool); keep the file while
+        they are in use. `prepared` records the preprocessing; meta has all columns of the original readers,
+        and file, flag, masked_fraction.
 
     Raises:
-      DataError: the file is damaged, or of a later version of specjax.
+        DataError: the file is damaged, or from a later version of specjax.
     """
     spectra = _side(Path(path), "")
     assert spectra is not None
@@ -52,16 +53,18 @@ def read(path: Path) -> Spectra:
 
 
 def read_xp(path: Path) -> Spectra | None:
-    """The Gaia XP side, the same rows as `read`; None where the file has none or is something else.
+    """Read the Gaia XP spectra, row for row as `read`; None if there are none or the file is of another kind.
 
-    Rows without a partner, or with one that covers too little, have every sample masked. Raises DataError as
-    `read`.
+    Rows without a Gaia XP spectrum, or with one of too little coverage, are completely masked.
+
+    Raises:
+        DataError: as `read`.
     """
     return _side(Path(path), XP_GROUP) if recognise(Path(path)) else None
 
 
 def read_plan(path: Path) -> str:
-    """The digest of the inputs and options that a prepared file was made from."""
+    """Return the digest of the inputs and options from which a prepared file was made."""
     with open_hdf5(path) as file:
         return str(file.attrs.get("plan", ""))
 
@@ -87,16 +90,16 @@ def _side(path: Path, group: str) -> Spectra | None:
                 prepared=json.loads(side.attrs["prepared"]),
             )
         except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} is not a whole prepared file: {error}") from None
+            raise DataError(f"{path} is not a complete prepared file: {error}") from None
 
 
-def _mapped(path: Path, dataset: h5py.Dataset) -> np.ndarray:
-    """The dataset as a view of the file; read where it was repacked in another way."""
+def _mapped(path: Path, dataset: h5py.Dataset) -> AnyArray:
+    """Map a dataset into memory; read it if the file was repacked and the dataset is not contiguous."""
     offset = dataset.id.get_offset()
     if offset is None or not dataset.size:
         return np.asarray(dataset[:])
     return np.asarray(np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape))
 
 
-def _text(column: np.ndarray) -> np.ndarray:
+def _text(column: AnyArray) -> AnyArray:
     return np.char.decode(column, "utf-8") if column.dtype.kind == "S" else column

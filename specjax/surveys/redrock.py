@@ -1,4 +1,4 @@
-"""What redrock, DESI's classifier, says of the targets of a coadd: star, galaxy or quasar, and redshift."""
+"""Classifications of DESI targets by redrock: star, galaxy or quasar, and redshift."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from specjax.surveys.io.fits import open_fits
 from specjax.typing import AnyArray, IntArray
 
 PREFIXES = ("redrock", "zbest")
-"""How its files begin where the coadd's begins with "coadd"."""
+"""Prefixes of its files, in place of "coadd" in the name of the coadd."""
 
 _NEEDED = ("TARGETID", "SPECTYPE", "Z", "ZWARN")
 _COLUMNS = {
@@ -27,7 +27,7 @@ _COLUMNS = {
 
 
 def unknown(count: int) -> dict[str, AnyArray]:
-    """The meta columns of DESI targets of which nothing is known."""
+    """Return the meta columns of `count` DESI targets, all unknown."""
     return {
         **{key: np.full(count, np.nan) for key in ("ra", "dec", "snr", "redshift", "redshift_err")},
         **{key: np.full(count, "", dtype="<U20") for key in ("spectype", "subtype")},
@@ -37,15 +37,15 @@ def unknown(count: int) -> dict[str, AnyArray]:
 
 
 def classify(coadd: Path, ids: IntArray, meta: dict[str, AnyArray]) -> None:
-    """Fill meta columns from the redrock file beside a coadd, by TARGETID; without such a file do nothing.
+    """Fill meta columns from the redrock file beside a coadd, by TARGETID; do nothing without such a file.
 
     Args:
-      coadd: the coadd's file, coadd-NAME.fits; redrock's is redrock-NAME.fits or zbest-NAME.fits.
-      ids: (n,) TARGETIDs.
-      meta: as `unknown` makes it; changed in place.
+        coadd: the coadd's file, coadd-NAME.fits; redrock's is redrock-NAME.fits or zbest-NAME.fits.
+        ids: (n,) TARGETIDs.
+        meta: columns as returned by `unknown`; changed in place.
 
     Raises:
-      DataError: the redrock file is damaged or lacks a column.
+        DataError: the redrock file is damaged or lacks a column.
     """
     beside = [coadd.with_name(coadd.name.replace("coadd", prefix, 1)) for prefix in PREFIXES]
     found = next((file for file in beside if file != coadd and file.is_file()), None)
@@ -65,16 +65,16 @@ def classify(coadd: Path, ids: IntArray, meta: dict[str, AnyArray]) -> None:
 
 
 def select_stars(spectra: Spectra) -> Spectra:
-    """The stars: SPECTYPE is STAR and ZWARN 0 where redrock has looked, targeted as a star otherwise.
+    """Select stars: SPECTYPE is STAR and ZWARN is 0, or, without a classification, targeted as a star.
 
     Raises:
-      DataError: there is no star.
+        DataError: there is no star.
     """
     spectype, zwarn = spectra.meta["spectype"], spectra.meta["zwarn"]
     chosen = np.where(spectype == "", spectra.meta["milky_way"], (spectype == "STAR") & (zwarn == 0))
     if not chosen.any():
         raise DataError(
             f"none of {len(spectra)} DESI spectra is of a star; redrock-*.fits or zbest-*.fits beside the "
-            "coadd says which are"
+            "coadd would identify the stars"
         )
     return spectra[chosen.astype(bool)]

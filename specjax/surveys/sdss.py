@@ -1,4 +1,7 @@
-"""SDSS and BOSS spec-lite files: 3600-10400 A in vacuum, heliocentric, 1e-4 in log10 wavelength."""
+"""Reader of SDSS and BOSS spec-lite files.
+
+They cover 3600-10400 A in vacuum, heliocentric, with pixels of 1e-4 in log10 wavelength.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,9 @@ from specjax.spectra import Spectra
 from specjax.surveys.io.fits import open_fits
 from specjax.surveys.io.many import read_folder
 from specjax.surveys.io.sniff import fits_files, look, stem
+from specjax.typing import AnyArray
 
-_WHAT = "an SDSS spec-lite file"
+_KIND = "an SDSS spec-lite file"
 _NEEDED = ("flux", "loglam", "ivar")
 _NUMBERS = {"redshift": "Z", "redshift_err": "Z_ERR", "snr": "SN_MEDIAN_ALL"}
 _TEXTS = {"class": "CLASS", "subclass": "SUBCLASS"}
@@ -26,27 +30,31 @@ def recognise(path: Path) -> bool:
 
 
 def read(path: Path) -> Spectra:
-    """One file or all of a folder; files that cannot be used are reported by `read_each`.
+    """Read a file, or all files of a folder; for unreadable files see `io.many.read_each`.
 
     A pixel is masked where `and_mask` (bad in every exposure) is not 0 or the inverse variance not positive.
 
     Returns:
-      Spectra in vacuum, 1e-17 erg/s/cm2/A; ids are file names without .fits; meta ra, dec (degrees),
-      redshift, redshift_err, zwarn (-1 if unknown), snr (median of a pixel), class, subclass, file.
+        Spectra in vacuum, in 1e-17 erg/s/cm2/A. ids are file names without .fits; meta: ra, dec (degrees),
+        redshift, redshift_err, zwarn (-1 if unknown), snr (median per pixel), class, subclass, file.
 
     Raises:
-      DataError: no files, or none that could be read.
+        DataError: there are no files, or none can be read.
     """
-    return read_folder(path, fits_files(Path(path)), read_file, _WHAT)
+    return read_folder(path, fits_files(Path(path)), read_file, _KIND)
 
 
 def read_file(path: Path) -> Spectra:
-    """One spec-lite file, as `read`; DataError if it is damaged or something else."""
-    with open_fits(path, _WHAT, odd_cards=True) as hdus:
+    """Read one spec-lite file, see `read`.
+
+    Raises:
+        DataError: the file is damaged or has another layout.
+    """
+    with open_fits(path, _KIND, odd_cards=True) as hdus:
         table = _table(hdus, 1)
         missing = [name for name in _NEEDED if name not in table]
         if missing:
-            raise DataError(f"{path} is not {_WHAT}: HDU 1 has no column {', '.join(missing)}")
+            raise DataError(f"{path} is not {_KIND}: HDU 1 has no column {', '.join(missing)}")
         meta = _meta(hdus[0].header, _table(hdus, 2))
     try:
         return Spectra.build(
@@ -63,16 +71,16 @@ def read_file(path: Path) -> Spectra:
         raise DataError(f"{path}: {error}") from None
 
 
-def _table(hdus: fits.HDUList, number: int) -> dict[str, np.ndarray]:
-    """Columns of an HDU by lower-case name; none if it is absent or not a table."""
+def _table(hdus: fits.HDUList, number: int) -> dict[str, AnyArray]:
+    """Return the columns of an HDU by lower-case name; none if it is absent or not a table."""
     if len(hdus) <= number or not hasattr(hdus[number], "columns"):
         return {}
     data = hdus[number].data
     return {name.lower(): np.asarray(data[name]) for name in data.names}
 
 
-def _meta(header: fits.Header, catalogue: dict[str, np.ndarray]) -> dict[str, Any]:
-    """What the catalogue's single row and the header know of the object."""
+def _meta(header: fits.Header, catalogue: dict[str, AnyArray]) -> dict[str, Any]:
+    """Return the object's metadata from the header and the single row of the catalogue."""
     row = {name.upper(): values[0] for name, values in catalogue.items() if len(values)}
     ra = header.get("PLUG_RA", row.get("PLUG_RA", np.nan))
     dec = header.get("PLUG_DEC", row.get("PLUG_DEC", np.nan))

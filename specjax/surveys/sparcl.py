@@ -1,4 +1,4 @@
-"""Records of SPARCL, the spectral archive of NOIRLab (DESI, SDSS, BOSS), saved as JSON."""
+"""Reader of JSON records of SPARCL, the spectral archive of NOIRLab (DESI, SDSS, BOSS)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import numpy as np
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
-from specjax.surveys.io.many import join, leave_out
+from specjax.surveys.io.many import join, report_left_out
+from specjax.typing import FloatArray
 
-_WHAT = "a JSON list of SPARCL records"
+_KIND = "a JSON list of SPARCL records"
 _SUFFIXES = (".json", ".json.gz")
 _NEEDED = ("sparcl_id", "wavelength", "flux")
 _NUMBERS = {"ra": "ra", "dec": "dec", "redshift": "redshift", "redshift_err": "redshift_err"}
@@ -22,33 +23,33 @@ _TEXTS = ("specid", "targetid", "data_release", "spectype", "subtype")
 
 
 def recognise(path: Path) -> bool:
-    """Whether `path` is named as a JSON file; no other reader takes these."""
+    """Whether `path` has the name of a JSON file, which no other reader takes."""
     return path.is_file() and path.name.lower().endswith(_SUFFIXES)
 
 
 def read(path: Path) -> Spectra:
-    """The records of one file.
+    """Read the records of one file.
 
-    The file holds what the service answers: a list of records, first among them perhaps a header without
-    flux, or {"records": [...]}. A record that cannot be used is left out with a warning, as a file of a
-    folder would be.
+    The file is a response of the service: a list of records, possibly after a header without flux, or
+    {"records": [...]}. Unusable records are left out with a warning, like unreadable files of a folder.
 
     Returns:
-      Spectra in vacuum; ids are sparcl_ids, for a specid is not unique; meta specid, targetid, data_release,
-      spectype, subtype, ra, dec (degrees), redshift (v/c for stars), redshift_err, zwarn (-1 if unknown).
+        Spectra in vacuum. ids are sparcl_ids, because specids are not unique; meta: specid, targetid,
+        data_release, spectype, subtype, ra, dec (degrees), redshift (v/c for stars), redshift_err, zwarn (-1
+        if unknown).
 
     Raises:
-      DataError: not such a file, no usable record, or a sparcl_id that occurs twice.
+        DataError: the file has another layout, no record is usable, or a sparcl_id occurs twice.
     """
     path = Path(path)
     records = _records(path, _load(path))
     if not records:
-        raise DataError(f"{path} holds no records with a flux")
+        raise DataError(f"{path} contains no records with a flux")
     return from_records(records, str(path))
 
 
 def from_records(records: Sequence[Mapping[str, Any]], where: str) -> Spectra:
-    """Spectra of SPARCL records, as `read` describes; `where` they came from is for messages."""
+    """Convert SPARCL records to spectra, see `read`; `where` is their source, for messages."""
     ids = [str(record.get("sparcl_id")) for record in records]
     names, count = np.unique(ids, return_counts=True)
     if (count > 1).any():
@@ -62,7 +63,7 @@ def from_records(records: Sequence[Mapping[str, Any]], where: str) -> Spectra:
     if not parts:
         raise DataError(refused[0])
     for reason in refused:
-        leave_out(reason)
+        report_left_out(reason)
     return join(parts)
 
 
@@ -72,14 +73,14 @@ def _load(path: Path) -> Any:
             return json.load(stream)
     except (OSError, EOFError, ValueError) as error:
         line = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"{path} is not {_WHAT}: {line[0]}") from None
+        raise DataError(f"{path} is not {_KIND}: {line[0]}") from None
 
 
 def _records(path: Path, content: Any) -> list[Mapping[str, Any]]:
     rows = content.get("records") if isinstance(content, Mapping) else content
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
-        raise DataError(f"{path} is not {_WHAT}")
-    # The service answers with a header first, {"status": ...}.
+        raise DataError(f"{path} is not {_KIND}")
+    # The first record of a response is a header, {"status": ...}.
     return rows[1:] if rows and "status" in rows[0] and "flux" not in rows[0] else rows
 
 
@@ -103,8 +104,8 @@ def _spectrum(record: Mapping[str, Any]) -> Spectra:
     )
 
 
-def _array(values: Any, name: str) -> np.ndarray:
-    """JSON has no NaN: null is one."""
+def _array(values: Any, name: str) -> FloatArray:
+    """Convert a JSON list, in which null stands for NaN."""
     try:
         return np.array(values, dtype=np.float64)  # None becomes NaN
     except (TypeError, ValueError):

@@ -1,9 +1,9 @@
-"""The HDF5 files that SpecCLIP trains on: spectra on the model grids, normalised already.
+"""Reader of SpecCLIP's HDF5 training files: normalised spectra on the model grids.
 
-Groups train and test, each with pairs gaia_spectra (n, 343) and lamost_spectra (n, 1462), and in published
-test data source_ids; or with the spectra of one tower, `spectra`, and optionally their `ivar`. A trailing
-axis of length 1 is common. LAMOST flux is continuum-normalised and interpolated, XP flux divided by that at
-550 nm.
+Groups train, val and test contain pairs gaia_spectra (n, 343) and lamost_spectra (n, 1462), with source_ids
+in the published test data; or the spectra of one tower, `spectra`, and optionally their `ivar`. A trailing
+axis of length 1 is common. LAMOST flux is continuum-normalised and interpolated, XP flux divided by its value
+at 550 nm.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from typing import Any
 import numpy as np
 
 from specjax.errors import DataError
-from specjax.flags import MAX_MASKED
+from specjax.flags import FLAG_DTYPE, MAX_MASKED, Flag
 from specjax.spectra import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, Spectra
 from specjax.surveys.arrays import HDF5, open_hdf5
+from specjax.typing import Float32Array, StrArray
 
 SPLITS = ("train", "val", "test")
 
 _NAMES = {"lamost": "lamost_spectra", "gaia_xp": "gaia_spectra"}
 _GRIDS = {"lamost": LAMOST_WAVELENGTH, "gaia_xp": GAIA_XP_WAVELENGTH}
-_DONE: dict[str, dict[str, Any]] = {
+_PREPARED: dict[str, dict[str, Any]] = {
     "lamost": {"method": "interpolate", "fwhm": None, "fwhm_to": None, "velocity_column": None},
     "gaia_xp": {"fwhm_from": None},
 }
 
 
 def recognise(path: Path) -> bool:
-    """Whether `path` is such a file."""
+    """Whether `path` is a training file of SpecCLIP."""
     if not path.is_file() or path.suffix.lower() not in HDF5:
         return False
     try:
@@ -40,25 +41,26 @@ def recognise(path: Path) -> bool:
 
 
 def read(path: Path) -> Spectra:
-    """All splits of a file: its LAMOST side, or the XP spectra of a file without one.
+    """Read all splits of a file: its LAMOST spectra, or its XP spectra if it has none of LAMOST.
 
     Returns:
-      Spectra on a model grid, as `preprocess.to_lamost` or `to_gaia_xp` give them; pixels that are not finite
-      are masked. ids are source_ids, else "train-0" and so on; meta split, flag, masked_fraction.
+        Spectra on a model grid, as returned by `preprocess.to_lamost` or `to_gaia_xp`, with non-finite pixels
+        masked. ids are source_ids, else "train-0" and so on; meta: split, flag, masked_fraction.
 
     Raises:
-      DataError: not such a file, or spectra of neither grid.
+        DataError: the file has another layout, or its spectra are on neither grid.
     """
     path = Path(path)
     with open_hdf5(path) as file:
         groups = _groups(file)
         if not groups:
-            raise DataError(f"{path} has no group train, val or test with spectra: it holds {_held(file)}")
+            found = ", ".join(sorted(file)) or "nothing"
+            raise DataError(f"{path} has no group train, val or test with spectra: it contains {found}")
         return Spectra.concatenate([_read_group(path, name, file[name]) for name in groups])
 
 
 def read_xp(path: Path) -> Spectra | None:
-    """The Gaia XP side of pairs, the same rows as `read`; None where the file has no pairs."""
+    """Read the Gaia XP spectra of pairs, row for row as `read`; None if the file has no pairs."""
     if not recognise(path):
         return None
     with open_hdf5(path) as file:
@@ -86,43 +88,43 @@ def _read_group(path: Path, name: str, group: Any) -> Spectra:
 
 
 def _side(path: Path, name: str, group: Any, dataset: str, tower: str) -> Spectra:
-    """One side of a split, as `preprocess` would have given it."""
+    """Read the spectra of one tower in a split, in the form that `preprocess` returns."""
     flux = _array(path, group, dataset, tower)
     has_ivar = dataset == "spectra" and "ivar" in group
     ivar = _array(path, group, "ivar", tower) if has_ivar else np.ones_like(flux)
     good = np.isfinite(flux) & np.isfinite(ivar) & (ivar > 0)
     masked = 1.0 - good.mean(axis=1)
-    flag = np.select([masked == 1, masked > MAX_MASKED], ["no_coverage", "masked_fraction"], "")
-    ids = [f"{name}-{row}" for row in range(len(flux))]
-    if "source_ids" in group:
-        ids = [
-            item.decode() if isinstance(item, bytes) else str(item) for item in group["source_ids"][:].ravel()
-        ]
+    flag = np.select([masked == 1, masked > MAX_MASKED], [Flag.NO_COVERAGE, Flag.MASKED_FRACTION], Flag.GOOD)
     return Spectra(
         wavelength=_GRIDS[tower],
         flux=np.where(good, flux, np.float32(tower == "lamost")),
         ivar=np.where(good, ivar, np.float32(0)),
         mask=~good,
-        id=np.array(ids, dtype=np.str_),
+        id=_ids(name, group, len(flux)),
         meta={
             "split": np.full(len(flux), name, dtype="<U5"),
-            "flag": flag.astype("<U32"),
+            "flag": flag.astype(FLAG_DTYPE),
             "masked_fraction": masked,
         },
-        survey="gaia_xp" if tower == "gaia_xp" else "lamost",
+        survey=tower,
         has_ivar=has_ivar,
-        prepared={"tower": tower, **_DONE[tower]},
+        prepared={"tower": tower, **_PREPARED[tower]},
     )
 
 
-def _array(path: Path, group: Any, dataset: str, tower: str) -> np.ndarray:
-    """(n, pixels) float32 of a dataset with or without a trailing axis of length 1."""
+def _ids(name: str, group: Any, count: int) -> StrArray:
+    """Return the source_ids of a split; without any, its name and the row numbers."""
+    if "source_ids" not in group:
+        return np.array([f"{name}-{row}" for row in range(count)], dtype=np.str_)
+    values = group["source_ids"][:].ravel()
+    ids = [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+    return np.array(ids, dtype=np.str_)
+
+
+def _array(path: Path, group: Any, dataset: str, tower: str) -> Float32Array:
+    """Read (n, pixels) values of a dataset with or without a trailing axis of length 1."""
     array = np.asarray(group[dataset][:], dtype=np.float32)
     array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
     if array.ndim != 2 or array.shape[1] != _GRIDS[tower].size:
         raise DataError(f"{path}: {group.name}/{dataset} {array.shape} is not (n, {_GRIDS[tower].size})")
     return array
-
-
-def _held(file: Any) -> str:
-    return ", ".join(sorted(file)) or "nothing"

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
+from specjax.catalogues.labels import read_labels
 from specjax.catalogues.matching import label_spectra
 from specjax.errors import DataError
 from specjax.spectra import Spectra
-from specjax.surveys.io.tables import read_labels, write_table
+from specjax.surveys.io.tables import write_table
 
 ARCSEC = 1 / 3600
 GRID = np.arange(3750.0, 5750.0, 4.0)

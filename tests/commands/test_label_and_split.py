@@ -7,7 +7,7 @@ from astropy.table import Table
 
 from specjax import cli
 from specjax.adapt.roles import read_roles
-from specjax.surveys.io.tables import read_labels
+from specjax.catalogues.labels import read_labels
 
 STARS = 60
 GRID = np.arange(3750.0, 5750.0, 4.0)
@@ -75,9 +75,9 @@ def test_a_users_table_is_matched_by_id(survey, capsys):
             "allStar has cuts",
         ),
         ("label {0}/survey.npz --catalogue {0}/allStar.fits --out {0}/l.xyz", "the suffix must be"),
-        ("label {0}/none --catalogue {0}/allStar.fits --out {0}/l.ecsv", "nothing at"),
+        ("label {0}/none --catalogue {0}/allStar.fits --out {0}/l.ecsv", "does not exist"),
         ("split {0}/own.csv --out {0}/l.ecsv", "no column id, fe_h"),
-        ("split {0}/none.csv --out {0}/l.ecsv", "no label table at"),
+        ("split {0}/none.csv --out {0}/l.ecsv", "no table at"),
     ],
 )
 def test_a_users_error_is_one_line_and_leaves_no_file(survey, capsys, line, message):

@@ -88,7 +88,7 @@ def bad_files(folder):
         "104.npz": "not a readable .npz",
         "105.npz": "not a readable .npz",
         "106.h5": "not a readable HDF5",
-        "107.csv": "does not know",
+        "107.csv": "does not recognise",
     }
 
 

@@ -1,4 +1,4 @@
-"""Small folders of files laid out as the stellar libraries lay theirs out."""
+"""Small folders of files with the layouts of the stellar libraries, and the folder of real files."""
 
 import gzip
 import os
@@ -27,7 +27,7 @@ def miles_folder(tmp_path):
     folder = tmp_path / "miles"
     folder.mkdir()
     (folder / "paramsMILES_v9.1.txt").write_text(MILES_TABLE)
-    for number in (1, 2, 3, 4, 5, 6, 7):  # 4 has no row
+    for number in (1, 2, 3, 4, 5, 6, 7):  # 4 is not in the table
         hdu = fits.PrimaryHDU(np.full(50, float(number)))
         hdu.header.update(CRVAL1=3540.5, CDELT1=0.9, CRPIX1=1)
         hdu.writeto(folder / f"MILES_res2.50_star_m{number:04d}V.fits")
@@ -35,7 +35,7 @@ def miles_folder(tmp_path):
 
 
 def write_stelib(folder, star, flux, teff="-       ", logg="-       ", fe_h="-       ", first=3199.8):
-    """One file with the unquoted card and the types of the real ones."""
+    """Write one file with the unquoted card and the types of the real files."""
     hdu = fits.PrimaryHDU(np.asarray(flux, dtype=">f4"))
     hdu.header.update(CRVAL1=first, CDELT1=0.9999, CRPIX1=1.0, APNUM1="1 0", RADVEL=20.1)
     hdu.header.update(TEFF=teff, LOG_G=logg, FE_H=fe_h, TELESCOP="Jacobus Kaptein Telescope ")
@@ -74,7 +74,7 @@ def mastar_folder(tmp_path):
 
 @pytest.fixture
 def real_data():
-    """The folder of observed files, which the project doesn't hold."""
+    """The folder of observed files, which are not part of the project."""
     root = Path(__file__).parents[2]
     folder = Path(os.environ.get("SPECJAX_REAL_DATA", root.parent / "shared" / "data"))
     if not folder.is_dir():

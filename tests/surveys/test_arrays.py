@@ -49,13 +49,13 @@ def test_arrays_become_spectra(path):
     assert (spectra.medium, spectra.survey, spectra.has_ivar) == ("vacuum", "spectra", True)
 
 
-def test_the_file_or_the_caller_says_medium_and_unit(path):
-    told = read(save(path, content(wavelength=GRID / 10)), wavelength_medium="air", wavelength_unit="nm")
-    assert told.medium == "air"
-    np.testing.assert_allclose(told.wavelength, GRID)
-    said = content(wavelength=GRID / 10, wavelength_medium="air", wavelength_unit="nm", survey="mine")
+def test_medium_and_unit_come_from_the_file_or_the_caller(path):
+    spectra = read(save(path, content(wavelength=GRID / 10)), wavelength_medium="air", wavelength_unit="nm")
+    assert spectra.medium == "air"
+    np.testing.assert_allclose(spectra.wavelength, GRID)
+    declared = content(wavelength=GRID / 10, wavelength_medium="air", wavelength_unit="nm", survey="mine")
     path.unlink()
-    assert (read(save(path, said)).medium, read(path).survey) == ("air", "mine")
+    assert (read(save(path, declared)).medium, read(path).survey) == ("air", "mine")
     with pytest.raises(DataError, match="wavelength medium is air, not vacuum"):
         read(path, wavelength_medium="vacuum")
 
@@ -69,7 +69,7 @@ def test_integer_and_missing_ids(path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"wavelength": None}, "no wavelength: it holds flux, id"),
+        ({"wavelength": None}, "no wavelength: it contains flux, id"),
         ({"wavelength": GRID / 10}, "if they are in nm"),
         ({"wavelength": GRID / 1e4}, "if they are in um"),
         ({"flux": np.ones((GRID.size, 2))}, "transposed"),
@@ -78,7 +78,7 @@ def test_integer_and_missing_ids(path):
         ({"wavelength": np.r_[GRID[1], GRID[1:]]}, "occur twice"),
     ],
 )
-def test_bad_content_is_one_line_with_the_file_name(path, changes, message):
+def test_bad_content_is_refused_in_one_line_with_the_file_name(path, changes, message):
     with pytest.raises(DataError, match=message) as caught:
         read(save(path, content(**changes)))
     assert path.name in str(caught.value)
@@ -86,7 +86,7 @@ def test_bad_content_is_one_line_with_the_file_name(path, changes, message):
 
 
 @pytest.mark.parametrize("garbage", [b"", b"garbage", b"PK\x03\x04 broken"])
-def test_a_damaged_file_is_one_line(path, garbage):
+def test_a_damaged_file_is_refused(path, garbage):
     path.write_bytes(garbage)
     with pytest.raises(DataError, match="not a readable"):
         read(path)
@@ -100,19 +100,19 @@ def test_pickled_objects_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("low", [4000.0, 4200.0, 5000.0, 5600.0])
-def test_a_missing_part_of_the_range_is_flagged_not_silent(path, low):
+def test_missing_coverage_is_flagged(path, low):
     part = low < GRID
     data = content()
     spectra = to_lamost(read(save(path, {**data, "wavelength": GRID[part], "flux": data["flux"][:, part]})))
     missing = np.clip((np.log10(low) - 3.602) / 0.1461, 0, 1)
-    np.testing.assert_allclose(spectra.meta["masked_fraction"], missing, atol=0.002)  # a pixel or two of 1462
+    np.testing.assert_allclose(spectra.meta["masked_fraction"], missing, atol=0.002)  # 1 or 2 pixels of 1462
     expected = {4000.0: "", 4200.0: "", 5000.0: "masked_fraction", 5600.0: "no_coverage"}[low]
     assert spectra.meta["flag"].tolist() == [expected] * 2
 
 
-def test_a_range_of_rows_is_that_of_the_whole(path):
+def test_a_range_of_rows_equals_that_part_of_the_whole(path):
     grid = np.arange(3700.0, 5700.0, 100.0)
-    count = grid.size  # as many spectra as pixels: the shared wavelengths stay whole all the same
+    count = grid.size  # as many spectra as pixels: the shared wavelengths must not be cut
     flux = np.random.default_rng(0).random((count, count))
     save(path, content(count, snr=np.arange(count), flux=flux, wavelength=grid))
     whole, part = read(path), arrays.read(path, rows=(5, 9))
@@ -125,7 +125,7 @@ def test_a_range_of_rows_is_that_of_the_whole(path):
     assert arrays.read(path, rows=(1, 3)).id.tolist() == ["1", "2"]
 
 
-def test_what_is_written_is_read_back(tmp_path):
+def test_written_spectra_are_read_back(tmp_path):
     spectra = read(save(tmp_path / "a.npz", content(wavelength_medium="air", teff=[1.0, 2.0])))
     arrays.write(tmp_path / "b.npz", spectra)
     again = read(tmp_path / "b.npz")

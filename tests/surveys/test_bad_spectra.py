@@ -1,7 +1,7 @@
-"""What is wrong with spectra, from the file to the model's input: an error, a flag, or the right numbers.
+"""Files with bad spectra, from reading to the model's input: each is refused, flagged or handled correctly.
 
-Every case is written as a file, read and taken to the LAMOST grid. Either it is refused with one line, or its
-row is flagged, or what is not masked equals the same star without the trouble: there is no fourth way.
+Every case is written as a file, read and resampled to the LAMOST grid. Either it is refused with a message of
+one line, or its spectrum is flagged, or its unmasked pixels equal those of the same star without the defect.
 """
 
 import json
@@ -25,13 +25,13 @@ from tests.synthetic import quick_compilation
 CLEAN = to_lamost(Spectra.build(GRID, FLUX, IVAR))
 
 
-def test_there_are_sixty_kinds_and_no_name_twice():
+def test_there_are_at_least_sixty_cases_with_unique_names():
     names = [case.name for case in CASES]
     assert len(set(names)) == len(names) >= 60
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_it_is_refused_flagged_or_right(case, tmp_path):
+def test_each_case_is_refused_flagged_or_correct(case, tmp_path):
     path = case.make(tmp_path)
     if case.refused:
         with pytest.raises(SpecjaxError, match=case.refused) as caught:
@@ -44,13 +44,13 @@ def test_it_is_refused_flagged_or_right(case, tmp_path):
     assert np.isfinite(grid.ivar).all()
     if case.flag in ("", "masked_fraction"):
         assert not grid.mask.all()
-        # Not beside a pixel that is masked here: it is the mean of what is left of it.
+        # Pixels beside a masked one are excluded: they average the input pixels that remain.
         whole = ~(grid.mask | np.roll(grid.mask, 1, axis=1) | np.roll(grid.mask, -1, axis=1) | CLEAN.mask)
         np.testing.assert_allclose(grid.flux[whole], CLEAN.flux[whole], atol=case.atol)
 
 
-def test_one_bad_file_never_stops_a_folder(tmp_path, caplog):
-    """Every LAMOST case in one folder: the refused ones are named, the others have their rows."""
+def test_bad_files_do_not_stop_a_folder(tmp_path, caplog):
+    """All LAMOST cases in one folder: the refused files are reported, the others are read."""
     cases = [case for case in CASES if case.file in ("s.fits", "s.fits.gz") and "LAMOST" in case.name]
     cases = [case for case in cases if not case.read]
     for number, case in enumerate(cases):
@@ -66,20 +66,20 @@ def test_one_bad_file_never_stops_a_folder(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("name", ["spectrum.npz", "s.csv"])
-def test_a_medium_that_nobody_says_is_said_once(name, tmp_path, caplog):
-    """Air taken for vacuum cannot be seen in the numbers: 84 km/s might be the star's velocity."""
+def test_an_undeclared_medium_is_reported_once(name, tmp_path, caplog):
+    """Air wavelengths taken for vacuum cannot be detected: 84 km/s might be the star's velocity."""
     case = next(case for case in CASES if case.name == {"spectrum.npz": "bytes as ids", "s.csv": "csv"}[name])
     path = case.make(tmp_path)
     assert [read(path).medium, read(path).medium] == ["vacuum", "vacuum"]
-    assert [f"{path} does not say if its wavelengths are in vacuum or air" in m for m in caplog.messages] == [
-        True
-    ]
+    assert [
+        f"{path} does not declare whether its wavelengths are in vacuum or air" in m for m in caplog.messages
+    ] == [True]
     caplog.clear()
     assert read(case.make(tmp_path), wavelength_medium="air").medium == "air"
     assert not caplog.messages
 
 
-def test_one_bad_record_never_stops_a_file(tmp_path, caplog):
+def test_bad_records_do_not_stop_a_file(tmp_path, caplog):
     record = {"sparcl_id": "good", "wavelength": GRID.tolist(), "flux": FLUX.tolist()}
     text = record | {"sparcl_id": "text", "flux": "bright"}
     short = record | {"sparcl_id": "short", "flux": [1.0, 2.0]}
@@ -89,7 +89,7 @@ def test_one_bad_record_never_stops_a_file(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("name", ["s.npz", "s.fits", "s.csv", "s.json"])
-def test_a_file_that_may_not_be_read_is_one_line(name, tmp_path, monkeypatch):
+def test_a_file_without_permission_is_refused_in_one_line(name, tmp_path, monkeypatch):
     path = tmp_path / name
     path.write_bytes(b"")
     opened = Path.open
@@ -111,10 +111,10 @@ def test_a_masked_array_keeps_its_mask():
     assert (spectra.flux[0, SOME] == 0).all()
 
 
-def test_the_model_gives_flagged_rows_no_number(tmp_path):
-    """One batch through the mini model: what is flagged is NaN, what is masked hardly changes the label."""
+def test_flagged_spectra_have_no_prediction(tmp_path):
+    """Predictions of one batch: NaN for flagged spectra, hardly changed by masked pixels for the others."""
     names = ["csv", "masked pixels of 1e4", "cosmic ray of 1e4"]
-    names += ["all nan", "negative flux", "constant flux", "a galaxy"]
+    names += ["all pixels nan", "negative flux", "constant flux", "a galaxy"]
     cases = {case.name: case for case in CASES}
     parts = []
     for name in names:
@@ -127,10 +127,10 @@ def test_the_model_gives_flagged_rows_no_number(tmp_path):
     config = {"configuration": "lora4", "label": "fe_h", "seeds": 1, "sigma": 0.1}
     with quick_compilation():
         columns = survey.predict(model, spectra, jax.tree.map(lambda leaf: leaf[None], untrained), config)
-    # A star with lines at random is unlike those that the model was trained on, which is said too.
-    said = columns["flag"].tolist()
-    found = np.array(["" if flag.endswith(("_training",)) else flag for flag in said])
+    # A star with lines at random wavelengths is unlike the training set, which is flagged as well.
+    flags = columns["flag"].tolist()
+    found = np.array(["" if flag.endswith(("_training",)) else flag for flag in flags])
     assert found.tolist() == [cases[name].flag for name in names]
     assert np.isfinite(columns["fe_h"]).tolist() == [True, True, True, False, False, False, False]
-    # Tokens of the masked pixels are left out: a tenth of a dex is the scatter between stars of the model.
+    # Tokens of masked pixels are left out; 0.1 dex is the model's scatter between stars.
     np.testing.assert_allclose(columns["fe_h"][1:3], columns["fe_h"][0], atol=0.1)

@@ -1,4 +1,4 @@
-"""The DESI reader on files of its two layouts, and on real ones where they are."""
+"""The DESI reader on synthetic files of its two layouts, and on real files if available."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ IVAR = {"B": 1.0, "R": 3.0, "Z": 4.0}
 
 
 def write_native(path, ids=IDS, spoil=None, **columns):
-    """A coadd with constant flux and ivar in each arm; `spoil` changes the HDUs before they are written."""
+    """Write a coadd with constant flux and ivar in each arm; `spoil` modifies the HDUs first."""
     count = len(ids)
     table = {
         "TARGETID": ids,
@@ -56,7 +56,7 @@ def write_redrock(path, ids, spectype, zwarn=None, **columns):
 
 
 def write_flux_table(path, ids=IDS[:2]):
-    """The pixels of all arms in the order of wavelength, so that some wavelengths occur twice."""
+    """Write the pixels of all arms in order of wavelength, so that some wavelengths occur twice."""
     parts = [(first + 0.8 * np.arange(pixels), arm) for arm, (first, pixels) in ARMS.items()]
     wavelength = np.concatenate([grid for grid, _ in parts])
     flux = np.concatenate([np.full(grid.size, FLUX[arm]) for grid, arm in parts])
@@ -88,7 +88,7 @@ def test_arms_are_coadded_by_inverse_variance(tmp_path):
     assert spectra.meta["zwarn"].tolist() == [-1] * 3
 
 
-def test_flagged_pixels_of_an_arm_take_no_part(tmp_path):
+def test_flagged_pixels_of_an_arm_are_not_used(tmp_path):
     def spoil(hdus):
         first = ARMS["R"][0]
         overlap, alone = round((5780 - first) / 0.8), round((7000 - first) / 0.8)
@@ -99,7 +99,7 @@ def test_flagged_pixels_of_an_arm_take_no_part(tmp_path):
 
     spectra = read(write_native(tmp_path / "coadd-1.fits", spoil=spoil))
     overlap, alone = at(spectra, 5780), at(spectra, 7000)
-    np.testing.assert_allclose(spectra.flux[:, overlap], 2.0)  # the other arm alone
+    np.testing.assert_allclose(spectra.flux[:, overlap], 2.0)  # only the other arm
     np.testing.assert_allclose(spectra.ivar[:, overlap], 1.0)
     assert spectra.mask[:, alone].tolist() == [True, False, False]
     assert spectra.mask.sum() == 1
@@ -117,7 +117,7 @@ def test_redrock_beside_the_coadd_is_joined_by_targetid(tmp_path):
     assert read(path, "desi-stars").id.tolist() == [str(IDS[0])]
 
 
-def test_stars_are_those_redrock_trusts_or_those_targeted_as_stars(tmp_path):
+def test_stars_are_classified_by_redrock_or_else_targeted_as_stars(tmp_path):
     target = np.array([1 << 61, 1 << 33, 1 << 2])
     write_native(tmp_path / "coadd-1.fits", SV1_DESI_TARGET=target)
     assert desi.read(tmp_path, stars=True).id.tolist() == [str(IDS[0]), str(IDS[1])]
@@ -153,7 +153,7 @@ def test_the_flux_table_is_put_on_the_grid(tmp_path):
         (lambda h: h.pop("FIBERMAP"), "no FIBERMAP"),
     ],
 )
-def test_what_is_not_a_coadd_says_why(tmp_path, change, message):
+def test_invalid_coadds_are_refused_with_a_reason(tmp_path, change, message):
     path = write_native(tmp_path / "coadd-1.fits", spoil=change)
     with pytest.raises(DataError, match=message) as caught:
         read(path, "desi")
@@ -161,12 +161,12 @@ def test_what_is_not_a_coadd_says_why(tmp_path, change, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_target_that_occurs_twice_is_refused(tmp_path):
+def test_a_file_with_a_repeated_target_is_refused(tmp_path):
     with pytest.raises(DataError, match=f"{IDS[0]} occurs more than once: single exposures"):
         read(write_native(tmp_path / "spectra-1.fits", ids=IDS[[0, 1, 0]]))
 
 
-def test_a_target_in_several_files_is_taken_from_the_best(tmp_path, caplog):
+def test_a_target_in_several_files_is_read_from_the_one_of_highest_snr(tmp_path, caplog):
     def brighten(hdus):
         hdus["B_FLUX"].data[0] *= 10
         hdus["R_FLUX"].data[0] *= 10
@@ -177,12 +177,12 @@ def test_a_target_in_several_files_is_taken_from_the_best(tmp_path, caplog):
     assert spectra.select([str(IDS[0])]).meta["file"].tolist() == ["coadd-2.fits"]
     assert sorted(spectra.id.tolist()) == [str(target) for target in IDS]
     assert caplog.messages == [
-        "left out: coadd-1.fits: 1 targets, which other files have with a higher S/N",
-        "left out: coadd-2.fits: 1 targets, which other files have with a higher S/N",
+        "left out: coadd-1.fits: 1 targets have a higher S/N in other files",
+        "left out: coadd-2.fits: 1 targets have a higher S/N in other files",
     ]
 
 
-def test_damage_is_one_line_and_does_not_stop_a_folder(tmp_path, caplog):
+def test_a_damaged_file_is_refused_and_left_out_of_a_folder(tmp_path, caplog):
     write_native(tmp_path / "coadd-1.fits")
     victim = write_native(tmp_path / "coadd-2.fits")
     victim.write_bytes(victim.read_bytes()[:100_000])
@@ -200,7 +200,7 @@ def test_real_stars(real_data):
         normalised = to_lamost(spectra)
         assert (normalised.meta["flag"] == "").all()
         level = np.median(normalised.flux, axis=1)
-        assert ((level > 0.5) & (level < 1.05)).all()  # M stars have no continuum left in the blue
+        assert ((level > 0.5) & (level < 1.05)).all()  # M stars are far below the continuum fit in the blue
 
 
 def test_real_folders(real_data):

@@ -1,4 +1,4 @@
-"""The Gaia XP reader on tables as the archive and GaiaXPy write them, and on real ones where they are."""
+"""The Gaia XP reader on tables laid out like those of the archive and GaiaXPy, and on real files."""
 
 import gzip
 import sys
@@ -12,7 +12,7 @@ from specjax.preprocess import to_gaia_xp
 from specjax.spectra import GAIA_XP_WAVELENGTH
 from specjax.surveys import gaia_xp, read
 
-IDS = [4408087461749558912, 5853498713190525696]  # beyond 2**53: a float would spoil them
+IDS = [4408087461749558912, 5853498713190525696]  # beyond 2**53: floats do not represent them exactly
 FLUX = 1e-16 * (1 + np.arange(343) / 343 + np.arange(2)[:, None])
 ERROR = np.full((2, 343), 2e-18)
 
@@ -67,7 +67,7 @@ def test_every_layout_gives_the_same_spectra(tmp_path, name, write):
 
 
 def write_samples(path, form, sources=IDS):
-    """A row for each sample, as DataLink's structures INDIVIDUAL (one source) and COMBINED have it."""
+    """Write one row per sample, like DataLink's structures INDIVIDUAL (one source) and COMBINED."""
     count = len(sources)
     columns = {"wavelength": np.tile(GAIA_XP_WAVELENGTH / 10, count)}
     start = IDS.index(sources[0])
@@ -75,7 +75,7 @@ def write_samples(path, form, sources=IDS):
         columns[key] = values[start : start + count].ravel()
     table = Table({"source_id": np.repeat(sources, 343), **columns})
     if len(sources) == 1 and form != "fits":
-        table.remove_column("source_id")  # the file's name has it
+        table.remove_column("source_id")  # it is in the file's name
     table.write(path, format=form)
     return path
 
@@ -83,7 +83,7 @@ def write_samples(path, form, sources=IDS):
 @pytest.mark.parametrize(
     ("suffix", "form"), [("csv", "ascii.csv"), ("fits", "fits"), ("xml", "votable"), ("ecsv", "ascii.ecsv")]
 )
-def test_a_row_for_each_sample_gives_the_same_spectra(tmp_path, suffix, form):
+def test_one_row_per_sample_gives_the_same_spectra(tmp_path, suffix, form):
     spectra = read(write_samples(tmp_path / f"XP_SAMPLED-Gaia DR3 {IDS[0]}.{suffix}", form, IDS[:1]))
     assert spectra.survey == "gaia_xp"
     assert spectra.id.tolist() == [str(IDS[0])]
@@ -92,7 +92,7 @@ def test_a_row_for_each_sample_gives_the_same_spectra(tmp_path, suffix, form):
     np.testing.assert_allclose(spectra.ivar, 2.5e35, rtol=1e-14)
 
 
-def test_samples_of_several_sources_in_any_order_and_a_folder_of_files(tmp_path, caplog):
+def test_samples_of_several_sources_and_folders_of_files(tmp_path, caplog):
     path = write_samples(tmp_path / "combined.csv", "ascii.csv")
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], *lines[344:], *lines[1:344]]))
@@ -102,32 +102,40 @@ def test_samples_of_several_sources_in_any_order_and_a_folder_of_files(tmp_path,
     (tmp_path / "XP_SAMPLED-Gaia DR3 7.csv").write_text("wavelength,flux,flux_error\n336,1,high\n338,1,1\n")
     np.testing.assert_allclose(read(tmp_path).flux, FLUX, rtol=1e-14)
     caplog.clear()
-    spectra = read(tmp_path)  # the files of DataLink alone, not combined.csv
+    spectra = read(tmp_path)  # only the files named by DataLink, not combined.csv
     assert spectra.id.tolist() == [str(i) for i in IDS]
     assert spectra.wavelength.shape == (343,)
     assert spectra.meta["file"].tolist() == [f"XP_SAMPLED-Gaia DR3 {i}.fits" for i in IDS]
-    assert ["column flux_error does not hold numbers" in text for text in caplog.messages] == [True]
+    assert ["column flux_error does not contain numbers" in text for text in caplog.messages] == [True]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("XP_SAMPLED.csv", "wavelength,flux,flux_error\n336,1,1\n338,1,1\n", "whose spectrum it is"),
+        (
+            "XP_SAMPLED.csv",
+            "wavelength,flux,flux_error\n336,1,1\n338,1,1\n",
+            "neither in a column source_id nor in its file name",
+        ),
         (
             "x.csv",
             "source_id,wavelength,flux,flux_error\n1,336,1,1\n1,338,1,1\n2,336,1,1\n2,340,1,1\n",
             "2 sources are not sampled at the same",
         ),
-        ("x.csv", "source_id,wavelength,flux,flux_error\n4e18,336,1,1\n4e18,338,1,1\n", "not all integers"),
+        (
+            "x.csv",
+            "source_id,wavelength,flux,flux_error\n4e18,336,1,1\n4e18,338,1,1\n",
+            "not all values of source_id are integers",
+        ),
     ],
 )
-def test_samples_that_belong_to_no_source_are_refused(tmp_path, name, content, message):
+def test_samples_without_a_source_are_refused(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message):
         read(tmp_path / name)
 
 
-def test_flux_and_errors_that_are_not_numbers_are_masked(tmp_path):
+def test_invalid_flux_and_errors_are_masked(tmp_path):
     flux, error = FLUX.copy(), ERROR.copy()
     flux[0, 3], error[1, 7], error[1, 8] = np.nan, 0.0, np.nan
     spectra = read(write_csv(tmp_path / "x.csv", flux, error))
@@ -137,13 +145,13 @@ def test_flux_and_errors_that_are_not_numbers_are_masked(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"flux": FLUX[:, :300], "error": ERROR[:, :300]}, "300 samples a source"),
+        ({"flux": FLUX[:, :300], "error": ERROR[:, :300]}, "300 samples per source"),
         ({"flux": FLUX, "error": [ERROR[0], ERROR[1, :5]]}, r"flux_error should be .* not of \[5, 343\]"),
         ({"ids": [1, 1]}, "occurs more than once"),
         ({"ids": [], "flux": [], "error": []}, "x.csv"),
     ],
 )
-def test_bad_tables_are_one_line(tmp_path, change, message):
+def test_bad_tables_are_refused_in_one_line(tmp_path, change, message):
     path = write_csv(tmp_path / "x.csv", **change)
     with pytest.raises(DataError, match=message) as caught:
         read(path, "gaia_xp")
@@ -153,7 +161,7 @@ def test_bad_tables_are_one_line(tmp_path, change, message):
 
 @pytest.mark.parametrize("name", ["x.csv.gz", "x.fits", "x.xml", "x.npz", "x.csv", "x.txt"])
 @pytest.mark.parametrize("content", [b"", b"\x1f\x8b broken", b"source_id,flux\n1,(2\n"])
-def test_damage_is_one_line(tmp_path, name, content):
+def test_damaged_files_are_refused_in_one_line(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
     assert not gaia_xp.recognise(path)
@@ -162,7 +170,7 @@ def test_damage_is_one_line(tmp_path, name, content):
     assert "\n" not in str(caught.value)
 
 
-def test_a_truncated_gz_is_one_line(tmp_path):
+def test_a_truncated_gz_is_refused(tmp_path):
     path = write_csv(tmp_path / "x.csv.gz")
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(DataError, match=r"x\.csv\.gz"):
@@ -179,7 +187,7 @@ def write_coefficients(path, drop=()):
     return path
 
 
-def test_coefficients_need_gaiaxpy_and_say_so(tmp_path, monkeypatch):
+def test_coefficients_require_gaiaxpy(tmp_path, monkeypatch):
     path = write_coefficients(tmp_path / "XP_CONTINUOUS_RAW.csv")
     monkeypatch.setitem(sys.modules, "gaiaxpy", None)
     with pytest.raises(DataError, match=r"reading them needs pip install 'specjax\[gaia\]'"):
@@ -204,7 +212,7 @@ def test_a_real_calibrated_file(real_data):
     assert spectra.has_ivar
     normalised = to_gaia_xp(spectra)
     assert (normalised.meta["flag"] == "").all()
-    assert np.abs(normalised.flux[-1, 57:207]).max() < 1.5  # a Sun from 450 to 750 nm
+    assert np.abs(normalised.flux[-1, 57:207]).max() < 1.5  # a solar analogue, from 450 to 750 nm
 
 
 @pytest.mark.parametrize(
@@ -220,4 +228,4 @@ def test_real_coefficients_are_calibrated_as_gaiaxpy_does(real_data, name, count
     spectra = read(real_data / "gaia_xp" / name)
     known = read(real_data / "gaia_xp" / "xp_calibrated_343.npz").select(spectra.id)
     assert len(spectra) == count
-    np.testing.assert_allclose(spectra.flux, known.flux, rtol=1e-10)  # the same arithmetic, other releases
+    np.testing.assert_allclose(spectra.flux, known.flux, rtol=1e-10)  # another release of GaiaXPy

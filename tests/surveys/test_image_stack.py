@@ -12,14 +12,14 @@ def write(path, **images):
     return path
 
 
-def test_images_are_spectra_by_row(tmp_path):
+def test_rows_of_images_are_spectra(tmp_path):
     flux, ivar = np.ones((2, 9), dtype=">f4"), np.eye(2, 9)
     spectra = read(write(tmp_path / "stack.fits", FLUX=flux, IVAR=ivar, WAVE=4000.0 + np.arange(9)))
     assert spectra.id.tolist() == ["stack-0", "stack-1"]
     np.testing.assert_array_equal(spectra.mask, ivar == 0)
 
 
-def test_what_does_not_fit_is_one_line(tmp_path):
+def test_inconsistent_images_are_refused(tmp_path):
     path = write(tmp_path / "stack.fits", FLUX=np.ones((2, 9)), WAVE=4000.0 + np.arange(8))
     with pytest.raises(DataError, match=r"stack\.fits: wavelength \(8,\) does not fit"):
         read(path)

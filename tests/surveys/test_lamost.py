@@ -1,4 +1,4 @@
-"""The LAMOST reader on files of its three layouts, and on real ones where they are."""
+"""The LAMOST reader on synthetic files of its three layouts, and on real files if available."""
 
 import gzip
 import logging
@@ -27,7 +27,7 @@ def rows(pixels=PIXELS):
 
 
 def write(path, hdus):
-    """Gzipped, as they are published."""
+    """Write a gzipped file, as published."""
     plain = path.with_suffix(".tmp")
     fits.HDUList(hdus).writeto(plain)
     path.write_bytes(gzip.compress(plain.read_bytes()))
@@ -59,14 +59,14 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_the_image_gives_flux_ivar_mask_and_what_is_known(folder):
+def test_an_image_is_read_with_its_metadata(folder):
     spectra = read(folder / "spec-1-A_sp01-001.fits.gz")
     assert spectra.survey == "lamost"
     assert spectra.medium == "vacuum"
     assert spectra.id.tolist() == ["spec-1-A_sp01-001"]
     np.testing.assert_allclose(spectra.wavelength, GRID, rtol=1e-14)
     np.testing.assert_array_equal(spectra.flux[0], 100.0 + np.arange(PIXELS))
-    assert np.flatnonzero(spectra.mask[0]).tolist() == [5, 7]  # not 8: only one exposure was bad there
+    assert np.flatnonzero(spectra.mask[0]).tolist() == [5, 7]  # not 8: only one exposure was bad
     assert spectra.ivar[0, 8] == 0.25
     meta = {key: column[0] for key, column in spectra.meta.items()}
     assert meta["obsid"] == "103232"
@@ -75,7 +75,7 @@ def test_the_image_gives_flux_ivar_mask_and_what_is_known(folder):
     assert np.isnan(meta["snr_z"])
 
 
-def test_the_third_row_of_the_pilot_survey_is_not_a_wavelength(tmp_path):
+def test_wavelengths_of_the_pilot_survey_come_from_the_header(tmp_path):
     columns = rows()
     columns[2] = np.full(PIXELS, 1.02)
     path = write_image(tmp_path / "spec-55862-B6212_sp06-008.fits.gz", columns, SN_G=29.39, SNRG=None)
@@ -83,7 +83,7 @@ def test_the_third_row_of_the_pilot_survey_is_not_a_wavelength(tmp_path):
     np.testing.assert_allclose(spectra.wavelength, GRID, rtol=1e-14)
 
 
-def test_the_old_names_of_signal_to_noise_are_read(tmp_path):
+def test_old_keywords_of_the_snr_are_read(tmp_path):
     hdu = fits.PrimaryHDU(np.asarray(rows(), dtype=">f4"))
     hdu.header.update({**CARDS, "COEFF0": 3.5682, "COEFF1": 1e-4, "SN_G": 29.39, "Z": -9999.0})
     spectra = read(write(tmp_path / "spec.fits.gz", [hdu]))
@@ -92,18 +92,18 @@ def test_the_old_names_of_signal_to_noise_are_read(tmp_path):
     assert np.isnan(spectra.meta["redshift"]).all()
 
 
-def test_the_table_is_read_as_the_image_is(folder):
+def test_a_table_gives_the_same_as_an_image(folder):
     image, table = read(folder / "spec-1-A_sp01-001.fits.gz"), read(folder / "x.fits.gz")
     for name in ("wavelength", "flux", "ivar", "mask"):
         np.testing.assert_array_equal(getattr(table, name), getattr(image, name))
 
 
-def test_wavelengths_of_the_table_are_used_where_the_header_has_no_coefficients(tmp_path):
+def test_wavelengths_of_a_table_are_used_without_coefficients(tmp_path):
     spectra = read(write_table(tmp_path / "x.fits.gz"))
     np.testing.assert_allclose(spectra.wavelength, GRID, rtol=6e-8)  # single precision
 
 
-def test_a_folder_shares_one_grid_though_lengths_differ(folder):
+def test_spectra_of_different_lengths_share_one_grid(folder):
     spectra = read(folder)
     assert spectra.id.tolist() == ["spec-1-A_sp01-001", "spec-1-A_sp01-002", "x"]
     assert spectra.wavelength.shape == (PIXELS,)
@@ -111,7 +111,7 @@ def test_a_folder_shares_one_grid_though_lengths_differ(folder):
     assert not spectra.mask[1, 10:-4].any()
 
 
-def test_a_bad_file_is_reported_and_does_not_stop_the_rest(folder, caplog):
+def test_bad_files_are_reported_and_left_out(folder, caplog):
     (folder / "a.fits.gz").write_bytes(b"")
     victim = folder / "spec-1-A_sp01-002.fits.gz"
     victim.write_bytes(victim.read_bytes()[:400])
@@ -125,7 +125,7 @@ def test_a_bad_file_is_reported_and_does_not_stop_the_rest(folder, caplog):
     assert "spec-1-A_sp01-002.fits.gz" in lines[1]
 
 
-def test_nothing_but_bad_files_is_an_error(tmp_path):
+def test_a_folder_of_bad_files_is_refused(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.fits").write_bytes(b"")
     with pytest.raises(DataError, match=r"none of 2 files is a LAMOST spectrum; the first: .*a\.fits"):
@@ -136,7 +136,7 @@ def test_nothing_but_bad_files_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 0.05, 0.5, 0.9])
-def test_a_truncated_file_is_one_line(folder, keep):
+def test_a_truncated_file_is_refused_in_one_line(folder, keep):
     path = folder / "spec-1-A_sp01-001.fits.gz"
     whole = path.read_bytes()
     path.write_bytes(whole[: int(keep * len(whole))])
@@ -146,7 +146,7 @@ def test_a_truncated_file_is_one_line(folder, keep):
         assert "\n" not in str(caught.value)
 
 
-def test_what_is_not_a_lamost_layout_says_why(tmp_path):
+def test_other_layouts_are_refused_with_a_reason(tmp_path):
     one = tmp_path / "one.fits.gz"
     write_image(one, [np.ones(PIXELS), np.ones(PIXELS)])
     with pytest.raises(DataError, match=r"one\.fits\.gz.*not five rows"):
@@ -185,9 +185,9 @@ def test_real_files(real_data, release, count, pixels, caplog):
     normalised = to_lamost(stars)
     flags = normalised.meta["flag"]
     assert np.isin(flags, ["", "masked_fraction", "too_fast"]).all()
-    assert (flags == "masked_fraction").sum() <= 1  # one star of DR8 is flagged bad over 600 pixels
+    assert (flags == "masked_fraction").sum() <= 1  # one star of DR8 has 600 bad pixels
     fast = np.abs(stars.meta["redshift"]) > 250 / 299792.458
     np.testing.assert_array_equal(flags == "too_fast", fast & (flags != "masked_fraction"))
-    assert fast.sum() <= 2  # of DR8, in the halo
+    assert fast.sum() <= 2  # halo stars in DR8
     level = np.nanmedian(np.where(normalised.mask, np.nan, normalised.flux), axis=1)
-    assert ((level > 0.6) & (level < 1.05)).all()  # cool stars have no continuum left in the blue
+    assert ((level > 0.6) & (level < 1.05)).all()  # cool stars are far below the continuum fit

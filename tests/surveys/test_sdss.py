@@ -33,7 +33,7 @@ def write_spec(path, start=0, names=("flux", "loglam", "ivar", "and_mask"), cata
     return path
 
 
-def test_a_file_gives_flux_mask_and_what_is_known(tmp_path):
+def test_a_file_is_read_with_its_metadata(tmp_path):
     spectra = read(write_spec(tmp_path / "spec-0266-51602-0001.fits"))
     assert spectra.survey == "sdss"
     assert spectra.id.tolist() == ["spec-0266-51602-0001"]
@@ -45,7 +45,7 @@ def test_a_file_gives_flux_mask_and_what_is_known(tmp_path):
     assert meta["redshift"] == pytest.approx(1e-4)
 
 
-def test_a_folder_shares_one_grid_and_leaves_out_what_is_bad(tmp_path, caplog):
+def test_a_folder_shares_one_grid_and_leaves_out_bad_files(tmp_path, caplog):
     write_spec(tmp_path / "spec-1.fits")
     write_spec(tmp_path / "spec-2.fits", start=3, catalogue=False)
     write_spec(tmp_path / "spec-3.fits", names=("flux", "loglam"))
@@ -60,7 +60,7 @@ def test_a_folder_shares_one_grid_and_leaves_out_what_is_bad(tmp_path, caplog):
     assert len(caplog.messages) == 1
 
 
-def test_damage_is_one_line(tmp_path):
+def test_a_damaged_file_is_refused(tmp_path):
     path = write_spec(tmp_path / "spec-1.fits")
     path.write_bytes(path.read_bytes()[:8000])
     with pytest.raises(DataError, match=r"spec-1\.fits"):

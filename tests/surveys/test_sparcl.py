@@ -38,10 +38,10 @@ def write(path, content):
 @pytest.mark.parametrize(
     "wrap", [list, lambda rows: [{"status": {"success": True}}, *rows], lambda rows: {"records": rows}]
 )
-def test_records_are_read_with_the_header_left_out(tmp_path, name, wrap):
+def test_records_are_read_with_or_without_a_header(tmp_path, name, wrap):
     spectra = read(write(tmp_path / name, wrap([record("a"), record("b", flux=[None] + [2.0] * 39)])))
     assert spectra.survey == "sparcl"
-    assert spectra.id.tolist() == ["a", "b"]  # the specid is one and the same
+    assert spectra.id.tolist() == ["a", "b"]  # the specid is the same
     assert spectra.wavelength.shape == (40,)
     assert spectra.mask[:, -1].all()
     assert spectra.mask[:, 0].tolist() == [False, True]
@@ -49,7 +49,7 @@ def test_records_are_read_with_the_header_left_out(tmp_path, name, wrap):
     assert spectra.meta["zwarn"].tolist() == [0, 0]
 
 
-def test_records_without_ivar_mask_or_metadata(tmp_path):
+def test_ivar_mask_and_metadata_are_optional(tmp_path):
     bare = {key: record("a")[key] for key in ("sparcl_id", "wavelength", "flux")}
     spectra = read(write(tmp_path / "r.json", [bare]))
     assert not spectra.has_ivar
@@ -57,7 +57,7 @@ def test_records_without_ivar_mask_or_metadata(tmp_path):
     assert np.isnan(spectra.meta["ra"]).all()
 
 
-def test_a_bad_record_is_reported_and_does_not_stop_the_rest(tmp_path, caplog):
+def test_bad_records_are_reported_and_left_out(tmp_path, caplog):
     bad = [record("b", flux=[1.0] * 39), record("c", flux=None), record("d", ivar=["x"] * 40)]
     spectra = read(write(tmp_path / "r.json", [record("a"), *bad]))
     assert spectra.id.tolist() == ["a"]
@@ -78,7 +78,7 @@ def test_a_bad_record_is_reported_and_does_not_stop_the_rest(tmp_path, caplog):
         (json.dumps([record("a"), record("a")]).encode(), "sparcl_id a occurs more than once"),
     ],
 )
-def test_bad_files_are_one_line(tmp_path, content, message):
+def test_bad_files_are_refused_in_one_line(tmp_path, content, message):
     path = tmp_path / "r.json"
     path.write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:

@@ -25,7 +25,7 @@ def pairs(tmp_path):
     return path
 
 
-def test_pairs_are_two_sides_of_the_same_stars(pairs):
+def test_pairs_are_read_row_for_row(pairs):
     spectra, partner = read(pairs), read_xp(pairs)
     np.testing.assert_array_equal(spectra.wavelength, LAMOST_WAVELENGTH)
     np.testing.assert_array_equal(partner.wavelength, GAIA_XP_WAVELENGTH)
@@ -37,7 +37,7 @@ def test_pairs_are_two_sides_of_the_same_stars(pairs):
     assert not spectra.has_ivar
 
 
-def test_they_are_normalised_already_and_pass_the_preprocessing_unchanged(pairs):
+def test_preprocessing_leaves_them_unchanged(pairs):
     spectra, partner = read(pairs), read_xp(pairs)
     assert to_lamost(spectra) is spectra
     assert to_gaia_xp(partner) is partner
@@ -45,7 +45,7 @@ def test_they_are_normalised_already_and_pass_the_preprocessing_unchanged(pairs)
 
 
 @pytest.mark.parametrize(("pixels", "tower"), [(1462, "lamost"), (343, "gaia_xp")])
-def test_the_spectra_of_one_tower_are_known_by_their_pixels(tmp_path, pixels, tower):
+def test_the_tower_is_identified_by_the_number_of_pixels(tmp_path, pixels, tower):
     path, ivar = tmp_path / "tower.h5", np.full((4, pixels, 1), 2.0, dtype=np.float32)
     values = flux(4, pixels)
     values[1, 5], ivar[2, 7], values[3] = np.nan, 0, np.nan
@@ -70,7 +70,7 @@ def test_other_shapes_are_refused(tmp_path, shape):
         read(path)
 
 
-def test_a_file_of_something_else_is_no_such_file(tmp_path):
+def test_files_without_spectra_are_refused(tmp_path):
     path = tmp_path / "other.h5"
     with h5py.File(path, "w") as file:
         file["train/images"] = np.ones((2, 2))

@@ -1,1 +1,1 @@
-"""What readers of survey files share: FITS, tables, recognising a file, and reading many."""
+"""Shared by the readers: FITS, tables, recognising a file, reading many files, duplicates and S/N."""

@@ -1,4 +1,4 @@
-"""Many files, each one spectrum or more: read what can be read, report what cannot, put it on one grid."""
+"""Reading many files: skip and report the unreadable ones, and put the spectra on one grid."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,17 +18,17 @@ from specjax.typing import FloatArray
 
 log = logging.getLogger(__name__)
 
-_SAME_PIXEL = 0.02  # pixels by which grids may be out of step; headers round coefficients to 1e-3 of one
+_MAX_OFFSET = 0.02  # pixels between equal grids; headers round their coefficients to 1e-3 of a pixel
 
 T = TypeVar("T")
 
-_assumed: set[Path] = set()
+_assumed: set[Path] = set()  # files for which the assumption of vacuum has been logged
 _left_out: ContextVar[list[str] | None] = ContextVar("left_out", default=None)
 
 
 @contextmanager
 def collecting() -> Iterator[list[str]]:
-    """The reasons of all that readers leave out inside the block, in order; they are logged as well."""
+    """Collect the reasons for everything that readers leave out inside the block; they are logged as well."""
     reasons: list[str] = []
     token = _left_out.set(reasons)
     try:
@@ -36,56 +37,57 @@ def collecting() -> Iterator[list[str]]:
         _left_out.reset(token)
 
 
-def leave_out(reason: str) -> None:
-    """Say that something is left out, and why: a warning of this module's logger, and to `collecting`."""
+def report_left_out(reason: str) -> None:
+    """Log a warning that something was left out, and hand the reason to `collecting`."""
     log.warning("left out: %s", reason)
     if (reasons := _left_out.get()) is not None:
         reasons.append(reason)
 
 
 def assume_vacuum(path: Path) -> str:
-    """Vacuum, with a warning, once a file and process, that nothing says so."""
+    """Return "vacuum" for a file that does not declare its medium; warns once per file and process."""
     if path not in _assumed:
         _assumed.add(path)
         log.warning(
-            "%s does not say if its wavelengths are in vacuum or air: vacuum is assumed (84 km/s if wrong)",
+            "%s does not declare whether its wavelengths are in vacuum or air: vacuum is assumed "
+            "(84 km/s off if wrong)",
             path,
         )
     return "vacuum"
 
 
 def read_folder(
-    path: Path, files: Sequence[Path], read_file: Callable[[Path], Spectra], what: str
+    path: Path, files: Sequence[Path], read_file: Callable[[Path], Spectra], kind: str
 ) -> Spectra:
-    """Spectra of `files`, which are what `path`, a file or a folder, holds; bad files as `read_each` says.
+    """Read and join the spectra of `files`, the contents of the file or folder `path`; see `read_each`.
 
     Raises:
-      DataError: no files, or none that could be read.
+        DataError: there are no files, or none can be read.
     """
     if not files:
-        raise DataError(f"{path} holds no file that could be {what}")
-    return join(read_each(files, read_file, what)[0])
+        raise DataError(f"{path} contains no file that could be {kind}")
+    return join(read_each(files, read_file, kind)[0])
 
 
 def read_each(
-    files: Iterable[Path], read_file: Callable[[Path], T], what: str
+    files: Iterable[Path], read_file: Callable[[Path], T], kind: str
 ) -> tuple[list[T], dict[Path, str]]:
-    """What `read_file` gives for each file, and for those that it refused, why.
+    """Apply `read_file` to each file, leaving out files that raise `DataError`.
 
-    One bad file never stops a batch: it is left out, and a warning with its name and the reason goes to the
-    logger "specjax.surveys.io.many", which Python prints to stderr unless told otherwise. A single file that
-    is refused is an error as usual.
+    An unreadable file never stops a batch: a warning with its name and the reason goes to the logger
+    "specjax.surveys.io.many", which Python prints to stderr by default. If it is the only file, it is an
+    error as usual.
 
     Args:
-      files: the files, in order.
-      read_file: reader of one file.
-      what: what was looked for, for the message.
+        files: the files, in order.
+        read_file: reader of one file.
+        kind: what a file should be, for the message.
 
     Returns:
-      (results of the files that could be read, {file: reason}).
+        (results of the readable files, {file: reason} of the others).
 
     Raises:
-      DataError: not one file could be read.
+        DataError: there are files, but none can be read.
     """
     results: list[T] = []
     refused: dict[Path, str] = {}
@@ -97,36 +99,36 @@ def read_each(
     if not results and refused:
         first = next(iter(refused.values()))
         raise DataError(
-            first if len(refused) == 1 else f"none of {len(refused)} files is {what}; the first: {first}"
+            first if len(refused) == 1 else f"none of {len(refused)} files is {kind}; the first: {first}"
         )
     for reason in refused.values():
-        leave_out(reason)
+        report_left_out(reason)
     return results, refused
 
 
 def join(parts: Sequence[Spectra]) -> Spectra:
-    """`Spectra.concatenate`, but on one shared (p,) grid where all are pieces of the same logarithmic one.
+    """Concatenate spectra, on one shared (p,) grid if all lie on pieces of the same logarithmic grid.
 
-    Spectra of LAMOST and SDSS begin or end at different pixels of one grid in log10 wavelength. Pixels that a
-    spectrum does not have are masked.
+    Spectra of LAMOST and SDSS begin and end at different pixels of one grid in log10 wavelength. Pixels that
+    a spectrum lacks are masked.
 
     Raises:
-      DataError: nothing to join, or spectra in different media.
+        DataError: there is nothing to join, or the spectra are in different media.
     """
     grids = [part.wavelength for part in parts]
     if len(parts) < 2 or any(grid.ndim != 1 for grid in grids):
         return Spectra.concatenate(parts)
-    if all(grid.shape == grids[0].shape and np.array_equal(grid, grids[0]) for grid in grids):
+    if all(np.array_equal(grid, grids[0]) for grid in grids):
         return Spectra.concatenate(parts)
     shared = _shared_log_grid(grids)
     if shared is None:
         return Spectra.concatenate(parts)
     grid, starts = shared
-    return Spectra.concatenate([_onto(part, grid, start) for part, start in zip(parts, starts, strict=True)])
+    return Spectra.concatenate([_embed(part, grid, start) for part, start in zip(parts, starts, strict=True)])
 
 
 def _shared_log_grid(grids: Sequence[FloatArray]) -> tuple[FloatArray, list[int]] | None:
-    """The union of the grids and where each begins in it; None if they are not pieces of one log grid."""
+    """Return the union of the grids and the first pixel of each; None unless all share one log grid."""
     logs = [np.log10(grid[[0, -1]]) for grid in grids]
     steps = np.array([np.diff(ends)[0] / (len(grid) - 1) for ends, grid in zip(logs, grids, strict=True)])
     begin = min(first for first, _ in logs)
@@ -139,22 +141,18 @@ def _shared_log_grid(grids: Sequence[FloatArray]) -> tuple[FloatArray, list[int]
     union = 10.0 ** (begin + step * np.arange(ends.max()))
     for grid, start, end in zip(grids, starts, ends, strict=True):
         apart = np.abs(grid / union[start:end] - 1.0).max() / (step * np.log(10.0))
-        if apart > _SAME_PIXEL:
+        if apart > _MAX_OFFSET:
             return None
     return union, starts.tolist()
 
 
-def _onto(part: Spectra, grid: FloatArray, start: int) -> Spectra:
-    before, after = start, len(grid) - start - part.flux.shape[1]
-    width = ((0, 0), (before, after))
-    return Spectra(
+def _embed(part: Spectra, grid: FloatArray, start: int) -> Spectra:
+    """Place spectra on a longer grid, with masked pixels on either side."""
+    width = ((0, 0), (start, len(grid) - start - part.flux.shape[1]))
+    return replace(
+        part,
         wavelength=grid,
         flux=np.pad(part.flux, width),
         ivar=np.pad(part.ivar, width),
         mask=np.pad(part.mask, width, constant_values=True),
-        id=part.id,
-        meta=part.meta,
-        medium=part.medium,
-        survey=part.survey,
-        has_ivar=part.has_ivar,
     )

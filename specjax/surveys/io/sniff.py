@@ -1,4 +1,4 @@
-"""A quick look at a FITS file, or at the first ones of a folder, to recognise what it is."""
+"""Recognise FITS files: names of files, and the contents of headers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from specjax.surveys.io.fits import open_fits
 
 SUFFIXES = (".fits", ".fits.gz", ".fit", ".fit.gz", ".fits.fz")
 
-_LOOKED_AT = 3  # files of a folder: so many may be damaged or something else before it is not recognised
+_MAX_FILES = 3  # per folder: a folder whose first three files are damaged is not recognised
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitsSummary:
-    """What recognises a FITS file.
+class FitsContents:
+    """The parts of a FITS file by which a survey is recognised.
 
     Attributes:
-      header: the primary header's values.
-      names: of the HDUs after the primary one, upper case, as far as the file can be read.
-      columns: of the first HDU after the primary one, as they are written; empty if it is not a table.
+        header: values of the primary header by keyword.
+        names: upper-case names of the HDUs after the primary one, as far as the file can be read.
+        columns: column names of the first HDU after the primary one; empty if it is not a table.
     """
 
     header: Mapping[str, Any]
@@ -32,7 +32,7 @@ class FitsSummary:
 
 
 def is_fits(path: Path) -> bool:
-    """Whether `path` is named as a FITS file."""
+    """Whether `path` has the name of a FITS file."""
     return path.name.lower().endswith(SUFFIXES)
 
 
@@ -44,38 +44,38 @@ def stem(path: Path) -> str:
 
 
 def fits_files(path: Path) -> list[Path]:
-    """`path` itself, or the FITS files of the folder `path` by name; subfolders are not entered."""
+    """`path` itself if it is a file, else the FITS files of the folder, sorted, without subfolders."""
     if not path.is_dir():
         return [path]
     return sorted(entry for entry in path.iterdir() if is_fits(entry) and entry.is_file())
 
 
-def look(path: Path) -> Iterator[FitsSummary]:
-    """Summaries of a FITS file or of the first few of a folder; files that cannot be read are left out."""
+def look(path: Path) -> Iterator[FitsContents]:
+    """Yield the contents of a FITS file, or of the first few of a folder, skipping unreadable files."""
     if path.is_file() and not is_fits(path):
         return
-    for file in fits_files(path)[:_LOOKED_AT]:
+    for file in fits_files(path)[:_MAX_FILES]:
         try:
-            yield summary(file)
+            yield contents_of(file)
         except DataError:
             continue
 
 
-def summary(path: Path) -> FitsSummary:
-    """What the headers of a FITS file say.
+def contents_of(path: Path) -> FitsContents:
+    """Return the contents of a FITS file.
 
     Raises:
-      DataError: not even the primary header can be read.
+        DataError: not even the primary header can be read.
     """
     try:
         state = path.stat()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
-    return _summary(path, state.st_mtime_ns, state.st_size)
+    return _contents(path, state.st_mtime_ns, state.st_size)
 
 
 @lru_cache(maxsize=64)  # every reader asks about the same files
-def _summary(path: Path, _changed: int, _size: int) -> FitsSummary:
+def _contents(path: Path, _changed: int, _size: int) -> FitsContents:
     with open_fits(path, "a FITS file", odd_cards=True) as hdus:
         header = {card.keyword: card.value for card in hdus[0].header.cards if card.keyword}
         names, columns = [], ()
@@ -83,6 +83,6 @@ def _summary(path: Path, _changed: int, _size: int) -> FitsSummary:
             for hdu in hdus[1:]:
                 names.append(hdu.name.upper())
             columns = tuple(hdus[1].columns.names) if len(hdus) > 1 and hasattr(hdus[1], "columns") else ()
-        except Exception:  # cut short: the reader that reads the data will say so
+        except Exception:  # a truncated file: the reader of its data raises a clear error
             pass
-    return FitsSummary(header=header, names=tuple(names), columns=columns)
+    return FitsContents(header=header, names=tuple(names), columns=columns)

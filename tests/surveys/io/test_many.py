@@ -24,13 +24,13 @@ def test_pieces_of_one_log_grid_are_joined_on_it():
 
 
 @pytest.mark.parametrize("other", [piece(0.4, 20, "b"), piece(0, 20, "b", 2e-4), piece(0, 21, "b", 1.02e-4)])
-def test_other_grids_are_kept_as_they_are(other):
+def test_other_grids_are_not_joined(other):
     joined = join([piece(0, 20, "a"), other])
     assert joined.wavelength.ndim == 2
     np.testing.assert_array_equal(joined.wavelength[1, :20], other.wavelength[:20])
 
 
-def test_reasons_are_given_for_each_file_that_was_refused(caplog):
+def test_each_refused_file_is_reported_with_a_reason(caplog):
     def read_one(path):
         if path == "bad":
             raise DataError("bad is bad")

@@ -1,4 +1,4 @@
-"""The signal to noise of spectra, where the survey does not say it."""
+"""Signal-to-noise ratios of spectra, for surveys that do not provide them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from specjax.typing import BoolArray, FloatArray
 
 
 def median_snr(flux: FloatArray, ivar: FloatArray, good: BoolArray) -> FloatArray:
-    """(n,) median signal to noise of the good pixels of (n, p) flux, NaN without any."""
+    """Return the (n,) median signal-to-noise ratio of the good pixels of (n, p) flux; NaN without any."""
     snr = np.where(good, flux * np.sqrt(ivar), np.nan)
     result = np.full(len(flux), np.nan)
     some = good.any(axis=1)

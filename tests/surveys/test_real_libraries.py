@@ -1,4 +1,4 @@
-"""What is known of the real libraries. Needs them in the cache: `specjax fetch stellar-libraries`."""
+"""Known properties of the real libraries, which must be cached: `specjax fetch stellar-libraries`."""
 
 import numpy as np
 import pytest
@@ -9,10 +9,12 @@ from specjax.services import stellar_libraries
 from specjax.simulate.grism import degrade
 from specjax.surveys import mastar, miles, read, stelib
 
-FOLDER = stellar_libraries.stellar_libraries_folder()  # at import: the tests themselves see an empty cache
+FOLDER = (
+    stellar_libraries.stellar_libraries_folder()
+)  # at import, because the tests themselves use an empty cache
 pytestmark = pytest.mark.skipif(
     not stellar_libraries.have_stellar_libraries(),
-    reason=f"no stellar libraries in {FOLDER}: `specjax fetch stellar-libraries` brings them (121 MB)",
+    reason=f"no stellar libraries in {FOLDER}: `specjax fetch stellar-libraries` downloads them (121 MB)",
 )
 
 
@@ -61,7 +63,7 @@ def test_mastar_has_65_mean_spectra():
     np.testing.assert_allclose(spectra.wavelength[[0, -1]], [3631.6, 10322.9], atol=0.1)
 
 
-def test_the_survey_is_recognised():
+def test_the_libraries_are_recognised():
     found = {name: read(FOLDER / name).survey for name in stellar_libraries.FOLDERS}
     assert found == {name: name for name in stellar_libraries.FOLDERS}
 
@@ -76,10 +78,10 @@ def test_126_targets_reach_the_lamost_grid(stelib_spectra, target):
     assert chosen.sum() == 126
     assert (chosen & (spectra.meta["fe_h"] < -1)).sum() == 18
     typical = np.median(spectra.flux[chosen][~spectra.mask[chosen]])
-    assert 0.9 < typical < 1.0  # the upper envelope is the continuum
+    assert 0.9 < typical < 1.0  # the continuum is the upper envelope
 
 
-def test_the_same_stars_look_the_same_in_both_libraries(miles_spectra, stelib_spectra):
+def test_common_stars_agree_between_the_libraries(miles_spectra, stelib_spectra):
     i, j = crossmatch(miles_spectra.meta["name"], stelib_spectra.meta["name"])
     one, two = to_lamost(miles_spectra[i]), to_lamost(stelib_spectra[j])
     cool = (miles_spectra.meta["teff"][i] > 4500) & (miles_spectra.meta["teff"][i] < 6500)
@@ -87,5 +89,5 @@ def test_the_same_stars_look_the_same_in_both_libraries(miles_spectra, stelib_sp
     scatter = [
         np.std((one.flux - two.flux)[row][both[row]]) for row in np.flatnonzero(cool & both.any(axis=1))
     ]
-    # Two instruments of 2.5 and 3 A, tens of km/s apart in places; in air taken for vacuum it is above 0.06.
+    # Resolutions of 2.5 and 3 A, and tens of km/s apart in places; air taken for vacuum gives over 0.06.
     assert np.median(scatter) < 0.04

@@ -1,4 +1,4 @@
-"""The readers of the stellar libraries, on files of the same layout."""
+"""The readers of the stellar libraries, on synthetic files of the same layout."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def test_miles_joins_labels_by_number(miles_folder):
     np.testing.assert_array_equal(spectra.meta["fe_h"], [-1.44, 0.25, np.nan, np.nan, 0.13, -0.13])
 
 
-def test_miles_wavelengths_are_in_air_and_the_flux_native(miles_folder):
+def test_miles_wavelengths_are_in_air_and_the_flux_in_native_byte_order(miles_folder):
     spectra = miles.read(miles_folder)
     np.testing.assert_allclose(spectra.wavelength, 3540.5 + 0.9 * np.arange(50), rtol=1e-15)
     assert spectra.medium == "air"
@@ -25,7 +25,7 @@ def test_miles_wavelengths_are_in_air_and_the_flux_native(miles_folder):
     assert not spectra.has_ivar
 
 
-def test_stelib_masks_gaps_and_takes_missing_labels(stelib_folder):
+def test_stelib_gaps_are_masked_and_missing_labels_nan(stelib_folder):
     spectra = stelib.read(stelib_folder)
     assert spectra.id.tolist() == ["HD034411", "HD046223", "HD053929lp"]
     assert spectra.meta["name"].tolist() == ["HD034411", "HD046223", "HD053929"]
@@ -38,7 +38,7 @@ def test_stelib_masks_gaps_and_takes_missing_labels(stelib_folder):
     assert spectra.medium == "air"
 
 
-def test_mastar_is_logarithmic_vacuum_with_ivar(mastar_folder):
+def test_mastar_is_logarithmic_in_vacuum_with_ivar(mastar_folder):
     spectra = mastar.read(mastar_folder)
     assert spectra.id.tolist() == ["MaStarHC_00", "MaStarHC_12"]
     np.testing.assert_allclose(np.log10(spectra.wavelength), 3.5601 + 1e-4 * np.arange(40), rtol=1e-14)
@@ -50,7 +50,7 @@ def test_mastar_is_logarithmic_vacuum_with_ivar(mastar_folder):
 
 
 @pytest.mark.parametrize("reader", [miles, stelib, mastar])
-def test_a_folder_without_spectra_is_one_line(reader, tmp_path):
+def test_a_folder_without_spectra_is_refused_in_one_line(reader, tmp_path):
     with pytest.raises(DataError) as caught:
         reader.read(tmp_path)
     assert str(tmp_path) in str(caught.value)
@@ -81,7 +81,7 @@ def test_a_truncated_file_is_named(stelib_folder):
         stelib.read(stelib_folder)
 
 
-def test_a_table_that_is_not_the_miles_table_is_refused(miles_folder):
+def test_a_foreign_parameter_table_is_refused(miles_folder):
     (miles_folder / miles.LABEL_FILE).write_text("name,teff\na,5000\n")
     with pytest.raises(DataError, match="not the MILES parameter table"):
         miles.read(miles_folder)

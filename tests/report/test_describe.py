@@ -3,13 +3,13 @@ import json
 import numpy as np
 
 from specjax import cli
+from specjax.report.describe import describe_spectra
 from specjax.spectra import Spectra
-from specjax.surveys.summary import describe_spectra
 
 GRID = np.linspace(4000.0, 5600.0, 200)
 
 
-def test_what_a_file_holds(tmp_path, capsys):
+def test_info_describes_a_file(tmp_path, capsys):
     flux, snr = np.ones((3, 200)), np.array([10.0, 30.0, np.nan])
     flux[0, :100] = np.nan
     flux[2] = np.inf
@@ -29,7 +29,7 @@ def test_what_a_file_holds(tmp_path, capsys):
     assert (found["left_out"], found["reasons"]) == (0, [])
 
 
-def test_what_was_left_out_is_said(tmp_path, capsys):
+def test_info_reports_unusable_records(tmp_path, capsys):
     record = {"sparcl_id": "good", "wavelength": GRID.tolist(), "flux": [1.0] * 200}
     (tmp_path / "s.json").write_text(json.dumps([record, {"sparcl_id": "bad", "flux": [1.0]}]))
     assert cli.main(["info", str(tmp_path / "s.json")]) == 0
@@ -38,7 +38,7 @@ def test_what_was_left_out_is_said(tmp_path, capsys):
     assert "record 1 (bad): it has no wavelength" in out
 
 
-def test_what_nobody_knows_is_none():
+def test_unknown_values_are_none():
     found = describe_spectra(Spectra.build(GRID, np.ones(200), meta={"ra": ["10:00:00"]}))
     assert (found["snr_known"], found["snr_median"], found["snr_range"], found["ra_range_deg"]) == (
         0,

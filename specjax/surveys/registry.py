@@ -1,0 +1,190 @@
+"""The table of supported surveys, and `read`, which finds the reader for a file or folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from specjax.errors import DataError
+from specjax.spectra import Spectra
+from specjax.surveys import (
+    arrays,
+    columns,
+    desi,
+    gaia_xp,
+    image_stack,
+    lamost,
+    mastar,
+    miles,
+    prepared,
+    redrock,
+    sdss,
+    sparcl,
+    specclip,
+    stelib,
+)
+from specjax.surveys.io import sniff
+from specjax.surveys.io.snr import median_snr
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """A supported kind of input.
+
+    Attributes:
+        description: noun phrase for messages.
+        recognise: whether a path is of this kind.
+        read: its reader.
+    """
+
+    description: str
+    recognise: Callable[[Path], bool]
+    read: Callable[[Path], Spectra]
+
+
+SURVEYS: dict[str, Survey] = {
+    "miles": Survey(description="a folder of MILES files", recognise=miles.recognise, read=miles.read),
+    "stelib": Survey(description="a folder of STELIB files", recognise=stelib.recognise, read=stelib.read),
+    "mastar": Survey(
+        description="a folder of mean MaStar spectra", recognise=mastar.recognise, read=mastar.read
+    ),
+    "lamost": Survey(
+        description="a LAMOST low-resolution FITS file or a folder of them",
+        recognise=lamost.recognise,
+        read=lamost.read,
+    ),
+    "desi": Survey(
+        description="a DESI coadd FITS file or a folder of them", recognise=desi.recognise, read=desi.read
+    ),
+    "desi-stars": Survey(
+        description="the stars of DESI coadds, only on request",
+        recognise=lambda path: False,
+        read=desi.read_stars,
+    ),
+    "sdss": Survey(
+        description="an SDSS spec-lite FITS file or a folder of them",
+        recognise=sdss.recognise,
+        read=sdss.read,
+    ),
+    "image_stack": Survey(
+        description="a FITS file with images FLUX, WAVE and optionally IVAR, MASK",
+        recognise=image_stack.recognise,
+        read=image_stack.read,
+    ),
+    "gaia_xp": Survey(
+        description="a table or .npz of Gaia XP spectra, sampled or continuous",
+        recognise=gaia_xp.recognise,
+        read=gaia_xp.read,
+    ),
+    "prepared": Survey(
+        description="an .h5 file written by `specjax prepare`",
+        recognise=prepared.recognise,
+        read=prepared.read,
+    ),
+    "specclip": Survey(
+        description="an .h5 training file of SpecCLIP", recognise=specclip.recognise, read=specclip.read
+    ),
+    "arrays": Survey(
+        description="an .npz or .h5 file with wavelength, flux and optionally ivar, mask, id",
+        recognise=arrays.recognise,
+        read=arrays.read,
+    ),
+    "sparcl": Survey(
+        description="a .json file of SPARCL records", recognise=sparcl.recognise, read=sparcl.read
+    ),
+    "columns": Survey(
+        description="a .csv, .ecsv or .parquet table with wavelength and flux, or with one spectrum per row",
+        recognise=columns.recognise,
+        read=columns.read,
+    ),
+}
+"""The supported surveys, in the order in which `read` tries them."""
+
+_UNDECLARED = {"arrays": arrays.read, "columns": columns.read}  # files that may omit medium and unit
+
+
+def read(
+    path: str | Path,
+    survey: str | None = None,
+    *,
+    wavelength_medium: str | None = None,
+    wavelength_unit: str | None = None,
+) -> Spectra:
+    """Read the spectra of a file or folder.
+
+    Files of a folder that cannot be read are left out with a warning, see `io.many.read_each`; a folder of a
+    stellar library is read completely or not at all.
+
+    Args:
+        path: a file or a folder.
+        survey: a key of `SURVEYS`; recognised from the files if None.
+        wavelength_medium: "vacuum" or "air", for arrays and tables that do not declare it; default vacuum.
+        wavelength_unit: "angstrom", "nm", "um" or "log10", likewise; default Angstrom, which is checked.
+
+    Returns:
+        Spectra. Where the survey does not provide them, meta has `file`, the name of a single file, and, if
+        there are uncertainties, `snr`, the median signal-to-noise ratio per pixel.
+
+    Raises:
+        DataError: nothing exists at `path`, its kind is not recognised, or its spectra cannot be used.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise DataError(f"{path} does not exist")
+    name = survey or _recognise(path)
+    if name not in SURVEYS:
+        raise DataError(f"unknown survey {name!r}: specjax reads {', '.join(SURVEYS)}")
+    if name in _UNDECLARED:
+        return _with_file_and_snr(_UNDECLARED[name](path, wavelength_medium, wavelength_unit), path)
+    spectra = SURVEYS[name].read(path)
+    if wavelength_medium not in (None, spectra.medium):
+        raise DataError(f"{name} wavelengths are in {spectra.medium}, not {wavelength_medium}")
+    if wavelength_unit not in (None, "angstrom"):
+        raise DataError(f"{name} files declare their wavelength unit: leave out {wavelength_unit!r}")
+    return _with_file_and_snr(spectra, path)
+
+
+def read_xp(path: str | Path) -> Spectra | None:
+    """Read the Gaia XP spectra stored beside the spectra of a file, row for row; None if it has none.
+
+    Raises:
+        DataError: a prepared file is damaged.
+    """
+    path = Path(path).expanduser()
+    partner = prepared.read_xp(path)
+    return specclip.read_xp(path) if partner is None else partner
+
+
+def _with_file_and_snr(spectra: Spectra, path: Path) -> Spectra:
+    """Add the columns file and snr where they are missing and can be determined."""
+    if not len(spectra):
+        raise DataError(f"{path} contains no spectra")
+    if spectra.prepared is not None:
+        return spectra
+    if "file" not in spectra.meta and path.is_file():
+        spectra = spectra.with_meta(file=np.full(len(spectra), path.name))
+    if "snr" not in spectra.meta and spectra.has_ivar:
+        spectra = spectra.with_meta(snr=median_snr(spectra.flux, spectra.ivar, spectra.valid))
+    return spectra
+
+
+def _recognise(path: Path) -> str:
+    for name, survey in SURVEYS.items():
+        if survey.recognise(path):
+            return name
+    if path.is_file() and sniff.is_fits(path):
+        sniff.contents_of(path)  # raises if the file is damaged
+        if path.name.startswith(redrock.PREFIXES):
+            raise DataError(f"{path} is redrock's classification of a coadd: give the file coadd-* beside it")
+    known = "; ".join(f"{survey.description} ({name})" for name, survey in SURVEYS.items())
+    raise DataError(f"{path} is {_describe(path)}, which specjax does not recognise. It reads {known}")
+
+
+def _describe(path: Path) -> str:
+    if path.is_file():
+        return f"a {path.suffix or 'suffixless'} file"
+    kinds = sorted({entry.suffix or "no suffix" for entry in path.iterdir() if entry.is_file()})
+    return f"a folder of {', '.join(kinds[:4])} files" if kinds else "a folder without files"
