@@ -14,7 +14,7 @@ import pytest
 
 import specjax
 from specjax import lora
-from specjax.adapt import survey
+from specjax.adapt.predict import predict
 from specjax.errors import DataError, SpecjaxError
 from specjax.preprocess import to_lamost
 from specjax.spectra import Spectra
@@ -126,7 +126,7 @@ def test_flagged_spectra_have_no_prediction(tmp_path):
     untrained = lora.init_adapters(jax.random.key(0), model.params, {"lora4": model.config.loras["lora4"]})
     config = {"configuration": "lora4", "label": "fe_h", "seeds": 1, "sigma": 0.1}
     with quick_compilation():
-        columns = survey.predict(model, spectra, jax.tree.map(lambda leaf: leaf[None], untrained), config)
+        columns = predict(model, spectra, jax.tree.map(lambda leaf: leaf[None], untrained), config)
     # A star with lines at random wavelengths is unlike the training set, which is flagged as well.
     flags = columns["flag"].tolist()
     found = np.array(["" if flag.endswith(("_training",)) else flag for flag in flags])
