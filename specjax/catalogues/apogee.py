@@ -10,8 +10,8 @@ from astropy.table import Table
 
 from specjax import units
 from specjax.errors import ConfigError, DataError
-from specjax.surveys.io.duplicates import best_of_each
 from specjax.surveys.io.fits import open_fits
+from specjax.surveys.io.snr import best_of_each
 from specjax.typing import AnyArray, BoolArray
 
 _WHAT = "an APOGEE allStar catalogue"

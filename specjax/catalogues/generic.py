@@ -12,9 +12,9 @@ from astropy.table import Table
 from specjax import units
 from specjax.catalogues.conditions import Condition
 from specjax.errors import ConfigError, DataError
-from specjax.surveys.io.duplicates import best_of_each
 from specjax.surveys.io.fits import open_fits
 from specjax.surveys.io.sniff import is_fits
+from specjax.surveys.io.snr import best_of_each
 from specjax.surveys.io.tables import floats, id_texts, read_table
 from specjax.typing import StrArray
 

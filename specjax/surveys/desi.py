@@ -17,11 +17,10 @@ from astropy.io import fits
 from specjax.errors import DataError
 from specjax.spectra import Spectra
 from specjax.surveys import redrock
-from specjax.surveys.io.duplicates import best_of_each
 from specjax.surveys.io.fits import open_fits
 from specjax.surveys.io.many import read_folder, report_left_out
 from specjax.surveys.io.sniff import FitsContents, fits_files, look
-from specjax.surveys.io.snr import median_snr
+from specjax.surveys.io.snr import best_of_each, median_snr
 from specjax.typing import AnyArray, BoolArray, FloatArray, IntArray
 
 WAVELENGTH: FloatArray = np.round(3600.0 + 0.8 * np.arange(7781, dtype=np.float64), 6)

@@ -1,10 +1,10 @@
-"""Signal-to-noise ratios of spectra, for surveys that do not provide them."""
+"""Signal-to-noise ratios of spectra, and the choice of the best of several spectra of one star."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from specjax.typing import BoolArray, FloatArray
+from specjax.typing import BoolArray, FloatArray, IntArray, StrArray
 
 
 def median_snr(flux: FloatArray, ivar: FloatArray, good: BoolArray) -> FloatArray:
@@ -15,3 +15,13 @@ def median_snr(flux: FloatArray, ivar: FloatArray, good: BoolArray) -> FloatArra
     if some.any():
         result[some] = np.nanmedian(snr[some], axis=1)
     return result
+
+
+def best_of_each(names: StrArray, snr: FloatArray) -> IntArray:
+    """Return the row of the highest S/N for each distinct name, in increasing order.
+
+    A NaN counts as an S/N of zero; of equal rows the first is taken.
+    """
+    order = np.lexsort((np.arange(len(names)), -np.nan_to_num(snr)))
+    _, first = np.unique(names[order], return_index=True)
+    return np.sort(order[first])
