@@ -16,8 +16,8 @@ from specjax import lora
 from specjax.adapt import programs
 from specjax.adapt.feature_cache import remembered
 from specjax.adapt.target import Grid, Target
+from specjax.batching import inference_batch_size, micro_batch_size, pad_rows
 from specjax.config import LORA_GROUPS
-from specjax.devices import padded_rows, rows_that_fit, rows_to_train
 from specjax.errors import DataError
 from specjax.foundation import Foundation
 from specjax.foundation.inference import Summary
@@ -90,7 +90,7 @@ class Towers:
         flux, valid = self._unlabelled
         tokens = programs.tokens(self.model.config, flux, valid)
         config, dtype, batch = self.model.config, self.model.dtype, self.stages["lora1"].batch
-        rows = rows_to_train(config, batch, len(self.keys), np.dtype(dtype).itemsize)
+        rows = micro_batch_size(config, batch, len(self.keys), np.dtype(dtype).itemsize)
         loss = programs.masked_modelling_loss(config, batch, dtype, rows)
         frozen = {"lamost": {"backbone": self.model.params["lamost"]["backbone"]}}
         return self._fit("lora1", loss, frozen, tokens, {})
@@ -166,9 +166,9 @@ class Towers:
         config, dtype = self.model.config, self.model.dtype
         program = programs.summary_program(config, bool(factors), dtype)
         frozen, seeds = {"lamost": self.model.params["lamost"]}, len(self.keys) if factors else 1
-        size = max(1, rows_that_fit(config, np.dtype(dtype).itemsize) // seeds)
+        size = max(1, inference_batch_size(config, np.dtype(dtype).itemsize) // seeds)
         padded = -len(flux) % size
-        flux, valid = (padded_rows(array, len(array) + padded) for array in (flux, valid))
+        flux, valid = (pad_rows(array, len(array) + padded) for array in (flux, valid))
         parts = [
             program(frozen, factors or NOTHING, flux[start : start + size], valid[start : start + size])
             for start in range(0, len(flux), size)

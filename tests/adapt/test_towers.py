@@ -89,7 +89,7 @@ def test_rows_at_a_time_do_not_matter(monkeypatch):
     tower = make().towers
     factors = jax.tree.map(lambda x: x + 0.05, lora.combine(tower.start("lora1"), tower.start("lora3")))
     expected = tower.features("projected", factors)
-    monkeypatch.setattr(towers, "rows_that_fit", lambda config, size: 8)
+    monkeypatch.setattr(towers, "inference_batch_size", lambda config, size: 8)
     np.testing.assert_allclose(make().towers.features("projected", factors), expected, **CLOSE)
 
 

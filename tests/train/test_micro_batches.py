@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from specjax import devices, lora
+from specjax import batching, lora
 from specjax.adapt import programs
 from specjax.config import get_preset
 from specjax.models import SpecFormer
@@ -71,7 +71,7 @@ def test_parts_take_less_memory_and_no_more_work():
         memory[rows] = compiled.memory_analysis().temp_size_in_bytes
         flops[rows] = compiled.cost_analysis()["flops"]
         # Two seeds: what the choice of rows reckons with.
-        assert 0.5 < memory[rows] / (2 * rows * devices.training_bytes(MINI)) < 1.2
+        assert 0.5 < memory[rows] / (2 * rows * batching.training_bytes(MINI)) < 1.2
     assert memory[2] < 0.4 * memory[BATCH]
     # The compiler counts the body of a loop once: it is one of four parts.
     assert flops[2] == pytest.approx(flops[BATCH] / 4, rel=0.1)
@@ -86,10 +86,12 @@ class Device:
 
 
 def test_the_rows_follow_from_memory():
-    row = devices.training_bytes(MINI)
+    row = batching.training_bytes(MINI)
 
     def rows(fitting, batch=16, seeds=4):
-        return devices.rows_to_train(MINI, batch, seeds, device=Device(fitting * seeds * row / devices.SHARE))
+        return batching.micro_batch_size(
+            MINI, batch, seeds, device=Device(fitting * seeds * row / batching.MEMORY_FRACTION)
+        )
 
     assert rows(16.1) == 16
     assert rows(15.9) == 8  # equal parts
@@ -99,15 +101,15 @@ def test_the_rows_follow_from_memory():
 
 
 def test_a_cpu_trains_on_what_is_near(monkeypatch):
-    monkeypatch.setattr(devices, "NEAR_BYTES", 4 * 8 * devices.activation_bytes(MINI))
-    assert devices.rows_to_train(MINI, 16, 4, device=Device(None)) == 8
-    assert devices.rows_to_train(MINI, 16, 64, device=Device(None)) == 1
+    monkeypatch.setattr(batching, "CPU_BLOCK_BYTES", 4 * 8 * batching.activation_bytes(MINI))
+    assert batching.micro_batch_size(MINI, 16, 4, device=Device(None)) == 8
+    assert batching.micro_batch_size(MINI, 16, 64, device=Device(None)) == 1
 
 
 def test_a_cpu_has_the_memory_of_the_machine(monkeypatch):
     pages = {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}
-    monkeypatch.setattr(devices.os, "sysconf", pages.__getitem__)
-    assert devices.memory_bytes(Device(None)) == 4_096_000
-    monkeypatch.delattr(devices.os, "sysconf")
-    assert devices.memory_bytes(Device(None)) == devices.UNKNOWN_MEMORY
-    assert devices.memory_bytes(Device(77)) == 77
+    monkeypatch.setattr(batching.os, "sysconf", pages.__getitem__)
+    assert batching.device_memory(Device(None)) == 4_096_000
+    monkeypatch.delattr(batching.os, "sysconf")
+    assert batching.device_memory(Device(None)) == batching.FALLBACK_MEMORY
+    assert batching.device_memory(Device(77)) == 77
