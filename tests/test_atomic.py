@@ -67,7 +67,7 @@ def test_what_specjax_did_not_write_is_never_replaced(tmp_path, name):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.tex").write_text("chapter one")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(SpecjaxError, match="left as it is"), atomic_folder(tmp_path / name):
+    with pytest.raises(SpecjaxError, match="left unchanged"), atomic_folder(tmp_path / name):
         pytest.fail("the body must not run")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "notes", "thesis.tex"]
 
@@ -89,6 +89,6 @@ def test_a_folder_of_known_files_alone_is_replaced(tmp_path):
         (temporary / "weights").write_text("new")
     assert (path / "weights").read_text() == "new"
     (path / "notes.txt").write_text("mine")
-    with pytest.raises(SpecjaxError, match="left as it is"), atomic_folder(path, known=("weights",)):
+    with pytest.raises(SpecjaxError, match="left unchanged"), atomic_folder(path, known=("weights",)):
         pass
     assert (path / "notes.txt").read_text() == "mine"
