@@ -82,7 +82,7 @@ class SpecFormerConfig:
 
     @property
     def num_windows(self) -> int:
-        """Number of windows; they start at arange(0, num_pixels - overlap, stride), less a dropped last one."""
+        """Number of windows, starting at arange(0, num_pixels - overlap, stride), less a dropped last one."""
         starts = range(0, self.num_pixels - (self.window - self.stride), self.stride)
         return len(starts) - int(self.drop_last)
 
