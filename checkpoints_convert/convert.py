@@ -58,8 +58,8 @@ def convert(
         head: File of a label head to add to the model.
         stats: JSON file with `mean` and `std` of the features the head was trained on.
         labels: Names of the outputs of the head.
-        head_name: "mlp1" (reads the mean token) or "mlp2" (reads the projected vector). It is needed only if
-            `source` is a label head; a head added to a model gets the name that fits the model.
+        head_name: "mlp1" (reads the mean token) or "mlp2" (reads the projected vector). The default
+            fits the model; it is "mlp2" if `source` is a label head.
 
     Returns:
         The record of the conversion, as stored in config.json: name, SHA-256 and network of each file.
