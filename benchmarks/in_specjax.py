@@ -14,8 +14,8 @@ from specjax.adapt import programs
 from specjax.adapt.adaptation import AdaptConfig, Adapter
 from specjax.adapt.configuration import CONFIGURATIONS
 from specjax.adapt.target import Grid, Target, draw_splits
+from specjax.batching import micro_batch_size
 from specjax.config import LoRAConfig, ModelConfig
-from specjax.devices import rows_to_train
 from specjax.foundation import Foundation
 from specjax.models import LabelHead, SpecCLIP, tokenise
 from specjax.train import losses
@@ -88,7 +88,7 @@ class MaskedModelling:
             # Its own copy, as every trainable parameter is one.
             return _fit_call(self.loss, None, {}, jax.tree.map(lambda x: x[None], tower), self.tokens, {}, 1)
         config, batch, dtype = self.model.config, len(self.tokens), self.model.dtype
-        rows = rows_to_train(config, batch, seeds, np.dtype(dtype).itemsize)
+        rows = micro_batch_size(config, batch, seeds, np.dtype(dtype).itemsize)
         loss = programs.masked_modelling_loss(config, batch, dtype, rows)
         group = {"lora1": config.lora1}
         return _fit_call(loss, group, tower, _factors(tower, group, seeds), self.tokens, {}, seeds)

@@ -1,4 +1,4 @@
-"""`python -m checkpoints_convert SRC --out DIR`: convert a published file, or `--list` what it holds."""
+"""`python -m checkpoints_convert SRC --out DIR`: convert a published file, or list its tensors."""
 
 import argparse
 import sys
@@ -13,21 +13,23 @@ from specjax.errors import ModelError, SpecjaxError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status, 0 or 1."""
+    """Run the command and return the exit status, 0 or 1."""
     parser = argparse.ArgumentParser(prog="python -m checkpoints_convert", description=__doc__)
-    parser.add_argument("source", type=Path, metavar="SRC", help="a PyTorch file, or a PEFT folder")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder to write")
-    parser.add_argument("--list", action="store_true", help="show the tensors and what was recognised")
-    parser.add_argument("--head", type=Path, metavar="FILE", help="a label head to put on the model")
-    parser.add_argument("--stats", type=Path, metavar="JSON", help="mean and std of the head's features")
-    parser.add_argument("--label", action="append", default=[], help="name of the head's output, in order")
-    parser.add_argument("--head-name", help="mlp1 or mlp2, for a label head by itself")
-    parser.add_argument("--model", metavar="DIR", help="the model that a PEFT folder adapts")
+    parser.add_argument("source", type=Path, metavar="SRC", help="PyTorch file or PEFT folder")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument("--list", action="store_true", help="print the recognised network and its tensors")
+    parser.add_argument("--head", type=Path, metavar="FILE", help="label head to add to the model")
+    parser.add_argument("--stats", type=Path, metavar="JSON", help="mean and std of the features of the head")
+    parser.add_argument(
+        "--label", action="append", default=[], help="name of an output of the head; repeat in order"
+    )
+    parser.add_argument("--head-name", help="mlp1 or mlp2, if SRC is a label head")
+    parser.add_argument("--model", metavar="DIR", help="model folder that a PEFT folder adapts")
     return run(lambda: _run(parser.parse_args(arguments)))
 
 
 def run(action: Callable[[], None]) -> int:
-    """Run an action; an error that a user can cause is one line on stderr and the status 1."""
+    """Run an action; print an error that user input can cause as one line and return status 1."""
     try:
         action()
     except SpecjaxError as error:
@@ -44,7 +46,7 @@ def _run(options: argparse.Namespace) -> None:
         _list(options.source)
         return
     if options.out is None:
-        raise ModelError("say where the model goes with --out DIR, or --list what the file holds")
+        raise ModelError("give the folder to write as --out DIR, or --list to print the contents of the file")
     if options.source.is_dir():
         _import_peft(options)
         return
@@ -65,13 +67,15 @@ def _import_peft(options: argparse.Namespace) -> None:
     from checkpoints_convert.peft_folder import import_adapter
 
     if options.model is None:
-        raise ModelError(f"{options.source} is a folder: for a PEFT adapter give --model DIR too")
+        raise ModelError(
+            f"{options.source} is a folder; to import a PEFT adapter, give its model as --model DIR"
+        )
     import_adapter(options.source, options.model, options.out)
     print(f"wrote {options.out}")
 
 
 def _list(path: Path) -> None:
-    """Print a line a tensor: name, type, shape and where it goes."""
+    """Print one line per tensor: its name, type, shape and the path of the parameter."""
     file = open_torch_file(path)
     state = file.state_dict()
     shapes = {key: tensor.shape for key, tensor in state.items()}

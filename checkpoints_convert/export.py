@@ -1,7 +1,7 @@
 """`python -m checkpoints_convert.export DIR --out FILE`: write a model folder as a PyTorch file.
 
-With --adapter the low-rank factors are merged into it; with --peft they are written by themselves, as a
-folder that the `peft` library loads onto the PyTorch modules.
+With --adapter, low-rank factors are merged into the weights. With --peft, they are written on their own, as a
+folder that the `peft` library applies to the PyTorch modules.
 """
 
 import argparse
@@ -34,21 +34,21 @@ def export_checkpoint(
     part: str | None = None,
     member: int | None = None,
 ) -> str:
-    """Write the published file of a model; torch loads its state_dict with strict=True.
+    """Write a model as a file in the published layout, which torch loads with strict=True.
 
     Args:
-        folder: the model folder.
-        out: the file to write, whole or not at all.
-        adapter: an adapter folder to merge.
-        seed: which of the adapter's seeds.
-        part: "lamost", "gaia_xp", "specclip", "mlp1" or "mlp2"; by default the model's network without heads.
-        member: which member of an ensemble of label heads; a file holds one.
+        folder: The model folder.
+        out: The file to write, atomically.
+        adapter: Adapter folder to merge.
+        seed: Seed of the adapter.
+        part: "lamost", "gaia_xp", "specclip", "mlp1" or "mlp2"; by default the network without label heads.
+        member: Member of an ensemble of label heads; a file contains one.
 
     Returns:
         The part that was written.
 
     Raises:
-        SpecjaxError: a folder that is missing, damaged or does not fit, or a part that has no published file.
+        SpecjaxError: A folder is missing, damaged or does not fit, or the part cannot be exported.
     """
     model = ModelFolder.load(folder)
     part = model.part(part)
@@ -61,7 +61,7 @@ def export_checkpoint(
         layers = {path.rpartition("/")[0] for path in paths}
         if not any(path.rpartition("/")[0] in layers for path in factors):
             parts = sorted({path.split("/")[1] for path in factors})
-            raise ModelError(f"{adapter} adapts {', '.join(parts)}, nothing of {part}: say which with --part")
+            raise ModelError(f"{adapter} adapts {', '.join(parts)}, not {part}: choose a part with --part")
         model = model.merged(factors)
     write_torch_file(out, _content(model.folded(), part))
     return part
@@ -86,15 +86,16 @@ def _content(model: ModelFolder, part: str) -> dict[str, Any]:
 
 
 def state_dict(model: ModelFolder, part: str) -> dict[str, AnyArray]:
-    """Return the tensors of a part by their published names, in the types that their file had.
+    """Return the tensors of a part by their published names, in the types of the file they came from.
 
     Raises:
-        ModelError: the model lacks a parameter of the part.
+        ModelError: The model lacks a parameter of the part, or a parameter has a wrong shape.
     """
-    source: dict[str, Any] = model.sources.get(part if part.startswith("mlp") else "model", {})
+    source = model.sources.get(part if part.startswith("mlp") else "model", {})
     counters, dtypes = source.get("num_batches_tracked", {}), source.get("dtypes", {})
+    rows = model.rows(part)
     state: dict[str, AnyArray] = {}
-    for row in model.rows(part):
+    for row in rows:
         if row.path not in model.leaves:
             raise ModelError(f"{model.folder} has no parameter {row.path}")
         leaf = model.leaves[row.path]
@@ -106,15 +107,15 @@ def state_dict(model: ModelFolder, part: str) -> dict[str, AnyArray]:
         if row.key.endswith(".running_var"):
             counter = row.key.removesuffix("running_var") + "num_batches_tracked"
             state[counter] = np.array(counters.get(counter, 0), np.int64)
-    for key, tensor in state.items():
-        wanted = next(row.shape for row in model.rows(part) if row.key == key) if tensor.ndim else ()
-        if tensor.shape != wanted:
-            raise ModelError(f"{model.folder}: {key} would be {list(tensor.shape)}, not {list(wanted)}")
+    for row in rows:
+        shape = state[row.key].shape
+        if shape != row.shape:
+            raise ModelError(f"{model.folder}: {row.key} would be {list(shape)}, not {list(row.shape)}")
     return state
 
 
 def _hyper_parameters(config: ModelConfig, part: str) -> dict[str, Any]:
-    """Return what shapes do not say, under the published names and where a module would have it."""
+    """Return what shapes do not determine, under the published names and nested as in the modules."""
     if part == "specclip":
         pools = {
             (f"{name}attention" if name else "cross_attention"): {"multihead_attn": {"num_heads": heads}}
@@ -127,7 +128,7 @@ def _hyper_parameters(config: ModelConfig, part: str) -> dict[str, Any]:
 
 
 def encoder_hyper_parameters(config: SpecFormerConfig) -> dict[str, Any]:
-    """Return the published hyper-parameters of a masked transformer, of LAMOST or Gaia XP."""
+    """Return the hyper-parameters of a masked transformer of LAMOST or Gaia XP by their published names."""
     lamost = config.statistics == ("log10_std",)
     windows = {"slice_section_length": config.window, "slice_overlap": config.window - config.stride}
     return {
@@ -145,24 +146,28 @@ def encoder_hyper_parameters(config: SpecFormerConfig) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status, 0 or 1."""
+    """Run the command and return the exit status, 0 or 1."""
     parser = argparse.ArgumentParser(prog="python -m checkpoints_convert.export", description=__doc__)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a model folder")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="what to write")
-    parser.add_argument("--adapter", type=Path, metavar="DIR", help="an adapter of that model")
-    parser.add_argument("--seed", type=int, default=0, help="which seed of the adapter")
-    parser.add_argument("--part", help="lamost, gaia_xp, specclip, mlp1 or mlp2")
-    parser.add_argument("--member", type=int, help="which member of an ensemble of label heads")
-    parser.add_argument("--peft", action="store_true", help="write the adapter alone, as a PEFT folder")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="model folder")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="file or PEFT folder to write"
+    )
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="adapter of the model")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the adapter")
+    parser.add_argument("--part", help="part to write: lamost, gaia_xp, specclip, mlp1 or mlp2")
+    parser.add_argument("--member", type=int, help="member of an ensemble of label heads")
+    parser.add_argument("--peft", action="store_true", help="write only the adapter, as a PEFT folder")
     return run(lambda: _run(parser.parse_args(arguments)))
 
 
 def _run(options: argparse.Namespace) -> None:
     if options.peft:
         if options.adapter is None:
-            raise ModelError("--peft writes an adapter: say which with --adapter DIR")
+            raise ModelError("--peft writes an adapter: give it as --adapter DIR")
         if options.member is not None:
-            raise ModelError("--peft has no members: merge the adapter of an ensemble, one file a member")
+            raise ModelError(
+                "--peft cannot export members: merge the adapter of an ensemble instead, one file per member"
+            )
         part = export_adapter(
             options.folder, options.adapter, options.out, seed=options.seed, part=options.part
         )

@@ -1,8 +1,8 @@
-"""The key table: which tensor of a published file is which parameter here, and how it is turned.
+"""The key table, which maps the tensors of the published files to parameters of specjax.
 
-A function a network gives its rows from the sizes in a `ModelConfig`; the same rows read a file and write it.
-Linear weights are (out, in) in PyTorch and kernels (in, out) here, marked `transpose`; the joint input
-projection of an attention is three parameters here, its `rows`. Nothing else is changed.
+For each network, one function lists the rows for the sizes in a `ModelConfig`; the same rows serve to read
+and to write files. Linear weights (out, in) in PyTorch are kernels (in, out) here (`transpose`), and the
+joint input projection of an attention is split into three parameters (`rows`). Nothing else differs.
 """
 
 import re
@@ -13,18 +13,23 @@ from specjax.config import LabelHeadConfig, ModelConfig, SpecFormerConfig, XPAut
 from specjax.errors import ModelError
 from specjax.typing import AnyArray
 
-# Keys that parameters do not come from: the count of batches that each BatchNorm saw in training. They are
-# kept in the record of the conversion and written back on export.
+# Keys that are not parameters: the number of training batches of each BatchNorm. They are kept in the record
+# of the conversion and written back on export.
 IGNORED = re.compile(r".*\.num_batches_tracked")
 
-_SHOWN = 8  # keys of each kind in an error
+_SHOWN = 8  # keys of each kind in an error message
 
 
 @dataclass(frozen=True)
 class Row:
-    """One parameter: `rows` (first, last) of the tensor `key`, all where None, goes to `path`.
+    """The correspondence of one parameter to a tensor of the published file.
 
-    shape is that of the whole tensor in the file.
+    Attributes:
+        key: Name of the tensor in the file.
+        path: Path of the parameter.
+        shape: Shape of the whole tensor in the file.
+        transpose: Whether the parameter is transposed.
+        rows: Rows (start, stop) of the tensor that form the parameter; None for all.
     """
 
     key: str
@@ -34,18 +39,18 @@ class Row:
     rows: tuple[int, int] | None = None
 
     def read(self, tensor: AnyArray) -> AnyArray:
-        """Return the parameter, a view of the tensor."""
+        """Return the parameter as a view of the tensor."""
         piece = tensor if self.rows is None else tensor[slice(*self.rows)]
         return piece.T if self.transpose else piece
 
     def write(self, parameter: AnyArray, tensor: AnyArray) -> None:
-        """Put the parameter into its place in the tensor; the inverse of `read`."""
+        """Write the parameter to its place in the tensor; the inverse of `read`."""
         target = tensor if self.rows is None else tensor[slice(*self.rows)]
         target[...] = parameter.T if self.transpose else parameter
 
 
 def table(config: ModelConfig, parts: Iterable[str]) -> list[Row]:
-    """List the rows of the parts "lamost", "gaia_xp" (bare encoders), "specclip", "mlp1", "mlp2"."""
+    """List the rows of parts: "lamost" and "gaia_xp" (bare encoders), "specclip", "mlp1", "mlp2"."""
     rows: list[Row] = []
     for part in parts:
         match part:
@@ -66,7 +71,7 @@ def table(config: ModelConfig, parts: Iterable[str]) -> list[Row]:
 
 
 def specformer(prefix: str, path: str, config: SpecFormerConfig) -> Iterator[Row]:
-    """List the masked transformer of LAMOST or Gaia XP."""
+    """Yield the rows of the masked transformer of LAMOST or Gaia XP."""
     dim = config.dim
     yield from _linear(f"{prefix}data_embed", f"{path}/data_embed", config.token_dim, dim)
     shape = (config.max_len, dim)
@@ -84,7 +89,7 @@ def specformer(prefix: str, path: str, config: SpecFormerConfig) -> Iterator[Row
 
 
 def autoencoder(prefix: str, path: str, config: XPAutoencoderConfig) -> Iterator[Row]:
-    """List the Gaia XP autoencoder."""
+    """Yield the rows of the Gaia XP autoencoder."""
     pixels, width, latent = config.num_pixels + 2, config.hidden_dim, config.latent_dim
     hidden = config.expansion * width
     yield from _linear(f"{prefix}input_proj", f"{path}/input_proj", pixels, width)
@@ -101,7 +106,7 @@ def autoencoder(prefix: str, path: str, config: XPAutoencoderConfig) -> Iterator
 
 
 def specclip(config: ModelConfig) -> Iterator[Row]:
-    """List both towers with their projections and, where there are any, the decoders."""
+    """Yield the rows of both towers with their projections and of the decoders, if any."""
     lamost, xp = "lamost_lrs_encoder.", "gaia_xp_encoder."
     yield from specformer(f"{lamost}backbone.", "lamost/backbone", config.specformer)
     yield from autoencoder(f"{xp}backbone.", "gaia_xp/backbone", config.xp_autoencoder)
@@ -128,14 +133,14 @@ def specclip(config: ModelConfig) -> Iterator[Row]:
 
 
 def projection_parts(config: ModelConfig) -> tuple[str, ...]:
-    """Prefixes of the projection networks: one without, or "shared_" and "private_"."""
+    """Return the prefixes of the projection networks: "", or "shared_" and "private_"."""
     return ("shared_", "private_") if config.projection.private_dim else ("",)
 
 
 def label_head(part: str, inputs: int, config: LabelHeadConfig) -> Iterator[Row]:
-    """List a label head, whose Sequential counts Linear, BatchNorm, ReLU, Dropout."""
+    """Yield the rows of a label head, a Sequential of (Linear, BatchNorm, ReLU, Dropout)."""
     if config.members > 1:
-        raise ModelError(f"head {part!r} has {config.members} members; a published file holds one")
+        raise ModelError(f"head {part!r} has {config.members} members, but a published file has one")
     for i, width in enumerate((*config.hidden_dims, config.num_labels)):
         yield from _linear(f"network.{4 * i}", f"{part}/dense_{i}", inputs, width)
         if i < len(config.hidden_dims):
@@ -153,7 +158,7 @@ def _decoders(old: str, new: str, config: ModelConfig, hidden: tuple[int, ...], 
         yield from _linear(f"{own}.final_layer.2", f"{path}/final_1", 2 * pixels, pixels)
     for name in ("cross_decoder",) if private else ("decoder", "cross_decoder"):
         inputs = shared
-        # Sequential counts Linear, GELU, BatchNorm, Dropout.
+        # A Sequential of (Linear, GELU, BatchNorm, Dropout).
         for i, width in enumerate((*hidden, pixels)):
             key, path = f"{old}_{name}.decoder", f"{new}_{name}"
             yield from _linear(f"{key}.{4 * i}", f"{path}/dense_{i}", inputs, width)
@@ -163,7 +168,7 @@ def _decoders(old: str, new: str, config: ModelConfig, hidden: tuple[int, ...], 
 
 
 def _attention(old: str, new: str, dim: int, inputs: int) -> Iterator[Row]:
-    """List the pooling; PyTorch joins q, k and v unless keys and queries differ in width."""
+    """Yield the rows of attention pooling; PyTorch joins q, k and v if keys and queries have equal widths."""
     yield Row(f"{old}.query", f"params/{new}/query", (1, 1, dim))
     mha = f"{old}.multihead_attn"
     for i, name in enumerate("qkv"):
@@ -195,10 +200,10 @@ def _batch_norm(key: str, path: str, dim: int) -> Iterator[Row]:
 
 
 def check(what: str, shapes: Mapping[str, tuple[int, ...]], rows: Iterable[Row]) -> None:
-    """Compare the keys and shapes of a file with the table.
+    """Compare the keys and shapes of a file with the table; `what` names the file in messages.
 
     Raises:
-        ModelError: every key that is missing, unknown or of another shape, in one line.
+        ModelError: Keys are missing, unknown or of another shape; one line names all of them.
     """
     expected = {row.key: row.shape for row in rows}
     unknown = [key for key in shapes if key not in expected and not IGNORED.fullmatch(key)]
@@ -211,9 +216,9 @@ def check(what: str, shapes: Mapping[str, tuple[int, ...]], rows: Iterable[Row])
             if key in shapes and shapes[key] != shape
         ],
     }
-    said = [f"{len(keys)} {kind}: {_shorten(keys)}" for kind, keys in problems.items() if keys]
-    if said:
-        raise ModelError(f"{what} does not have the published keys; " + "; ".join(said))
+    found = [f"{len(keys)} {kind}: {_shorten(keys)}" for kind, keys in problems.items() if keys]
+    if found:
+        raise ModelError(f"{what} does not have the published keys; " + "; ".join(found))
 
 
 def _shorten(keys: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""A model folder, and an adapter of it, as flat arrays: what export starts from. NumPy only."""
+"""A model folder and its adapters as flat NumPy arrays, to be exported."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,24 +20,32 @@ PARTS = ("lamost", "gaia_xp", "specclip", "mlp1", "mlp2")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFolder:
-    """A model: arrays by path ("params/...", "batch_stats/...", "stats/...") and what its files were."""
+    """A model as flat arrays.
+
+    Attributes:
+        folder: The folder it was read from.
+        config: Its configuration.
+        leaves: Arrays by path ("params/...", "batch_stats/...", "stats/...").
+        digest: Digest of the folder.
+        sources: Records of the files it was converted from, by "model" or head.
+    """
 
     folder: Path
     config: ModelConfig
     leaves: Leaves
     digest: str
-    sources: Mapping[str, Any]
+    sources: Mapping[str, Mapping[str, Any]]
 
     @classmethod
     def load(cls, folder: str | Path) -> "ModelFolder":
-        """Read and verify a folder.
+        """Read and verify a model folder.
 
         Raises:
-            ModelError: missing or damaged, or no model.
+            ModelError: The folder is missing, damaged or not a model.
         """
         stored = load_model(folder)
         if "model" not in stored.config or "params" not in stored.arrays:
-            raise ModelError(f"{folder} holds no model")
+            raise ModelError(f"{folder} does not contain a model")
         return cls(
             folder=Path(folder),
             config=from_dict(stored.config["model"]),
@@ -47,29 +55,29 @@ class ModelFolder:
         )
 
     def part(self, wanted: str | None) -> str:
-        """Return the part to write: the wanted one, or the main network of the model.
+        """Return the part to export: the given one, or the main network of the model.
 
         Raises:
-            ModelError: the model has no such part, or several and none is wanted, or the published modules
-                would cut spectra into other tokens than the part was trained on.
+            ModelError: There is no such part; no part is given and there are several; or the published
+                modules would normalise spectra differently from the part.
         """
-        there = self.parts()
+        present = self.parts()
         if wanted is None:
-            networks = [part for part in there if not part.startswith("mlp")] or there
+            networks = [part for part in present if not part.startswith("mlp")] or present
             if len(networks) != 1:
-                raise ModelError(f"{self.folder} holds {', '.join(networks)}: say which with --part")
+                raise ModelError(f"{self.folder} contains {', '.join(networks)}: choose one with --part")
             wanted = networks[0]
-        if wanted not in there:
-            raise ModelError(f"{self.folder} has no part {wanted!r}; it holds {', '.join(there)}")
+        if wanted not in present:
+            raise ModelError(f"{self.folder} has no part {wanted!r}; it contains {', '.join(present)}")
         if wanted in ("lamost", "specclip") and self.config.specformer.flux_scale is not None:
             raise ModelError(
-                f"{self.folder}: {wanted} reads flux on a scale of its own (flux_scale), published modules"
-                " each spectrum in units of its scatter: they cannot hold it; its heads they can"
+                f"{self.folder}: {wanted} scales flux by a constant (flux_scale), published modules by the"
+                " standard deviation of each spectrum; only the label heads can be exported"
             )
         return wanted
 
     def parts(self) -> list[str]:
-        """The parts of the model that have a published file."""
+        """Return the parts of the model that correspond to published files."""
         has = {part: any(path.startswith(f"params/{part}/") for path in self.leaves) for part in PARTS}
         has["specclip"] = any(path.startswith("params/lamost/projection/") for path in self.leaves)
         if has["specclip"]:
@@ -77,23 +85,23 @@ class ModelFolder:
         return [part for part in PARTS if has[part]]
 
     def rows(self, part: str) -> list[Row]:
-        """The rows of the key table for a part."""
+        """Return the rows of the key table for a part."""
         return table(self.config, [part])
 
     def query_scale(self) -> float:
-        """What the queries of the LAMOST encoder are multiplied by to give the published attention.
+        """Return the factor on the queries of the LAMOST encoder that gives the published attention.
 
-        The published modules divide q.k by the width of a head; a model trained with another factor has it in
-        its queries instead. 1 for a published model.
+        The published modules divide q.k by the width of a head. The factor of a model with another scale is
+        folded into its queries; for a published model it is 1.
         """
         own = self.config.specformer
         return own.attention_scale / (own.num_heads / own.dim)
 
-    def output_scale(self, path: str) -> Any:
-        """What a layer of the published modules puts out, in units of ours, by the path of a parameter of it.
+    def output_scale(self, path: str) -> float | AnyArray:
+        """Return the ratio of the outputs of the published layer and ours, by the path of a parameter.
 
-        A number for queries (see `query_scale`), for the last layer of a label head the labels' standard
-        deviations (labels,), which a published head does not apply afterwards, and 1 elsewhere.
+        It is `query_scale` for queries; for the last layer of a label head, the standard deviations (labels,)
+        of the labels, since published heads return physical units; and 1 otherwise.
         """
         if is_query(path):
             return self.query_scale()
@@ -102,7 +110,7 @@ class ModelFolder:
         return self.leaves.get(f"stats/{part}/label_std", 1.0) if is_last else 1.0
 
     def folded(self) -> "ModelFolder":
-        """Return the model with the published factor on q.k and labels in physical units."""
+        """Return the model with the published attention scale and heads that return physical units."""
         leaves = dict(self.leaves)
         for path, leaf in self.leaves.items():
             scale = self.output_scale(path) if path.startswith("params/") else 1.0
@@ -119,27 +127,27 @@ class ModelFolder:
         return replace(self, leaves=leaves, config=config)
 
     def with_member(self, part: str, member: int | None) -> "ModelFolder":
-        """Return the model with one member of an ensemble of heads as its head; itself where there is none.
+        """Return the model with one member of an ensemble of heads; the model itself if it has no ensemble.
 
         Raises:
-            ModelError: several members and none chosen, or one that does not exist.
+            ModelError: There are several members and none is given, or the given one does not exist.
         """
         members = self.config.head.members
         if not part.startswith("mlp") or (members == 1 and member in (None, 0)):
             return self
         if member is None or not 0 <= member < members:
             raise ModelError(
-                f"head {part!r} has {members} members and a published file one: say which with --member"
+                f"head {part!r} has {members} members, but a published file has one: choose one with --member"
                 f" (0 to {members - 1})"
             )
         config = replace(self.config, head=replace(self.config.head, members=1))
         return replace(self, leaves=pick_member(self.leaves, part, member), config=config)
 
     def merged(self, factors: Mapping[str, AnyArray]) -> "ModelFolder":
-        """Return the model with an adapter merged: kernel + (alpha/rank) A B, other leaves replaced.
+        """Return the model merged with an adapter: kernel + (alpha/rank) A B; other leaves are replaced.
 
         Raises:
-            ModelError: the adapter does not fit.
+            ModelError: The adapter does not fit the model.
         """
         from specjax.lora import FACTORS, group_of
 
@@ -162,13 +170,13 @@ class ModelFolder:
 
 
 def is_query(path: str) -> bool:
-    """Whether a path is a parameter that the queries of the LAMOST encoder are linear in."""
+    """Return whether the queries of the LAMOST encoder are proportional to the parameter at a path."""
     inside = path.startswith("params/lamost/backbone/blocks_") and "/attention/q_proj/" in path
     return inside and not path.endswith("/lora_a")
 
 
 def pick_member(leaves: Leaves, part: str, member: int) -> Leaves:
-    """Take one member of the ensemble `part`, from a model's leaves or an adapter's."""
+    """Select one member of an ensemble of heads, `part`, from the leaves of a model or adapter."""
     return {
         path: leaf[member] if path.startswith((f"params/{part}/", f"batch_stats/{part}/")) else leaf
         for path, leaf in leaves.items()
@@ -176,14 +184,14 @@ def pick_member(leaves: Leaves, part: str, member: int) -> Leaves:
 
 
 def load_factors(folder: str | Path, model: ModelFolder, seed: int) -> Leaves:
-    """Read one seed's leaves of an adapter, by path ("params/...").
+    """Read the leaves of one seed of an adapter, by path ("params/...").
 
     Raises:
-        ModelError: missing, damaged, of another model, or without that seed.
+        ModelError: The adapter is missing, damaged, of another model, or lacks the seed.
     """
     stored = load_adapter(folder, base=model.digest)
     leaves = {f"params/{path}": leaf for path, leaf in flatten(stored.arrays) if leaf is not None}
     seeds = min((len(leaf) if leaf.ndim else 0 for leaf in leaves.values()), default=0)
     if not 0 <= seed < seeds:
-        raise ModelError(f"{folder} has the seeds 0 to {seeds - 1}, not {seed}")
+        raise ModelError(f"{folder} has no seed {seed}, only seeds 0 to {seeds - 1}")
     return {path: leaf[seed] for path, leaf in leaves.items()}

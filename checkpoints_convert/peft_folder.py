@@ -1,11 +1,11 @@
-"""Adapters of ours as folders of the `peft` library, and the other way round.
+"""Export adapters to folders of the `peft` library, and import them.
 
-PyTorch keeps the factors of a Linear as lora_A (rank, in) and lora_B (out, rank), ours transposed. The names
-are those of the published modules, so a folder belongs to one of them: to a network, or to one label head.
+PyTorch stores the factors of a Linear as lora_A (rank, in) and lora_B (out, rank); ours are transposed. Names
+are those of the published modules, so that a folder belongs to one network or one label head.
 
-The output projection of a torch.nn.MultiheadAttention (LoRA3) is never called as a module, so there PEFT's
-factors act only once merged (`merge_adapter` or `merge_and_unload`). PEFT's wrapper of the whole attention is
-no way out: it has no form for separate input projections, and version 0.21 adds the output's product twice.
+torch.nn.MultiheadAttention never calls its output projection (LoRA3) as a module, so that PEFT's factors act
+there only when merged (`merge_adapter` or `merge_and_unload`). PEFT's wrapper of the whole attention does not
+help: it does not support separate input projections, and version 0.21 adds the product of the output twice.
 """
 
 import re
@@ -27,10 +27,10 @@ from specjax.typing import AnyArray, Float32Array
 def export_adapter(
     folder: str | Path, adapter: str | Path, out: str | Path, *, seed: int = 0, part: str | None = None
 ) -> str:
-    """Write one seed of an adapter as a PEFT folder; returns the part of the model that it adapts.
+    """Write one seed of an adapter as a PEFT folder and return the part of the model that it adapts.
 
     Raises:
-        SpecjaxError: a folder that is missing or does not fit, or an adapter of nothing in that part.
+        SpecjaxError: A folder is missing or does not fit, or the adapter does not adapt the part.
     """
     from specjax.lora import target_group
 
@@ -55,25 +55,25 @@ def export_adapter(
 
 
 def import_adapter(source: str | Path, model: str | Path, out: str | Path, *, part: str | None = None) -> str:
-    """Write a PEFT folder for the published modules as an adapter of a model, with one seed.
+    """Import a PEFT folder for the published modules as an adapter of a model, with one seed.
 
-    Factors of a lower rank than the model's are filled up with zeros, and another alpha goes into lora_b, so
-    the adapter acts as it did. Layers of a group that the folder leaves alone get factors of zero.
+    The result is equivalent: factors of a lower rank than the model's are padded with zeros, a different
+    alpha is absorbed in lora_b, and layers of an adapted group that the folder does not adapt get zeros.
 
     Returns:
-        The adapter's digest.
+        The digest of the adapter.
 
     Raises:
-        SpecjaxError: not such a folder, or settings, layers or shapes that have no place here.
+        SpecjaxError: The folder is invalid, or has unsupported settings, layers or shapes.
     """
     base = ModelFolder.load(model)
     config, tensors = read_peft(Path(source))
     modules = sorted({_module_of(key) for key in tensors})
-    part = _part_of(base, modules, part)
+    part = _fitting_part(base, modules, part)
     layers = _layers(base.rows(part))
-    alien = [module for module in modules if module not in layers]
-    if alien:
-        raise ModelError(f"{source} adapts {', '.join(alien[:8])}, which {model} does not have")
+    unknown = [module for module in modules if module not in layers]
+    if unknown:
+        raise ModelError(f"{source} adapts {', '.join(unknown[:8])}, which {model} does not have")
     arrays: Leaves = {}
     groups: dict[str, LoRAConfig] = {}
     for module in modules:
@@ -81,19 +81,19 @@ def import_adapter(source: str | Path, model: str | Path, out: str | Path, *, pa
         name, group = _group(base, layer, module)
         groups[name] = group
         pair = [tensors.get(f"{module}.lora_{letter}.weight") for letter in "AB"]
-        down, up = (_plain(factor, module) for factor in pair)
+        down, up = (_as_float32(factor, module) for factor in pair)
         scale = scale_of(config, module, len(down)) / group.scale
-        arrays.update(_fitted(base, layer, group, down.T, up.T, scale))
+        arrays |= _fit_to_group(base, layer, group, down.T, up.T, scale)
     for layer in layers.values():
         found = _group_name(layer)
         if found in groups and f"{layer}/lora_a" not in arrays:
-            arrays.update(_zero(base, layer, groups[found].rank))
+            arrays |= _zero_factors(base, layer, groups[found].rank)
     record = {
         "configuration": "+".join(sorted(groups)),
         "label": base.config.labels[0],
         "target": Path(source).name,
         "seeds": 1,
-        "sigma": None,  # of the adaptation's test stars: not known
+        "sigma": None,  # the scatter of test stars is not known
         "lora": {name: {"rank": group.rank, "alpha": group.alpha} for name, group in groups.items()},
         "imported": {"file": Path(source).name, "part": part},
     }
@@ -102,7 +102,7 @@ def import_adapter(source: str | Path, model: str | Path, out: str | Path, *, pa
 
 
 def _layers(rows: list[Row]) -> dict[str, str]:
-    """Map the names of the published Linears to the paths of our layers."""
+    """Return the paths of our layers by the names of the published Linears."""
     return {
         row.key.removesuffix(".weight"): row.path.removeprefix("params/").removesuffix("/kernel")
         for row in rows
@@ -111,7 +111,7 @@ def _layers(rows: list[Row]) -> dict[str, str]:
 
 
 def _adapted_part(model: ModelFolder, factors: Mapping[str, Any], part: str | None) -> str:
-    """Return the part that an adapter has factors for."""
+    """Return the part that an adapter adapts, which must be `part` if it is given."""
     adapted = {
         name
         for name in model.parts()
@@ -119,13 +119,13 @@ def _adapted_part(model: ModelFolder, factors: Mapping[str, Any], part: str | No
     }
     for name in [part] if part else model.parts():
         if any(path.startswith(f"params/{name}/") for path in factors) and name not in adapted:
-            model.rows(name)  # an ensemble says so
+            model.rows(name)  # raises for an ensemble
     if part is not None and part not in adapted:
-        model.part(part)  # says what there is
+        model.part(part)  # raises if there is no such part
         raise ModelError(f"the adapter has no factors for {part}")
     if part is None and len(adapted) != 1:
         raise ModelError(
-            f"the adapter has factors for {', '.join(sorted(adapted)) or 'nothing'}: give --part"
+            f"the adapter adapts {', '.join(sorted(adapted)) or 'no part'}: choose a part with --part"
         )
     return part or adapted.pop()
 
@@ -133,18 +133,18 @@ def _adapted_part(model: ModelFolder, factors: Mapping[str, Any], part: str | No
 def _rows_or_none(model: ModelFolder, part: str) -> list[Row]:
     try:
         return model.rows(part)
-    except ModelError:  # an ensemble, which no published file holds
+    except ModelError:  # an ensemble, which has no published file
         return []
 
 
-def _part_of(model: ModelFolder, modules: list[str], part: str | None) -> str:
-    """Return the part that has most of the modules."""
+def _fitting_part(model: ModelFolder, modules: list[str], part: str | None) -> str:
+    """Return the part that has all modules."""
     if part is not None:
         return model.part(part)
     known = {name: _layers(_rows_or_none(model, name)) for name in model.parts()}
     fitting = [name for name in known if modules and all(module in known[name] for module in modules)]
     if len(fitting) > 1:
-        raise ModelError(f"the adapter fits {' and '.join(fitting)}: say which with part")
+        raise ModelError(f"the adapter fits {' and '.join(fitting)}: choose one with `part`")
     return fitting[0] if fitting else model.part(None)
 
 
@@ -157,20 +157,20 @@ def _group_name(layer: str) -> str | None:
 def _group(model: ModelFolder, layer: str, module: str) -> tuple[str, LoRAConfig]:
     name = _group_name(layer)
     if name is None:
-        raise ModelError(f"the adapter adapts {module}, which no group of low-rank factors here does")
+        raise ModelError(f"the adapter adapts {module}, which no LoRA group of specjax does")
     return name, model.config.loras[name]
 
 
-def _plain(factor: AnyArray | None, module: str) -> Float32Array:
+def _as_float32(factor: AnyArray | None, module: str) -> Float32Array:
     if factor is None or factor.ndim != 2 or not min(factor.shape) >= 1:
-        raise ModelError(f"the adapter of {module} lacks a factor, or it is no matrix")
+        raise ModelError(f"a factor of {module} in the adapter is missing or not a matrix")
     if factor.dtype.kind != "f" and str(factor.dtype) != "bfloat16":
-        raise ModelError(f"the adapter of {module} holds {factor.dtype}")
+        raise ModelError(f"a factor of {module} in the adapter has the type {factor.dtype}")
     with np.errstate(over="ignore"):
         return factor.astype(np.float32)
 
 
-def _fitted(
+def _fit_to_group(
     model: ModelFolder,
     layer: str,
     group: LoRAConfig,
@@ -178,25 +178,27 @@ def _fitted(
     up: Float32Array,
     scale: float,
 ) -> Leaves:
-    """Bring factors (in, r) and (r, out) to the group's rank and scale."""
+    """Pad factors (in, r) and (r, out) to the rank of a group and rescale them to its alpha."""
     kernel, rank = model.leaves[f"params/{layer}/kernel"], down.shape[1]
     if (down.shape[0], up.shape[1]) != kernel.shape or up.shape[0] != rank:
-        raise ModelError(f"the adapter of {layer} has shapes {down.shape} and {up.shape}, which do not fit")
+        raise ModelError(
+            f"the factors of {layer} have the shapes {down.shape} and {up.shape}, which do not fit"
+        )
     if rank > group.rank:
-        raise ModelError(f"the adapter of {layer} has rank {rank}, this model takes up to {group.rank}")
+        raise ModelError(f"the factors of {layer} have rank {rank}, but at most {group.rank} fits this model")
     with np.errstate(over="ignore", invalid="ignore"):
         change = scale / model.output_scale(f"params/{layer}/lora_b")
         up = up if np.all(change == 1.0) else (up * np.float64(change)).astype(np.float32)
     if not (np.isfinite(down).all() and np.isfinite(up).all()):
-        raise ModelError(f"the adapter of {layer} has factors that are not finite")
-    room = group.rank - rank
+        raise ModelError(f"the factors of {layer} are not finite")
+    missing = group.rank - rank
     return {
-        f"{layer}/lora_a": np.pad(down, ((0, 0), (0, room))),
-        f"{layer}/lora_b": np.pad(up, ((0, room), (0, 0))),
+        f"{layer}/lora_a": np.pad(down, ((0, 0), (0, missing))),
+        f"{layer}/lora_b": np.pad(up, ((0, missing), (0, 0))),
     }
 
 
-def _zero(model: ModelFolder, layer: str, rank: int) -> Leaves:
+def _zero_factors(model: ModelFolder, layer: str, rank: int) -> Leaves:
     inputs, outputs = model.leaves[f"params/{layer}/kernel"].shape
     return {
         f"{layer}/lora_a": np.zeros((inputs, rank), np.float32),
@@ -207,5 +209,5 @@ def _zero(model: ModelFolder, layer: str, rank: int) -> Leaves:
 def _module_of(key: str) -> str:
     match = re.fullmatch(r"(.+)\.lora_[AB]\.weight", key)
     if match is None:
-        raise ModelError(f"the adapter holds {key[:200]}, which is no low-rank factor of a Linear")
+        raise ModelError(f"the adapter contains {key[:200]}, which is not a low-rank factor of a Linear")
     return match[1]

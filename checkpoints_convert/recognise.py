@@ -1,7 +1,7 @@
-"""Which published network a file holds, and its sizes.
+"""Recognise the published network in a file and determine its configuration.
 
-They come from the shapes and, for what shapes do not say (windows, numbers of attention heads), from the
-hyper-parameters, where whole modules may be pickled.
+Sizes follow from the shapes of the tensors. Windows and numbers of attention heads, which do not, are taken
+from the hyper-parameters, which may contain pickled modules.
 """
 
 import re
@@ -23,7 +23,7 @@ from specjax.errors import ConfigError, ModelError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Numbers of heads of the published networks, by the width of what attends.
+# Numbers of attention heads of the published networks, by width.
 _PUBLISHED_HEADS = {"backbone": {768: 6}, "projection": {768: 4, 512: 4, 256: 2}}
 _HEAD_NAMES = ("num_heads", "n_heads", "n_head")
 _LAMOST_PIXELS = SpecFormerConfig().num_pixels
@@ -31,7 +31,13 @@ _LAMOST_PIXELS = SpecFormerConfig().num_pixels
 
 @dataclass(frozen=True, kw_only=True)
 class Recognised:
-    """What a file is: a title for people, the part of `keys.table` that lists it, and its configuration."""
+    """A recognised network.
+
+    Attributes:
+        title: Its name, for messages.
+        part: The part of `keys.table` that lists its tensors.
+        config: Its configuration.
+    """
 
     title: str
     part: str
@@ -39,14 +45,14 @@ class Recognised:
 
 
 def recognise(shapes: Shapes, hyper_parameters: Mapping[str, Any]) -> Recognised:
-    """Say which network a state_dict belongs to and how large it is.
+    """Return the network that a state_dict belongs to, with its sizes.
 
     Args:
-        shapes: of the tensors, by key.
-        hyper_parameters: of the Lightning file, {} where there are none.
+        shapes: Shapes of the tensors, by key.
+        hyper_parameters: Hyper-parameters of the Lightning file; {} if there are none.
 
     Raises:
-        ModelError: no published network, a size that the file does not say, or sizes that no network has.
+        ModelError: The file contains no published network, does not specify a size, or has impossible sizes.
     """
     sizes = _Sizes(shapes, hyper_parameters)
     try:
@@ -63,8 +69,8 @@ def recognise(shapes: Shapes, hyper_parameters: Mapping[str, Any]) -> Recognised
         if sizes.has("network.0."):
             return _label_head(sizes)
     except (ConfigError, ZeroDivisionError) as error:
-        raise ModelError(f"its sizes belong to no network: {error}") from None
-    raise ModelError("it holds none of the published SpecCLIP networks")
+        raise ModelError(f"its sizes are impossible: {error}") from None
+    raise ModelError("it contains none of the published SpecCLIP networks")
 
 
 _NAMED = ModelConfig(decoder=None)
@@ -79,20 +85,20 @@ class _Sizes:
         return any(key.startswith(prefix) for key in self.shapes)
 
     def of(self, key: str, axis: int) -> int:
-        """A length in the shape of a key."""
+        """Return the length of a tensor along an axis."""
         shape = self.shapes.get(key)
         if shape is None:
-            raise ModelError(f"it lacks {key}, from which its sizes are read")
+            raise ModelError(f"it lacks {key}, which determines its sizes")
         if len(shape) <= axis or shape[axis] < 1:
-            raise ModelError(f"{key} has the shape {list(shape)}")
+            raise ModelError(f"{key} has the invalid shape {list(shape)}")
         return shape[axis]
 
     def count(self, pattern: str) -> int:
-        """How many numbers stand at the group of a pattern."""
+        """Count the different values of the group of a pattern in the keys."""
         return len({match[1] for key in self.shapes if (match := re.match(pattern, key))})
 
     def sequence(self, prefix: str, step: int) -> tuple[int, ...]:
-        """The widths of the Linears at every `step` of a Sequential."""
+        """Return the output widths of the Linears in a Sequential, one every `step` modules."""
         indices = sorted(
             int(match[1])
             for key in self.shapes
@@ -101,7 +107,7 @@ class _Sizes:
         return tuple(self.of(f"{prefix}{i}.weight", 0) for i in indices if i % step == 0)
 
     def number(self, name: str, module: str = "") -> int | None:
-        """A whole number that the hyper-parameters give for a module ("a.b.") or what it is in."""
+        """Return an integer hyper-parameter of a module ("a.b.") or of the innermost parent that has it."""
         found = None
         for node in self.nodes(module):
             value = node.get(name)
@@ -110,7 +116,7 @@ class _Sizes:
         return found
 
     def nodes(self, module: str) -> Iterator[Mapping[str, Any]]:
-        """The attributes of each module on the way, from the hyper-parameters inwards."""
+        """Yield the attributes of the hyper-parameters and of each module on the path, outermost first."""
         node: Any = self.hyper_parameters
         for step in ("", *module.split(".")):
             if step:
@@ -124,7 +130,7 @@ class _Sizes:
             yield attributes
 
     def heads(self, kind: str, module: str, dim: int) -> int:
-        """The number of attention heads of a module."""
+        """Return the number of attention heads of a module; published widths have published numbers."""
         first, _, rest = module.partition(".")
         for tower in dict.fromkeys((first, *map(str, self.hyper_parameters))) if rest else (first,):
             found = self._heads_of(kind, f"{tower}.{rest}")
@@ -133,24 +139,24 @@ class _Sizes:
         if dim in _PUBLISHED_HEADS[kind]:
             return _PUBLISHED_HEADS[kind][dim]
         where = module.rstrip(".")
-        raise ModelError(f"it does not say how many attention heads {where} has, of width {dim}")
+        raise ModelError(f"it does not specify the number of attention heads of {where} (width {dim})")
 
     def _heads_of(self, kind: str, module: str) -> int | None:
         for name in _HEAD_NAMES:
             found = self.number(name, module)
-            # What a whole file says at its top is about its backbone, not about a projection.
-            if found is not None and (kind == "backbone" or self._is_said_inside(name, module)):
+            # The top-level hyper-parameters of a file describe its backbone, not a projection.
+            if found is not None and (kind == "backbone" or self._is_inside(name, module)):
                 if found < 1:
-                    raise ModelError(f"it gives {found} attention heads to {module}")
+                    raise ModelError(f"it gives {module} {found} attention heads")
                 return found
         return None
 
-    def _is_said_inside(self, name: str, module: str) -> bool:
+    def _is_inside(self, name: str, module: str) -> bool:
         return any(type(node.get(name)) is int for node in list(self.nodes(module))[3:])
 
 
 def _attributes(node: Any) -> Mapping[str, Any]:
-    """What a pickled object or a dict says about itself."""
+    """Return the attributes of a pickled object or the items of a dict."""
     if isinstance(node, Opaque):
         state = node.state if isinstance(node.state, dict) else {}
         return {**state, **node.items} if node.items else state
@@ -158,23 +164,21 @@ def _attributes(node: Any) -> Mapping[str, Any]:
 
 
 def _backbone(sizes: _Sizes, prefix: str, pixels: int = _LAMOST_PIXELS) -> SpecFormerConfig:
-    """Read the sizes of a masked transformer, of LAMOST unless its tokens carry mean and std."""
+    """Determine the sizes of a masked transformer, of Gaia XP if its tokens have two statistics."""
     token_dim, dim = sizes.of(f"{prefix}data_embed.weight", 1), sizes.of(f"{prefix}data_embed.weight", 0)
     window = sizes.number("slice_section_length", prefix)
-    stride_known = sizes.number("slice_overlap", prefix)
+    overlap = sizes.number("slice_overlap", prefix)
     is_xp = token_dim == XP_TRANSFORMER.token_dim
     if is_xp:
         base = replace(XP_TRANSFORMER, dim=1, num_heads=1)
     else:
         window = token_dim - 1 if window is None else window
-        if stride_known is None and window != SpecFormerConfig().window:
-            raise ModelError(f"it does not say by how much its windows of {window} pixels overlap")
-        overlap = window - SpecFormerConfig().stride if stride_known is None else stride_known
+        if overlap is None and window != SpecFormerConfig().window:
+            raise ModelError(f"it does not specify the overlap of its windows of {window} pixels")
+        stride = SpecFormerConfig().stride if overlap is None else window - overlap
         if token_dim != window + 1:
             raise ModelError(f"its tokens have {token_dim} columns for windows of {window} pixels")
-        base = replace(
-            SpecFormerConfig(max_len=1 << 40), num_pixels=pixels, window=window, stride=window - overlap
-        )
+        base = replace(SpecFormerConfig(max_len=1 << 40), num_pixels=pixels, window=window, stride=stride)
     heads = sizes.heads("backbone", f"{prefix}blocks.0.attention." if prefix else "blocks.0.attention.", dim)
     if dim % heads:
         raise ModelError(f"its width {dim} is not divisible by {heads} attention heads")
@@ -215,7 +219,7 @@ def _specclip(sizes: _Sizes) -> Recognised:
     lamost, xp = "lamost_lrs_encoder.", "gaia_xp_encoder."
     if sizes.has(f"{xp}backbone.data_embed."):
         raise ModelError(
-            "its Gaia XP tower is the masked transformer, which is supported as a bare encoder only"
+            "its Gaia XP tower is a masked transformer, which is supported only as a bare encoder"
         )
     split = sizes.has(f"{lamost}shared_attention.")
     decoder, pixels, name = None, _LAMOST_PIXELS, "base"

@@ -1,7 +1,7 @@
-"""A PyTorch file as NumPy arrays: which tensors it names, and where in the file their numbers are.
+"""Read the tensors of a PyTorch file as NumPy arrays.
 
-Tensors are rebuilt as `StoredTensor`, a description that has been checked against its storage; `array` then
-gives a read-only view of the mapped file, whatever the strides, and shared storages stay shared.
+Tensors are rebuilt as `StoredTensor`, a description that is checked against its storage. Its method `array`
+returns a read-only view of the mapped file with any strides, so that shared storages remain shared.
 """
 
 import math
@@ -18,7 +18,7 @@ from checkpoints_convert.unpickle import Constructors, Global, Opaque, unpickle
 from specjax.errors import ModelError
 from specjax.typing import AnyArray
 
-# torch's name of a type -> NumPy's, and the class that stored it before storages were untyped.
+# NumPy types by their names in torch, and the names by the storage classes that preceded untyped storages.
 DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(kind)
     for name, kind in {
@@ -64,7 +64,7 @@ _MAX_DIMENSIONS = 32
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """One member of the file, in items of `dtype`, or None where each tensor says its own type."""
+    """A member of the file with the data of tensors; dtype is None if each tensor has its own."""
 
     archive: Archive
     member: str
@@ -74,7 +74,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where a tensor's numbers are; offset and strides count items, as torch does."""
+    """The place of a tensor in the file; offset and strides are in items, as in torch."""
 
     storage: Storage
     dtype: np.dtype[Any]
@@ -86,14 +86,14 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor by itself."""
+        """Size of the tensor in bytes, without sharing."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def array(self) -> AnyArray:
-        """Return a read-only view of the file.
+        """Return a read-only view of the file (a copy if the tensor is big-endian, negated or conjugated).
 
         Raises:
-            ModelError: the storage is damaged.
+            ModelError: The storage is damaged.
         """
         data = self.storage.archive.read(self.storage.member)
         item = self.dtype.itemsize
@@ -109,11 +109,11 @@ class StoredTensor:
 
 
 class TorchFile:
-    """What a PyTorch file holds; made by `open_torch_file`.
+    """The contents of a PyTorch file, read by `open_torch_file`.
 
     Attributes:
-        content: the object that was saved, of dicts, lists, plain values, `StoredTensor` and `Opaque`.
-        archive: the container.
+        content: The saved object, made of dicts, lists, plain values, `StoredTensor` and `Opaque`.
+        archive: The zip container.
     """
 
     def __init__(self, content: Any, archive: Archive) -> None:
@@ -122,41 +122,43 @@ class TorchFile:
 
     @property
     def hyper_parameters(self) -> Mapping[str, Any]:
-        """What a Lightning file was configured with; {} where there is nothing of the kind."""
+        """The hyper-parameters of a Lightning file; {} if it has none."""
         found = self.content.get("hyper_parameters") if isinstance(self.content, dict) else None
         found = found.items if isinstance(found, Opaque) else found
         return found if isinstance(found, dict) else {}
 
     def state_dict(self) -> dict[str, StoredTensor]:
-        """The tensors of the model, by their names in the file.
+        """Return the tensors of the model by their names in the file.
 
         Raises:
-            ModelError: there are none, or an entry is no tensor.
+            ModelError: There is no state_dict, or it has entries that are not tensors.
         """
         content = self.content if isinstance(self.content, dict) else {}
         state = next((content[key] for key in ("state_dict", "model_state_dict") if key in content), content)
         if not isinstance(state, dict) or not any(
             isinstance(value, StoredTensor) for value in state.values()
         ):
-            raise ModelError(f"{self.archive.path} holds no state_dict")
+            raise ModelError(f"{self.archive.path} has no state_dict")
         for name, value in state.items():
             if not isinstance(name, str) or not isinstance(value, StoredTensor):
-                raise ModelError(f"{self.archive.path}: {str(name)[:200]!r} in the state_dict is no tensor")
-        # A stride of zero makes any size out of one number; no model is stored like that.
+                raise ModelError(
+                    f"{self.archive.path}: {str(name)[:200]!r} in the state_dict is not a tensor"
+                )
+        # With strides of zero, one number can stand for a tensor of any size; no model is stored like this.
         if sum(tensor.nbytes for tensor in state.values()) > 4 * self.archive.size + (64 << 20):
-            raise ModelError(f"{self.archive.path} names far larger tensors than it stores")
+            raise ModelError(f"{self.archive.path} describes tensors far larger than the file")
         return state
 
 
 def open_torch_file(path: str | Path) -> TorchFile:
-    """Read a PyTorch zip file, running nothing from it. Tensors stay in the file until they are asked for.
+    """Open a PyTorch zip file without running code from it; tensors are read only when `array` is called.
 
     Raises:
-        ModelError: another format, malformed or damaged, or a tensor that reaches beyond its storage.
+        ModelError: The file has another format or is damaged, or a tensor extends beyond its storage.
     """
     archive = Archive(path)
     if "data.pkl" not in archive:
-        raise ModelError(f"{path} is no PyTorch file: it has no data.pkl")
+        raise ModelError(f"{path} is not a PyTorch file: it has no data.pkl")
     if any(name == "constants.pkl" or name.startswith("code/") for name in archive.names):
         raise ModelError(f"{path} is a TorchScript program, not a file of weights")
     try:
@@ -171,7 +173,7 @@ def _is_big_endian(archive: Archive) -> bool:
 
 
 def _storage(archive: Archive, persistent_id: Any) -> Storage:
-    """Make ("storage", class, key, device, count) the member that it names."""
+    """Return the member for a persistent id ("storage", class, key, device, count)."""
     kind, typed, key, _, count = persistent_id
     if (
         kind != "storage"
@@ -179,15 +181,15 @@ def _storage(archive: Archive, persistent_id: Any) -> Storage:
         or not isinstance(key, str)
         or type(count) is not int
     ):
-        raise ModelError("a persistent id that is no storage")
+        raise ModelError("a persistent id does not describe a storage")
     module, _, name = typed.name.rpartition(".")
     if module not in ("torch", "torch.storage") or name not in (*STORAGES, "UntypedStorage"):
-        raise ModelError(f"a storage of the unsupported type {typed.name}")
+        raise ModelError(f"a storage has the unsupported type {typed.name}")
     dtype = DTYPES[STORAGES[name]] if name in STORAGES else None
     member = f"data/{key}"
     size, claimed = archive.member_size(member), count * (dtype.itemsize if dtype else 1)
     if size != claimed:
-        raise ModelError(f"storage {key!r} has {size} bytes where the file says {claimed}")
+        raise ModelError(f"storage {key!r} has {size} bytes, but {claimed} are declared")
     return Storage(archive, member, dtype, size)
 
 
@@ -201,7 +203,7 @@ def _rebuild_tensor(
     metadata: Any = None,
 ) -> StoredTensor:
     if not isinstance(storage, Storage) or storage.dtype is None:
-        raise TypeError("a tensor without a typed storage")
+        raise TypeError("a tensor has no typed storage")
     return _checked(storage, storage.dtype, offset, shape, strides, metadata)
 
 
@@ -216,10 +218,10 @@ def _rebuild_tensor_v3(
     metadata: Any = None,
 ) -> StoredTensor:
     if not isinstance(storage, Storage) or not isinstance(dtype, Global):
-        raise TypeError("a tensor without a storage or a type")
+        raise TypeError("a tensor has no storage or no type")
     name = dtype.name.removeprefix("torch.")
     if name not in DTYPES:
-        raise ModelError(f"a tensor of the unsupported type {dtype.name}")
+        raise ModelError(f"a tensor has the unsupported type {dtype.name}")
     return _checked(storage, DTYPES[name], offset, shape, strides, metadata)
 
 
@@ -228,12 +230,12 @@ def _checked(
 ) -> StoredTensor:
     numbers = (offset, *shape, *strides)
     if any(type(number) is not int or not 0 <= number < 1 << 48 for number in numbers):
-        raise ModelError("a tensor whose offset, shape or strides are no sizes")
+        raise ModelError("the offset, shape or strides of a tensor are invalid")
     if len(shape) != len(strides) or len(shape) > _MAX_DIMENSIONS:
-        raise ModelError("a tensor whose shape and strides differ in length")
+        raise ModelError("the shape and strides of a tensor differ in length or have too many dimensions")
     last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
     if math.prod(shape) and (last + 1) * dtype.itemsize > storage.size:
-        raise ModelError(f"a tensor reaches beyond its storage {storage.member!r}")
+        raise ModelError(f"a tensor extends beyond its storage {storage.member!r}")
     flags = metadata if isinstance(metadata, dict) else {}
     return StoredTensor(
         storage,
@@ -252,13 +254,13 @@ def _rebuild_parameter(data: Any, *_: Any) -> Any:
 
 def _rebuild_from_type(function: Any, _type: Any, args: Any, _state: Any) -> Any:
     if not isinstance(function, Global) or function.name not in _TENSORS:
-        raise ModelError("a tensor of a class that is not known")
+        raise ModelError("a tensor belongs to an unknown class")
     return _TENSORS[function.name](*args)
 
 
 def _ordered_dict(*items: Any) -> dict[Any, Any]:
     if items:
-        raise TypeError("an OrderedDict with arguments")
+        raise TypeError("an OrderedDict has arguments")
     return {}
 
 

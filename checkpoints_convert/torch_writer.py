@@ -1,10 +1,9 @@
-"""Write a zip file that `torch.load` reads, `weights_only=True` too, from plain values and NumPy arrays."""
+"""Write plain values and NumPy arrays as a PyTorch file for `torch.load` with `weights_only=True`."""
 
 import struct
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, Union
 
 import numpy as np
 
@@ -13,24 +12,28 @@ from specjax.atomic import atomic_file
 from specjax.errors import ModelError
 from specjax.typing import AnyArray
 
+Content: TypeAlias = Union[
+    bool, int, float, str, AnyArray, "list[Content]", "tuple[Content, ...]", "dict[str, Content]", None
+]
+
 _CLASSES = {dtype: storage for storage, dtype in STORAGES.items()}
 _ALIGNMENT = 64
-_HEADER = 30  # bytes of a zip member's local header before its name
+_HEADER = 30  # bytes of the local header of a zip member before its name
 
 
-def write_torch_file(path: str | Path, content: Any) -> None:
+def write_torch_file(path: str | Path, content: Content) -> None:
     """Write dicts, lists, tuples, plain values and arrays as a PyTorch file; arrays become tensors.
 
-    A member is written when its turn comes, so views of mapped files cost no memory.
+    Arrays are read only when they are written, so that views of mapped files take no memory.
 
     Raises:
-        ModelError: an array of a type that PyTorch has no storage for.
+        ModelError: PyTorch has no storage for the type of an array.
     """
     with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        pickled = _Pickled(content)
-        _write(archive, "data.pkl", pickled.data)
+        pickler = _Pickler(content)
+        _write(archive, "data.pkl", pickler.data)
         _write(archive, "byteorder", b"little")
-        for index, array in enumerate(pickled.arrays):
+        for index, array in enumerate(pickler.arrays):
             contiguous = np.asarray(array, order="C")
             raw = contiguous.reshape(-1).view(np.uint8).data if contiguous.size else b""
             _write(archive, f"data/{index}", raw)
@@ -47,21 +50,35 @@ def _write(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> Non
     archive.writestr(info, data)
 
 
-class _Pickled:
+class _Pickler:
     """The pickle (protocol 2) of a content, and its arrays in the order of their storages."""
 
-    def __init__(self, content: Any) -> None:
+    def __init__(self, content: Content) -> None:
         self.arrays: list[AnyArray] = []
         self.parts: list[bytes] = [b"\x80\x02"]
         self.put(content)
         self.data = b"".join([*self.parts, b"."])
 
-    def put(self, value: Any) -> None:
-        for kind, write in _WRITERS:
-            if isinstance(value, kind):
-                write(self, value)
-                return
-        raise TypeError(f"cannot write {type(value).__name__}")
+    def put(self, value: Content) -> None:
+        match value:
+            case None:
+                self.parts.append(b"N")
+            case bool():  # before int, of which it is a subclass
+                self.parts.append(b"\x88" if value else b"\x89")
+            case int():
+                self.integer(value)
+            case float():
+                self.parts.append(b"G" + struct.pack(">d", value))
+            case str():
+                self.text(value)
+            case list() | tuple():
+                self.sequence(value)
+            case dict():
+                self.mapping(value)
+            case np.ndarray():
+                self.tensor(value)
+            case _:
+                raise TypeError(f"cannot write {type(value).__name__}")
 
     def integer(self, value: int) -> None:
         data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
@@ -71,13 +88,13 @@ class _Pickled:
         data = value.encode()
         self.parts.append(b"X" + struct.pack("<I", len(data)) + data)
 
-    def sequence(self, value: list[Any] | tuple[Any, ...]) -> None:
+    def sequence(self, value: list[Content] | tuple[Content, ...]) -> None:
         self.parts.append(b"(")
         for item in value:
             self.put(item)
         self.parts.append(b"t" if isinstance(value, tuple) else b"l")
 
-    def mapping(self, value: dict[str, Any]) -> None:
+    def mapping(self, value: dict[str, Content]) -> None:
         self.parts.append(b"}(")
         for key, item in value.items():
             self.put(key)
@@ -87,7 +104,7 @@ class _Pickled:
     def tensor(self, value: AnyArray) -> None:
         """Write torch._utils._rebuild_tensor_v2(storage, 0, shape, strides, False, OrderedDict())."""
         if str(value.dtype) not in _CLASSES:
-            raise ModelError(f"a PyTorch file cannot hold {value.dtype}")
+            raise ModelError(f"PyTorch has no storage for {value.dtype}")
         strides = [int(np.prod(value.shape[axis + 1 :])) for axis in range(value.ndim)]
         self.parts.append(b"ctorch._utils\n_rebuild_tensor_v2\n((")
         self.text("storage")
@@ -96,22 +113,9 @@ class _Pickled:
         self.text("cpu")
         self.put(value.size)
         self.parts.append(b"tQ")
-        for item in (0, tuple(value.shape), tuple(strides), False):
-            self.put(item)
+        self.put(0)
+        self.sequence(value.shape)
+        self.sequence(tuple(strides))
+        self.put(False)
         self.parts.append(b"ccollections\nOrderedDict\n)RtR")
         self.arrays.append(value)
-
-
-def _constant(code: dict[Any, bytes]) -> Callable[[_Pickled, Any], None]:
-    return lambda pickled, value: pickled.parts.append(code[value])
-
-
-_WRITERS: tuple[tuple[Any, Callable[[_Pickled, Any], None]], ...] = (
-    (bool | None, _constant({None: b"N", True: b"\x88", False: b"\x89"})),
-    (int, _Pickled.integer),
-    (float, lambda pickled, value: pickled.parts.append(b"G" + struct.pack(">d", value))),
-    (str, _Pickled.text),
-    (list | tuple, _Pickled.sequence),
-    (dict, _Pickled.mapping),
-    (np.ndarray, _Pickled.tensor),
-)

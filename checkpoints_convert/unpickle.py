@@ -1,11 +1,11 @@
-"""A pickle machine that calls nothing.
+"""An unpickler that runs no code from the pickle.
 
-It reads every opcode that CPython's pickler writes, but a global name stays a name (`Global`): calling or
-building it gives an inert `Opaque` that remembers name, arguments and state, unless the caller brought a
-constructor of its own for that very name. Nothing is imported, and nothing in the file chooses what runs.
+It reads every opcode that CPython's pickler writes, but never imports a global: its name is kept as a
+`Global`, and calling or building it gives an inert `Opaque` with the name, arguments and state, unless the
+caller supplied a constructor for exactly that name. Thus nothing in a file can choose what runs.
 
-Every opcode costs a bounded amount of work and memory, so a small file cannot ask for a long time: containers
-are shared and never copied, sets become lists, and only plain values serve as keys.
+Every opcode takes a bounded amount of time and memory, so that a small file cannot occupy the machine:
+containers are shared and never copied, sets become lists, and only plain values are used as keys.
 """
 
 import pickletools
@@ -29,43 +29,50 @@ PersistentLoad = Callable[[Any], Any]
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """A name that the file asks to import; it is not imported."""
+    """The name of a global that the pickle refers to; it is not imported."""
 
     name: str  # "module.name"
 
 
 class Opaque:
-    """What stands for an object of any class that is not known: what was said about it, and no behaviour."""
+    """An inert stand-in for an object of an unknown class.
+
+    Attributes:
+        name: Name of the class or function, "module.name".
+        args: Arguments of the call.
+        state: State set by a BUILD opcode.
+        items: Items set, for a subclass of dict.
+    """
 
     __slots__ = ("args", "items", "name", "state")
 
     def __init__(self, name: str, args: Any = ()) -> None:
         self.name = name
         self.args = args
-        self.state: Any = None  # what a BUILD gives it
-        self.items: dict[Any, Any] = {}  # what is set on a kind of dict
+        self.state: Any = None
+        self.items: dict[Any, Any] = {}
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
 
 
 def unpickle(data: bytes | memoryview, constructors: Constructors, persistent: PersistentLoad) -> Any:
-    """Read a pickle without running anything from it.
+    """Read a pickle without running code from it.
 
     Args:
-        data: the pickle.
-        constructors: by "module.name", what to call with the arguments of a REDUCE or NEWOBJ.
-        persistent: turns a persistent id into an object.
+        data: The pickle.
+        constructors: Functions to call with the arguments of a REDUCE or NEWOBJ, by "module.name".
+        persistent: Function that returns the object for a persistent id.
 
     Raises:
-        ModelError: malformed, or with opcodes that no PyTorch file has.
+        ModelError: The pickle is malformed or has opcodes that do not occur in PyTorch files.
     """
     if len(data) > MAX_BYTES:
-        raise ModelError(f"its pickle has {len(data)} bytes, more than any model's")
+        raise ModelError(f"its pickle has {len(data)} bytes, too many for a model")
     machine = _Machine(constructors, persistent)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in text opcodes
+            warnings.simplefilter("ignore")  # about invalid escapes in text opcodes
             return machine.run(bytes(data))
     except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, struct.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -89,13 +96,13 @@ class _Machine:
             else:
                 step = _STEPS.get(opcode.name)
                 if step is None:
-                    raise ValueError(f"opcode {opcode.name} has no place in a PyTorch file")
+                    raise ValueError(f"opcode {opcode.name} does not occur in PyTorch files")
                 step(self, argument)
-        raise ValueError("no STOP")
+        raise ValueError("there is no STOP")
 
     def literal(self, value: Any) -> Any:
         if isinstance(value, int) and value.bit_length() > _MAX_INT_BITS:
-            raise ValueError("an integer of thousands of digits")
+            raise ValueError(f"an integer has more than {_MAX_INT_BITS} bits")
         return value
 
     def push(self, value: Any) -> None:
@@ -103,7 +110,7 @@ class _Machine:
 
     def pop(self) -> Any:
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise ValueError("it takes more from the stack than there is")
+            raise ValueError("the stack is empty")
         return self.stack.pop()
 
     def top(self) -> Any:
@@ -113,7 +120,7 @@ class _Machine:
 
     def pop_mark(self) -> list[Any]:
         if not self.marks:
-            raise ValueError("a mark is missing")
+            raise ValueError("there is no mark")
         start = self.marks.pop()
         items = self.stack[start:]
         del self.stack[start:]
@@ -123,7 +130,7 @@ class _Machine:
         self.marks.append(len(self.stack))
 
     def pop_one(self, _: Any) -> None:
-        # POP on a mark takes the mark.
+        # POP on a mark removes the mark.
         if self.marks and self.marks[-1] == len(self.stack):
             self.marks.pop()
         else:
@@ -150,29 +157,29 @@ class _Machine:
         if isinstance(target, list):
             target.extend(items)
         elif not isinstance(target, Opaque | dict):
-            raise TypeError("it appends to what is no list")
+            raise TypeError("it appends to an object that is not a list")
 
     def set_items(self, items: list[Any]) -> None:
         if len(items) % 2:
-            raise ValueError("a key without a value")
+            raise ValueError("a key has no value")
         target = self.top()
         target = target.items if isinstance(target, Opaque) else target
         if not isinstance(target, dict):
-            raise TypeError("it sets an item of what is no dict")
+            raise TypeError("it sets an item of an object that is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[_as_key(key)] = value
 
     def stack_global(self, _: Any) -> None:
         name, module = self.pop(), self.pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise TypeError("the name of a global is no text")
+            raise TypeError("the name of a global is not a string")
         if len(name) + len(module) > _MAX_NAME:
             raise ValueError("the name of a global is too long")
         self.push(Global(f"{module}.{name}"))
 
     def call(self, function: Any, args: Any) -> None:
         if not isinstance(args, tuple):
-            raise TypeError("arguments that are no tuple")
+            raise TypeError("arguments are not a tuple")
         if not isinstance(function, Global):
             self.push(Opaque("unknown", args))
         elif function.name in self.constructors:
@@ -199,11 +206,11 @@ class _Machine:
     def build(self, _: Any) -> None:
         state, target = self.pop(), self.top()
         if isinstance(target, Opaque):
-            target.state = state  # anything else keeps to what it is
+            target.state = state  # other objects ignore it
 
 
 def _as_key(key: Any) -> Any:
-    """A key whose hash is cheap: a plain value, or the object itself for anything that nests."""
+    """Return a key that is cheap to hash: a plain value, or an `Opaque` in place of a nested one."""
     plain = str | bytes | int | float | bool | None
     if isinstance(key, plain | Opaque | Global):
         return key
@@ -223,7 +230,7 @@ def _make_dict(machine: _Machine, _: Any) -> None:
     machine.set_items(items)
 
 
-# Opcodes that push the argument that is already decoded.
+# Opcodes whose decoded argument is pushed.
 _LITERALS = frozenset(
     (
         *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),

@@ -1,11 +1,11 @@
 """Adapt a pre-trained stellar foundation model to a new survey with LoRA, with error bars over seeds.
 
-The public names are loaded when they are first used, so that ``import specjax`` costs nothing:
+The public names are imported on first use, so that ``import specjax`` is fast:
 
-- ``load(folder)``: a `specjax.foundation.Foundation` from a model folder; ``"mini"`` is the one that ships.
-- ``read(path, survey=None)``: `Spectra` from a survey's files.
+- ``load(folder)``: load a `specjax.foundation.Foundation`; ``"mini"`` is the model that ships with specjax.
+- ``read(path, survey=None)``: read `Spectra` from the files of a survey.
 - ``Spectra``: wavelength, flux, inverse variance, mask and labels of a set of stars.
-- ``SpecjaxError``: the base of every error that a user can cause.
+- ``SpecjaxError``: the base class of all errors that user input can cause.
 """
 
 from importlib import import_module
@@ -37,5 +37,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """List the public names, loaded or not."""
+    """List the public names, whether or not they have been imported."""
     return sorted(__all__)

@@ -1,4 +1,4 @@
-"""`python -m specjax` is the command `specjax`."""
+"""Entry point of `python -m specjax`, equivalent to the command `specjax`."""
 
 import sys
 

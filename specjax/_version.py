@@ -1,3 +1,3 @@
-"""The version, on its own so that a build reads it without importing the package's dependencies."""
+"""The package version, in its own module so that a build can read it without importing dependencies."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written beside their place, then renamed."""
+"""Atomic writing of files and folders: write next to the destination, then rename."""
 
 import os
 import shutil
@@ -9,14 +9,15 @@ from pathlib import Path
 
 from specjax.errors import SpecjaxError
 
-MARKERS = ("manifest.json", "table.json")  # of the folders that specjax writes: models, adapters and runs
+MARKERS = ("manifest.json", "table.json")  # files that identify a model, adapter or run folder
 
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path of the same suffix; on success it replaces ``path``, on an error it is removed.
+    """Yield a temporary path with the same suffix; on success it replaces `path`, on error it is removed.
 
-    Parents are created. A kill in between leaves the old ``path`` as it was (and a hidden file beside it).
+    Parent folders are created. If the process is killed, the old `path` is unchanged, and a hidden temporary
+    file may remain next to it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,21 +35,21 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path, known: Collection[str] = ()) -> Iterator[Path]:
-    """Yield an empty folder beside ``path``; on success it takes its place, on an error it is removed.
+    """Yield an empty temporary folder; on success it replaces `path`, on error it is removed.
 
-    A folder that is there is replaced only if it is empty, was written by specjax, as one of `MARKERS` shows,
-    or holds nothing but files of the names in `known`. It cannot be replaced in one step, so it is first set
-    aside as ``previous_folder(path)``. A kill between the two renames leaves it there, and readers go through
-    `recover_folder`, which puts it back.
+    An existing folder is replaced only if it is empty, was written by specjax (it contains one of `MARKERS`)
+    or contains only files named in `known`. A folder cannot be replaced in one step, so the old one is first
+    renamed to `previous_folder(path)`. If the process is killed between the two renames, `recover_folder`,
+    which readers call first, restores it.
 
     Raises:
-        SpecjaxError: the folder holds something else; it is left as it is.
+        SpecjaxError: The folder has other contents; they are not changed.
     """
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     recover_folder(path)
     if path.exists() and not _is_ours(path, known):
-        raise SpecjaxError(f"{path} exists and is not a folder that specjax wrote; it is left as it is")
+        raise SpecjaxError(f"{path} exists and was not written by specjax; it is left unchanged")
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         yield temporary
@@ -66,7 +67,7 @@ def atomic_folder(path: str | Path, known: Collection[str] = ()) -> Iterator[Pat
 
 
 def _is_ours(path: Path, known: Collection[str]) -> bool:
-    """Whether replacing a folder loses nothing but what specjax wrote."""
+    """Return whether a folder contains nothing that specjax may not replace."""
     if not path.is_dir():
         return False
     return any((path / name).is_file() for name in MARKERS) or all(
@@ -75,12 +76,12 @@ def _is_ours(path: Path, known: Collection[str]) -> bool:
 
 
 def previous_folder(path: Path) -> Path:
-    """Where `atomic_folder` sets the old folder aside while it puts the new one in place."""
+    """Return where `atomic_folder` keeps the old folder until the new one is in place."""
     return path.with_name(f".{path.name}.previous")
 
 
 def recover_folder(path: str | Path) -> None:
-    """Put the old folder back if a writer was killed between its two renames; drop it if both exist."""
+    """Restore the old folder if a writer was killed between its renames; delete it if both exist."""
     path = Path(path).resolve()
     if not path.name or not previous_folder(path).is_dir():
         return
@@ -92,13 +93,13 @@ def recover_folder(path: str | Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Force a file's bytes to disk, so that the rename never points to an empty file after a power cut."""
+    """Flush a file to disk before it is renamed, so that a power failure cannot leave it empty."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def _umask() -> int:
-    """The process's file mode mask, which can only be read by setting it."""
+    """Return the file mode mask of the process, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Return $SPECJAX_CACHE, or `specjax` in the platform's cache folder of the user."""
+    """Return $SPECJAX_CACHE or, if it is not set, `specjax` in the user's platform cache folder."""
     if chosen := os.environ.get("SPECJAX_CACHE"):
         return Path(chosen).expanduser()
     import platformdirs
@@ -14,9 +14,9 @@ def cache_folder() -> Path:
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs in the cache folder, so that a second run starts without compiling.
+    """Keep compiled programs in the cache folder, so that later runs need not compile them again.
 
-    They are in its subfolder `jax`; where that is not writable, nothing is kept.
+    They are kept in the subfolder `jax`; if it cannot be created, nothing is kept.
     """
     import jax
 
@@ -26,5 +26,5 @@ def use_compilation_cache() -> None:
     except OSError:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    # The default keeps only what took a second to compile; these programs are many and small.
+    # JAX keeps only programs that took a second to compile; ours are many and small.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -1,7 +1,7 @@
-"""The command `specjax`: parses, calls, prints. A subcommand imports what it calls when it runs.
+"""The command `specjax`. Each subcommand imports the code it needs when it runs.
 
-Results go to stdout and progress to stderr. An error that a user can cause is one line on stderr and exit
-status 1; `--debug` anywhere on the line shows where it came from.
+Results are printed to stdout and progress to stderr. Errors that user input can cause are printed to stderr
+as one line, with exit status 1; the option `--debug`, anywhere on the line, shows the traceback instead.
 """
 
 import sys
@@ -22,18 +22,19 @@ from specjax.commands.pretrain import Pretrain
 from specjax.commands.split import Split
 from specjax.errors import SpecjaxError
 
+# In the order in which `specjax --help` lists them.
 Command = Info | Fetch | Prepare | Label | Split | Pretrain | Adapt | Predict
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit status; usage errors leave through SystemExit(2)."""
+    """Run a command line and return its exit status; usage errors raise SystemExit(2)."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if words == ["--version"]:
         print(__version__)
         return 0
-    description = "Adapt a stellar foundation model to a new survey. --debug shows where an error came from."
+    description = "Adapt a stellar foundation model to a new survey. --debug shows the traceback of an error."
     command: Command = tyro.cli(
         Command,
         prog="specjax",
@@ -41,16 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         args=words or ["--help"],
         config=(FlagCreatePairsOff,),
     )
-    return _status(command.run, debug)
+    return _exit_status(command.run, debug)
 
 
 def run(program: Callable[[], object]) -> NoReturn:
-    """Run a study's main function as a program: exit with 0, or with 1 and one line where a user erred."""
-    sys.exit(_status(program, debug=False))
+    """Run the main function of a script and exit, reporting errors as the command `specjax` does."""
+    sys.exit(_exit_status(program, debug=False))
 
 
-def _status(program: Callable[[], object], debug: bool) -> int:
-    """Run, and turn what a user can cause into one line on stderr and an exit status."""
+def _exit_status(program: Callable[[], object], debug: bool) -> int:
+    """Run a program; turn an error that user input can cause into one line on stderr and a status."""
     try:
         program()
     except (SpecjaxError, OSError) as error:

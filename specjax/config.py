@@ -1,10 +1,11 @@
-"""Model configurations: frozen keyword-only dataclasses, two presets, and their JSON form.
+"""Model configurations: frozen keyword-only dataclasses, two presets, and conversion to and from JSON.
 
 `get_preset("paper")` has the published sizes of SpecCLIP ("pr"); `get_preset("mini")` is the small model that
-ships with the package. Both read the same spectra: only widths and depths differ.
+ships with specjax. Both take spectra on the same grids.
 """
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from typing import Any
 from specjax.errors import ConfigError
 
 LORA_GROUPS = ("lora1", "lora2", "lora3", "lora4")
+
+T = typing.TypeVar("T")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -32,20 +35,23 @@ class LoRAConfig:
 
     @property
     def scale(self) -> float:
-        """The factor alpha/rank in front of the low-rank product."""
+        """The factor alpha/rank of the low-rank product."""
         return self.alpha / self.rank
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpecFormerConfig:
-    """A masked transformer over windows of a spectrum; the defaults are the LAMOST LRS encoder as published.
+    """A masked transformer over windows of a spectrum; the defaults are the published LAMOST LRS encoder.
 
-    statistics are the columns put in front of each window; row 0 holds their values and is zero elsewhere.
-    drop_last keeps the published behaviour of losing the last window (and with it the last two LAMOST
-    pixels). logit_scale is what q.k is multiplied by; None is the published 1/head_dim (scaled twice by
-    head_dim^-1/2). With flux_scale the windows hold (flux - 1)/flux_scale, flux being over its continuum;
-    None is the published form, in which each spectrum is divided by its own standard deviation: how deep its
-    lines are is then known from the row of statistics alone.
+    Attributes:
+        statistics: Statistics prepended as columns to the token array; row 0 holds their values, the other
+            rows hold zero.
+        drop_last: Whether the last window is dropped, as in the published code, which thereby ignores the
+            last two LAMOST pixels.
+        logit_scale: Factor on q.k in attention; None is the published 1/head_dim (head_dim^-1/2, twice).
+        flux_scale: With a number, the windows contain (flux - 1)/flux_scale of continuum-normalised flux.
+            With None, as published, each spectrum is divided by its own standard deviation, so that only the
+            row of statistics carries the depth of its lines.
     """
 
     num_pixels: int = 1462
@@ -76,18 +82,18 @@ class SpecFormerConfig:
 
     @property
     def num_windows(self) -> int:
-        """Windows of a spectrum: starts at arange(0, num_pixels - overlap, stride), less the dropped last."""
+        """Number of windows, starting at arange(0, num_pixels - overlap, stride), less a dropped last one."""
         starts = range(0, self.num_pixels - (self.window - self.stride), self.stride)
         return len(starts) - int(self.drop_last)
 
     @property
     def num_tokens(self) -> int:
-        """Rows of the token array: the windows and the row of statistics in front (146 for LAMOST)."""
+        """Rows of the token array: the row of statistics and the windows (146 for LAMOST)."""
         return self.num_windows + 1
 
     @property
     def token_dim(self) -> int:
-        """Columns of the token array: the window and the columns of statistics (21 for LAMOST)."""
+        """Columns of the token array: the statistics and the pixels of a window (21 for LAMOST)."""
         return self.window + len(self.statistics)
 
     @property
@@ -98,7 +104,7 @@ class SpecFormerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class XPAutoencoderConfig:
-    """The Gaia XP autoencoder: num_pixels + 2 inputs (mean, std, standardised flux) to a latent vector."""
+    """The Gaia XP autoencoder; its num_pixels + 2 inputs are mean, std and the standardised flux."""
 
     num_pixels: int = 343
     hidden_dim: int = 1290
@@ -109,10 +115,12 @@ class XPAutoencoderConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProjectionConfig:
-    """The two networks into the contrastive space of dim = shared_dim + private_dim features.
+    """The projection networks of both surveys into the contrastive space.
 
-    private_dim 0 is the published "base" and "pr" form; with it above 0 there is a second, private pair of
-    networks beside the shared one ("split"). num_heads is per network: (shared, private).
+    Attributes:
+        private_dim: 0 for the published "base" and "pr" models. A positive width adds private projection
+            networks to the shared ones ("split").
+        num_heads: Attention heads of the shared and the private network.
     """
 
     shared_dim: int = 768
@@ -128,18 +136,18 @@ class ProjectionConfig:
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """The widths of the networks that exist: (shared,) or (shared, private)."""
+        """Output widths of the networks: (shared,) or (shared, private)."""
         return (self.shared_dim, self.private_dim) if self.private_dim else (self.shared_dim,)
 
     @property
     def dim(self) -> int:
-        """Width of the whole projected vector, shared then private."""
+        """Width of the projected vector, the shared part followed by the private part."""
         return self.shared_dim + self.private_dim
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Hidden widths of the decoders from the contrastive space to LAMOST and Gaia XP pixels."""
+    """The decoders from the contrastive space to LAMOST and Gaia XP pixels, by their hidden widths."""
 
     lamost_hidden: tuple[int, ...] = (3072, 3072, 3072)
     gaia_xp_hidden: tuple[int, ...] = (3072, 1536, 768)
@@ -150,7 +158,9 @@ class DecoderConfig:
 class LabelHeadConfig:
     """A regression head: (Linear, BatchNorm, ReLU, Dropout) for each hidden width, then Linear to the labels.
 
-    members above 1 is a deep ensemble: that many independent heads on one leading axis, averaged.
+    Attributes:
+        members: Number of heads in a deep ensemble, whose predictions are averaged. If it is above 1, the
+            parameters have a leading axis of this length.
     """
 
     hidden_dims: tuple[int, ...] = (1024, 512, 64)
@@ -164,10 +174,12 @@ class LabelHeadConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything that fixes the shapes of a model; decoder None is the published "base", contrastive only.
+    """The configuration of a whole model, which determines all parameter shapes.
 
-    With xp_transformer the Gaia XP encoder is that masked transformer instead of the autoencoder; it exists
-    as a bare encoder only, as published.
+    Attributes:
+        xp_transformer: A masked transformer as Gaia XP encoder in place of the autoencoder; as published, it
+            is supported as a bare encoder only.
+        decoder: None for the published "base" model, which has only the contrastive objective.
     """
 
     name: str = "paper"
@@ -191,11 +203,11 @@ class ModelConfig:
 
     @property
     def loras(self) -> dict[str, LoRAConfig]:
-        """The four low-rank configurations by group name."""
+        """The low-rank configurations of the four groups, by group name."""
         return {group: getattr(self, group) for group in LORA_GROUPS}
 
 
-# The published Gaia XP masked transformer: one token a pixel, mean and std (not its logarithm) in the first.
+# The published Gaia XP masked transformer: one token per pixel after one with mean and std (not log10 std).
 XP_TRANSFORMER = SpecFormerConfig(
     num_pixels=343,
     window=1,
@@ -210,8 +222,8 @@ XP_TRANSFORMER = SpecFormerConfig(
 def _mini() -> ModelConfig:
     return ModelConfig(
         name="mini",
-        # Scaled once, as usual: with heads of 32 the published double scaling would leave attention flat.
-        # Windows three times as wide as published: at low resolution 20 pixels hold little but noise.
+        # The usual single scaling: at head_dim 32 the published double scaling makes attention nearly flat.
+        # Windows three times as wide as published: at low resolution, 20 pixels contain little but noise.
         specformer=SpecFormerConfig(
             window=60,
             stride=30,
@@ -221,7 +233,7 @@ def _mini() -> ModelConfig:
             num_heads=5,
             mlp_dim=640,
             logit_scale=32**-0.5,
-            flux_scale=0.2,  # at low resolution the depth of its lines is what gives a metal-poor giant away
+            flux_scale=0.2,  # at low resolution, metal-poor giants are recognised by the depth of their lines
         ),
         xp_autoencoder=XPAutoencoderConfig(hidden_dim=256, latent_dim=96, expansion=2),
         projection=ProjectionConfig(shared_dim=128, feature_hidden=192),
@@ -235,41 +247,36 @@ PRESETS: Mapping[str, ModelConfig] = types.MappingProxyType({"paper": ModelConfi
 
 
 def get_preset(name: str) -> ModelConfig:
-    """Return the preset of that name.
+    """Return a preset by name.
 
     Raises:
-        ConfigError: there is no such preset.
+        ConfigError: There is no preset of this name.
     """
-    if name not in PRESETS:
-        raise ConfigError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    _require(name in PRESETS, f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
 def to_dict(config: ModelConfig) -> dict[str, Any]:
-    """Return nested plain dicts and lists, ready for json.dump; `from_dict` is the inverse."""
-    return typing.cast(dict[str, Any], _plain(dataclasses.asdict(config)))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+    """Return a configuration as nested dicts and lists, as JSON stores it; the inverse of `from_dict`."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
 
 
 def from_dict(data: Mapping[str, Any]) -> ModelConfig:
-    """Return the configuration that `to_dict` wrote; keys left out keep the "paper" value.
+    """Build a configuration from the dict that `to_dict` returned; missing keys keep the "paper" value.
 
     Raises:
-        ConfigError: a key that does not exist, or a value of the wrong kind, named by its dotted path.
+        ConfigError: An unknown key or a value of the wrong type, named by its dotted path.
     """
-    return typing.cast(ModelConfig, _build(ModelConfig, data, "config"))
+    return _build(ModelConfig, data, "config")
 
 
-def _build(kind: type, data: Any, path: str) -> Any:
+# Not dacite, which accepts True for an int, nor cattrs, which needs as much code for the paths in messages.
+def _build(kind: type[T], data: Any, path: str) -> T:
     _require(isinstance(data, Mapping), f"{path} must be a mapping, not {data!r}")
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(data) - set(hints))
-    _require(not unknown, f"unknown keys in {path}: {', '.join(unknown)}; known are {', '.join(hints)}")
+    _require(not unknown, f"unknown keys in {path}: {', '.join(unknown)}; known keys are {', '.join(hints)}")
     values = {key: _convert(hints[key], value, f"{path}.{key}") for key, value in data.items()}
     try:
         return kind(**values)
@@ -278,17 +285,16 @@ def _build(kind: type, data: Any, path: str) -> Any:
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
-    if isinstance(hint, types.UnionType):
+    if isinstance(hint, types.UnionType):  # X | None
         if value is None:
             return None
-        hint = next(option for option in typing.get_args(hint) if option is not type(None))
+        hint = typing.get_args(hint)[0]
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, path)
     if typing.get_origin(hint) is tuple:
         _require(isinstance(value, list | tuple), f"{path} must be a list, not {value!r}")
         return tuple(_convert(typing.get_args(hint)[0], item, path) for item in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and type(value) is int:
         return float(value)
-    exact = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-    _require(exact, f"{path} must be {hint.__name__}, not {value!r}")
+    _require(type(value) is hint, f"{path} must be {hint.__name__}, not {value!r}")
     return value

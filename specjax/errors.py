@@ -1,21 +1,21 @@
-"""The exceptions that a user can cause; the command line prints each as one line and exits with status 1."""
+"""Exceptions that user input can cause; the command line prints each as one line and exits with status 1."""
 
 
 class SpecjaxError(Exception):
-    """Base of every error that specjax raises for a user's input, file or option."""
+    """Base class of the errors that specjax raises for invalid input, files or options."""
 
 
 class ConfigError(SpecjaxError):
-    """An option, preset or configuration that cannot be used."""
+    """An invalid option, preset or configuration."""
 
 
 class DataError(SpecjaxError):
-    """Spectra or labels that cannot be used as they are."""
+    """Invalid or unsuitable spectra or labels."""
 
 
 class ModelError(SpecjaxError):
-    """A model folder or adapter that is missing, damaged or does not fit."""
+    """A missing, damaged or incompatible model folder or adapter."""
 
 
 class DownloadError(SpecjaxError):
-    """A file that could not be fetched, or that is not the one expected."""
+    """A file that could not be downloaded or is not the expected one."""

@@ -1,4 +1,4 @@
-"""The array types of specjax; the shapes, which a type cannot say, are in the docstrings."""
+"""Array types; shapes, which these types cannot express, are given in docstrings."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
-"""Double precision: everything before the model grid, labels and scores."""
+"""Double precision: spectra before they are on the model grid, labels and scores."""
 
 Float32Array = NDArray[np.float32]
-"""Single precision: what the networks read and return."""
+"""Single precision: inputs and outputs of the networks."""
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]

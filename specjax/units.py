@@ -1,16 +1,16 @@
-"""Units and symbols of labels and columns, by the names that they have in tables."""
+"""Units and plot symbols of labels and table columns, by column name."""
 
 LABELS = {"teff": "K", "logg": "dex", "fe_h": "dex", "radial_velocity": "km / s"}
-"""Units of labels, and of columns that begin with a label's name, such as `fe_h_err`."""
+"""Units of labels and of columns derived from them, such as `fe_h_err`."""
 
 COLUMNS = {**LABELS, "ra": "deg", "dec": "deg", "wavelength": "Angstrom"}
-"""Units of columns by their exact name."""
+"""Units of columns, by exact name."""
 
 SYMBOLS = {"fe_h": "[Fe/H]", "teff": "Teff", "logg": "log g"}
 
 
 def label_unit(column: str) -> str | None:
-    """Return the unit of a label's column, or of one derived from it; None for any other column.
+    """Return the unit of a label column or a column derived from one; None for any other column.
 
     >>> label_unit("teff"), label_unit("fe_h_err"), label_unit("snr")
     ('K', 'dex', None)
@@ -21,7 +21,7 @@ def label_unit(column: str) -> str | None:
 
 
 def symbol_and_unit(label: str) -> tuple[str, str]:
-    """Return the symbol and the unit of a label for the axes of a plot; its bare name if it is not known.
+    """Return a label's symbol and unit for plot axes; an unknown label is its own symbol.
 
     >>> symbol_and_unit("fe_h"), symbol_and_unit("v_sin_i")
     (('[Fe/H]', 'dex'), ('v_sin_i', ''))

@@ -1,13 +1,15 @@
-"""What test_devices runs in processes of its own: the same numbers, however many devices share the work."""
+"""The program that test_devices.py runs: results do not depend on the number of devices."""
 
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from specjax import devices, lora
 from specjax.foundation import Foundation, inference
+from specjax.foundation.networks import Networks
 from specjax.models import LabelHead
 from specjax.train import loop, losses
 from specjax.train.optimizer import GroupSchedule, make_optimizer
@@ -16,7 +18,7 @@ from tests.models.tiny import TINY, random_system
 SEEDS = 8
 NETWORK = LabelHead(TINY.head, lora=TINY.lora2)
 OPTIMIZER = make_optimizer({"lora2": GroupSchedule(learning_rate=1e-2)}, steps=6)
-# float32: shares of a batch may be summed in another order
+# float32: the parts of a batch may be summed in another order
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
@@ -44,10 +46,10 @@ def problem(system):
 
 
 def placed(given, mesh):
-    """Seeds over the devices, what they share on each."""
-    parts = {"frozen", "shared"}
+    """Shard what each seed has of its own; replicate what all seeds share."""
+    common = {"frozen", "shared"}
     return {
-        name: (devices.copied if name in parts else devices.spread)(tree, mesh)
+        name: (devices.replicate if name in common else devices.shard)(tree, mesh)
         for name, tree in given.items()
     }
 
@@ -59,22 +61,16 @@ def check_fit(system, mesh):
     for leaf in jax.tree.leaves(together):
         assert len(leaf.sharding.device_set) == mesh.size, leaf.sharding
         assert not leaf.is_fully_replicated
-    assert trees_close(devices.gathered(together), devices.gathered(alone))
-
-
-def trees_close(first, second):
-    return all(
-        np.allclose(a, b, **CLOSE) for a, b in zip(*map(jax.tree.leaves, (first, second)), strict=True)
-    )
+    chex.assert_trees_all_close(devices.gather(together), devices.gather(alone), **CLOSE)
 
 
 def embedded(system, rows=19):
-    """Embed as on one device, and over all of this process."""
+    """Embed on one device and on all devices of this process; return the model."""
     model = Foundation(config=TINY, variables=system)
     flux = np.random.default_rng(0).normal(1.0, 0.1, (rows, TINY.specformer.num_pixels)).astype(np.float32)
     valid = np.ones(flux.shape, bool)
-    alone = inference.run_program(TINY, "z_lamost", inference.Placement(model.variables, None), flux, valid)
-    assert np.allclose(model.embed(flux), alone, **CLOSE)
+    alone = inference.run(TINY, Networks.lamost_z, inference.Placement(model.variables, None), flux, valid)
+    np.testing.assert_allclose(model.embed(flux), alone, **CLOSE)
     return model
 
 
@@ -89,12 +85,12 @@ def one_process():
         flux = np.ones((64, TINY.specformer.num_pixels), np.float32)
         arrays = [flux, np.ones(flux.shape, bool)]
         tree = model._placed.variables if mesh else system
-        arrays = devices.spread(arrays, mesh) if mesh else arrays
-        lowered = inference._program.lower(TINY, "z_lamost", "float32", tree, *arrays)
+        arrays = devices.shard(arrays, mesh) if mesh else arrays
+        lowered = inference._run.lower(TINY, Networks.lamost_z, "float32", tree, *arrays)
         return lowered.compile().cost_analysis()["flops"]
 
     share = flops(mesh) / flops(None)
-    assert 0.12 < share < 0.14, share  # an eighth, and what each device does for itself
+    assert 0.12 < share < 0.14, share  # an eighth, plus the work that is not divided
     print("8 devices: same embedding, same fit, an eighth of the work")
 
 
@@ -102,7 +98,7 @@ def two_processes(address, rank):
     jax.distributed.initialize(address, num_processes=2, process_id=int(rank))
     assert len(jax.devices()) == 2 * len(jax.local_devices()) == 4
     system = jax.tree.map(jnp.asarray, random_system())
-    embedded(system)  # each process embeds the spectra that it has
+    embedded(system)  # each process embeds its own spectra
     check_fit(system, devices.mesh_for(SEEDS))
     print(f"process {rank} of 2: same embedding, same fit")
 

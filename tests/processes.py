@@ -1,4 +1,4 @@
-"""Test programs in processes of their own, with as many forced CPU devices as a test asks for."""
+"""Run test programs in separate processes with a forced number of CPU devices."""
 
 import socket
 import subprocess
@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def start(program, count, *words):
+    """Start a program on `count` devices."""
     return subprocess.Popen(
         [sys.executable, program, *words],
         cwd=ROOT,
@@ -25,13 +26,14 @@ def start(program, count, *words):
 
 
 def outcome(process):
+    """Wait for a process to succeed and return its output."""
     output = process.communicate(timeout=900)[0]
     assert process.returncode == 0, output
     return output
 
 
 def free_address():
-    """An address on loopback that processes can meet at."""
+    """Return a free loopback address for the coordinator of several processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"

@@ -11,7 +11,7 @@ def half_written(path):
     raise RuntimeError
 
 
-def test_a_file_is_replaced_whole(tmp_path):
+def test_a_file_is_replaced_atomically(tmp_path):
     path = tmp_path / "new" / "table.json"
     for text in ("first", "second"):
         with atomic_file(path) as temporary:
@@ -21,7 +21,7 @@ def test_a_file_is_replaced_whole(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["table.json"]
 
 
-def test_a_file_is_readable_by_whom_the_umask_lets(tmp_path):
+def test_a_file_has_the_permissions_of_the_umask(tmp_path):
     old = os.umask(0o022)
     try:
         with atomic_file(tmp_path / "a.txt") as temporary:
@@ -31,7 +31,7 @@ def test_a_file_is_readable_by_whom_the_umask_lets(tmp_path):
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o644
 
 
-def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_an_error_leaves_only_the_old_file(tmp_path):
     path = tmp_path / "table.json"
     path.write_text("old")
     with pytest.raises(RuntimeError), atomic_file(path) as temporary:
@@ -40,7 +40,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["table.json"]
 
 
-def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path):
+def test_an_error_leaves_only_the_old_folder(tmp_path):
     path = tmp_path / "model"
     with atomic_folder(path) as temporary:
         (temporary / "a").write_text("old")
@@ -51,7 +51,7 @@ def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_folder_set_aside_comes_back_only_when_it_is_needed(tmp_path):
+def test_an_old_folder_is_restored_only_if_there_is_no_new_one(tmp_path):
     path = tmp_path / "model"
     previous_folder(path).mkdir()
     recover_folder(path)
@@ -63,16 +63,16 @@ def test_a_folder_set_aside_comes_back_only_when_it_is_needed(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["notes", "notes/.", "file"])
-def test_what_specjax_did_not_write_is_never_replaced(tmp_path, name):
+def test_other_files_and_folders_are_never_replaced(tmp_path, name):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.tex").write_text("chapter one")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(SpecjaxError, match="left as it is"), atomic_folder(tmp_path / name):
+    with pytest.raises(SpecjaxError, match="left unchanged"), atomic_folder(tmp_path / name):
         pytest.fail("the body must not run")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "notes", "thesis.tex"]
 
 
-def test_an_empty_folder_and_the_current_one_can_be_filled(tmp_path, monkeypatch):
+def test_an_empty_folder_and_a_run_folder_are_replaced(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     for _ in range(2):
@@ -81,7 +81,7 @@ def test_an_empty_folder_and_the_current_one_can_be_filled(tmp_path, monkeypatch
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["table.json"]
 
 
-def test_a_folder_of_known_files_alone_is_replaced(tmp_path):
+def test_a_folder_is_replaced_if_all_its_files_are_known(tmp_path):
     path = tmp_path / "peft"
     path.mkdir()
     (path / "weights").write_text("old")
@@ -89,6 +89,6 @@ def test_a_folder_of_known_files_alone_is_replaced(tmp_path):
         (temporary / "weights").write_text("new")
     assert (path / "weights").read_text() == "new"
     (path / "notes.txt").write_text("mine")
-    with pytest.raises(SpecjaxError, match="left as it is"), atomic_folder(path, known=("weights",)):
+    with pytest.raises(SpecjaxError, match="left unchanged"), atomic_folder(path, known=("weights",)):
         pass
     assert (path / "notes.txt").read_text() == "mine"

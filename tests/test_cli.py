@@ -26,30 +26,30 @@ PAPER = {  # published counts; specclip is the file specclip_model_predrecon_mlp
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Stand-ins for what the subcommands call, which record their arguments."""
+    """Replace the functions that subcommands call by stubs that record their arguments."""
     made = {}
 
-    def stand_in(module, name, result=None):
+    def stub(module, name, result=None):
         def record(*args, **options):
             made[name] = (args, options)
             return result
 
         monkeypatch.setattr(f"{module}.{name}", record, raising=False)
 
-    stand_in("specjax.services.stellar_libraries", "fetch_stellar_libraries", "cache/stellar-libraries")
-    stand_in("specjax.pretrain.run", "pretrain")
-    stand_in("specjax.adapt.survey", "adapt_survey", [])
-    stand_in("specjax.adapt.survey", "predict_survey")
-    stand_in("specjax.cache", "use_compilation_cache")
+    stub("specjax.services.stellar_libraries", "fetch_stellar_libraries", "cache/stellar-libraries")
+    stub("specjax.pretrain.run", "pretrain")
+    stub("specjax.adapt.survey", "adapt_survey", [])
+    stub("specjax.adapt.survey", "predict_survey")
+    stub("specjax.cache", "use_compilation_cache")
     return made
 
 
-def test_counts_of_the_paper_preset_are_the_published_ones(capsys):
+def test_parameter_counts_of_the_paper_preset_are_the_published_ones(capsys):
     assert cli.main(["info", "--preset", "paper", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == PAPER
 
 
-def test_info_without_json_is_for_people(capsys):
+def test_info_prints_a_readable_table_by_default(capsys):
     assert cli.main(["info", "--preset", "mini"]) == 0
     out = capsys.readouterr().out
     assert f"{describe.count_parameters(get_preset('mini'))['lora4']:,}" in out
@@ -76,7 +76,7 @@ def test_info_describes_spectra(tmp_path, capsys):
         ("predict --adapter {tmp} -o {tmp}/labels.ecsv", "needs spectra"),
     ],
 )
-def test_a_users_error_is_one_line_and_status_one(tmp_path, capsys, line, message):
+def test_an_error_of_the_user_is_one_line_with_status_one(tmp_path, capsys, line, message):
     assert cli.main(line.format(tmp=tmp_path).split()) == 1
     out, err = capsys.readouterr()
     assert out == ""
@@ -87,7 +87,7 @@ def test_a_users_error_is_one_line_and_status_one(tmp_path, capsys, line, messag
         cli.main([*line.format(tmp=tmp_path).split(), "--debug"])
 
 
-def test_an_error_of_several_lines_or_of_the_disk_is_one_line_too(monkeypatch, capsys, calls):
+def test_multi_line_errors_and_os_errors_are_one_line(monkeypatch, capsys, calls):
     for error in (ModelError("first\n  second"), PermissionError(13, "Permission denied", "/out")):
 
         def fail(*_, error=error, **__):
@@ -101,7 +101,7 @@ def test_an_error_of_several_lines_or_of_the_disk_is_one_line_too(monkeypatch, c
 
 
 @pytest.mark.parametrize(("error", "status"), [(None, 0), (ModelError("no"), 1), (KeyboardInterrupt(), 130)])
-def test_a_study_leaves_with_a_status(error, status, capsys):
+def test_run_exits_with_a_status(error, status, capsys):
     def program():
         if error is not None:
             raise error
@@ -113,7 +113,7 @@ def test_a_study_leaves_with_a_status(error, status, capsys):
     assert capsys.readouterr().err.count("\n") == (status > 0)
 
 
-def test_a_bug_is_not_dressed_up_as_a_users_error(monkeypatch, calls):
+def test_an_unexpected_exception_is_not_caught(monkeypatch, calls):
     def fail():
         raise ZeroDivisionError
 
@@ -123,13 +123,13 @@ def test_a_bug_is_not_dressed_up_as_a_users_error(monkeypatch, calls):
 
 
 @pytest.mark.parametrize("line", ["fetch everything", "adapt", "info --preset", "nonsense"])
-def test_usage_errors_leave_with_status_two(line, capsys):
+def test_usage_errors_exit_with_status_two(line, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(line.split())
     assert caught.value.code == 2
 
 
-def test_the_lines_of_the_readme_reach_what_they_call(calls, capsys):
+def test_the_commands_of_the_readme_call_the_library(calls, capsys):
     assert cli.main(["fetch", "stellar-libraries"]) == 0
     assert capsys.readouterr().out == "cache/stellar-libraries\n"
     assert cli.main("pretrain --preset mini --out model --seed 3 --resume".split()) == 0
@@ -163,16 +163,22 @@ def test_version(capsys):
     assert capsys.readouterr().out.strip() == specjax.__version__
 
 
-@pytest.mark.parametrize("line", ["import specjax", "import specjax.cli"])
-def test_importing_is_light(line):
-    heavy = ("jax", "astropy", "matplotlib", "scipy", "numpy")
+@pytest.mark.parametrize(
+    ("line", "heavy"),
+    [
+        ("import specjax", ("jax", "astropy", "matplotlib", "scipy", "numpy")),
+        ("import specjax.cli", ("jax", "astropy", "matplotlib", "scipy", "numpy")),
+        ("import specjax.checkpoints, checkpoints_convert", ("jax", "flax", "torch")),
+    ],
+)
+def test_importing_is_light(line, heavy):
     code = f"import sys; {line}; print([m for m in {heavy!r} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    # tyro looks whether jax or numpy is there already, and imports neither.
+    # tyro checks whether jax or numpy has been imported, and imports neither.
     assert out.strip() == "[]"
 
 
-def test_public_names_are_found_where_they_live():
+def test_public_names_are_imported_on_first_use():
     from specjax.spectra import Spectra
     from specjax.surveys import read
 
@@ -184,7 +190,7 @@ def test_public_names_are_found_where_they_live():
         _ = specjax.nothing
 
 
-def test_compiled_programs_are_kept_where_the_user_says(tmp_path, monkeypatch):
+def test_the_compilation_cache_is_in_the_chosen_folder(tmp_path, monkeypatch):
     from specjax.cache import use_compilation_cache
 
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
@@ -198,5 +204,5 @@ def test_compiled_programs_are_kept_where_the_user_says(tmp_path, monkeypatch):
             jax.config.update(name, value)
     monkeypatch.setenv("SPECJAX_CACHE", str(tmp_path / "file"))
     (tmp_path / "file").write_text("in the way")
-    use_compilation_cache()  # a folder that cannot be made is no reason to fail
+    use_compilation_cache()  # a folder that cannot be created is not an error
     assert jax.config.jax_compilation_cache_dir == before["jax_compilation_cache_dir"]

@@ -13,7 +13,7 @@ def test_json_round_trip(name):
     assert configs.from_dict(json.loads(json.dumps(configs.to_dict(config)))) == config
 
 
-def test_round_trip_of_what_may_be_none():
+def test_json_round_trip_of_optional_fields():
     config = dataclasses.replace(
         configs.get_preset("mini"),
         decoder=None,
@@ -22,11 +22,11 @@ def test_round_trip_of_what_may_be_none():
     assert configs.from_dict(json.loads(json.dumps(configs.to_dict(config)))) == config
 
 
-def test_configurations_are_hashable_so_that_they_can_be_static_arguments():
+def test_configurations_are_hashable():
     assert hash(configs.get_preset("paper")) != hash(configs.get_preset("mini"))
 
 
-def test_unknown_preset_names_the_known_ones():
+def test_the_error_for_an_unknown_preset_names_the_known_ones():
     with pytest.raises(ConfigError, match="paper, mini"):
         configs.get_preset("huge")
 
@@ -41,6 +41,10 @@ def test_unknown_preset_names_the_known_ones():
         ({"specformer": {"dim": "wide"}}, r"config\.specformer\.dim must be int"),
         ({"specformer": {"dim": True}}, r"config\.specformer\.dim must be int"),
         ({"head": {"hidden_dims": 5}}, r"config\.head\.hidden_dims must be a list"),
+        ({"head": {"hidden_dims": [8, True]}}, r"config\.head\.hidden_dims must be int, not True"),
+        ({"specformer": {"logit_scale": True}}, r"config\.specformer\.logit_scale must be float"),
+        ({"xp_transformer": {"width": 1}}, r"unknown keys in config\.xp_transformer: width"),
+        ({"labels": "fe_h"}, r"config\.labels must be a list, not 'fe_h'"),
         ({"labels": ["teff", "logg"]}, "2 label names for a head with 1"),
         ({"specformer": {"num_heads": 5}}, "not divisible by 5 heads"),
         ({"specformer": {"max_len": 10}}, "146 tokens exceed max_len 10"),
@@ -53,7 +57,7 @@ def test_unknown_preset_names_the_known_ones():
         ([], "config must be a mapping"),
     ],
 )
-def test_what_cannot_be_used_is_named(data, message):
+def test_invalid_configurations_are_reported(data, message):
     with pytest.raises(ConfigError, match=message):
         configs.from_dict(data)
 
@@ -65,6 +69,6 @@ def test_published_tokenisation_sizes():
     assert (gaia_xp.num_tokens, gaia_xp.token_dim) == (344, 3)
 
 
-def test_attention_is_scaled_twice_unless_told_otherwise():
+def test_attention_is_scaled_twice_by_default():
     assert configs.SpecFormerConfig().attention_scale == 1 / 128
     assert configs.SpecFormerConfig(logit_scale=128**-0.5).attention_scale == 128**-0.5

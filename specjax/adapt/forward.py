@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax import lora
+from specjax.batching import inference_batch_size
 from specjax.config import LORA_GROUPS, ModelConfig
-from specjax.devices import rows_that_fit
 from specjax.foundation import BackboneFeatures, Foundation, ModelInput, SpectraLike
 from specjax.foundation.inference import FEW_ROWS, NEUTRAL_STATS, in_batches
 from specjax.foundation.networks import Networks, module_dtype
@@ -50,7 +50,7 @@ def backbone(model: Foundation, adapters: Tree, data: ModelInput) -> BackboneFea
     seeds, itemsize = count_seeds(adapters), np.dtype(model.dtype).itemsize
     program = _backbone_program(model.config, groups_of(adapters), model.dtype)
     run = functools.partial(program, {"lamost": model.params["lamost"]}, _per_seed(adapters, 1))
-    size = max(1, rows_that_fit(model.config, itemsize) // seeds)
+    size = max(1, inference_batch_size(model.config, itemsize) // seeds)
     features: BackboneFeatures = in_batches(run, (size,), *data, axis=1)
     return features
 
@@ -125,7 +125,7 @@ def changes_backbone(adapters: Tree) -> bool:
 
 
 def _tower_batches(model: Foundation, adapters: Tree) -> tuple[int, ...]:
-    most = max(1, rows_that_fit(model.config, np.dtype(model.dtype).itemsize) // count_seeds(adapters))
+    most = max(1, inference_batch_size(model.config, np.dtype(model.dtype).itemsize) // count_seeds(adapters))
     return (*(rows for rows in FEW_ROWS if rows < most), most)
 
 

@@ -16,8 +16,8 @@ from specjax import lora
 from specjax.adapt import forward, objectives
 from specjax.adapt.feature_cache import cached
 from specjax.adapt.target import Target
+from specjax.batching import micro_batch_size
 from specjax.config import LORA_GROUPS
-from specjax.devices import rows_to_train
 from specjax.errors import DataError
 from specjax.foundation import BackboneFeatures, Foundation, ModelInput
 from specjax.progress import Say, silent
@@ -83,7 +83,7 @@ class Towers:
         model, config = self.model, self.model.config
         tokens = objectives.tokens(config, *self._unlabelled)
         batch = self.stages["lora1"].batch
-        rows = rows_to_train(config, batch, len(self.keys), np.dtype(model.dtype).itemsize)
+        rows = micro_batch_size(config, batch, len(self.keys), np.dtype(model.dtype).itemsize)
         loss = objectives.masked_modelling_loss(config, batch, model.dtype, rows)
         frozen = {"lamost": {"backbone": model.params["lamost"]["backbone"]}}
         return self._fit("lora1", loss, frozen, tokens, {})

@@ -1,4 +1,4 @@
-"""Models, adapters and training state on disk: folders with a manifest, and Orbax for resuming."""
+"""Models and adapters as folders with a manifest, and training states (Orbax) for resuming."""
 
 from specjax.checkpoints.folders import (
     Stored,

@@ -1,14 +1,14 @@
-"""Models and adapters on disk, as folders that are verified.
+"""Save models and adapters as folders, and load and verify them.
 
-A model or adapter folder holds
+A model or adapter folder contains
 
-- ``weights.safetensors``: every array, named by its path in the nested dict ("params/lamost/backbone/...");
-- ``config.json``: what is needed to build the module that the arrays belong to;
-- ``manifest.json``: format and version, SHA-256 of both files and of each tensor, its shape and type, and for
-  an adapter the digest of the base model that it was trained on.
+- ``weights.safetensors``: all arrays, named by their paths in the nested dict ("params/lamost/backbone/...");
+- ``config.json``: the configuration from which the modules are built;
+- ``manifest.json``: format and version, the SHA-256 of both files, the shape, type and SHA-256 of each tensor
+  and, for an adapter, the digest of its base model.
 
-It is written beside its place and renamed, and checked against its manifest on loading, so that a killed run
-leaves the old folder or the new one and a damaged file is named instead of used.
+Folders are written atomically, so that a killed run leaves the old or the new one, and verified against their
+manifest on loading, so that a damaged file is reported and not used.
 """
 
 import hashlib
@@ -32,9 +32,13 @@ WEIGHTS, CONFIG, MANIFEST = "weights.safetensors", "config.json", "manifest.json
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """What a folder held: its configuration, its arrays (nested, NumPy) and the digest of both.
+    """The contents of a model or adapter folder.
 
-    ``base`` is the digest of the base model for an adapter and None for a model.
+    Attributes:
+        config: The configuration, as stored in JSON.
+        arrays: Nested dict of NumPy arrays.
+        digest: Hash of the configuration and the arrays.
+        base: Digest of the base model of an adapter; None for a model.
     """
 
     config: dict[str, Any]
@@ -46,27 +50,28 @@ class Stored:
 def save_model(
     folder: str | Path, *, config: Mapping[str, Any], arrays: Mapping[str, Any], half: Iterable[str] = ()
 ) -> str:
-    """Write a model folder, replacing the model that was there, and return its digest.
+    """Write a model folder, replacing an existing model, and return its digest.
 
     Args:
-        folder: the folder to make. One that exists must be empty or hold a model.
+        folder: The folder to write. If it exists, it must be empty or contain a model.
         config: JSON-serialisable configuration.
-        arrays: nested dict of NumPy or JAX arrays; keys are strings without "/".
-        half: shell patterns on tensor names ("params/*"); the float32 tensors that match are stored as
-            float16, at half the size, and come back as float32, rounded.
+        arrays: Nested dict of NumPy or JAX arrays; keys are strings without "/".
+        half: Shell patterns of tensor names ("params/*"). Matching float32 tensors are stored as float16, at
+            half the size, and loaded as float32.
 
     Raises:
-        SpecjaxError: the folder holds something else.
-        ModelError: a tensor does not fit float16.
+        SpecjaxError: The folder has other contents.
+        ModelError: A tensor has values outside the range of float16 or a type that cannot be stored.
     """
     return _save(folder, "model", config, arrays, tuple(half), None)
 
 
 def load_model(folder: str | Path) -> Stored:
-    """Read a model folder and verify it.
+    """Read and verify a model folder.
 
     Raises:
-        ModelError: missing, damaged or of another kind or version; it names the file or the tensor.
+        ModelError: The folder is missing, damaged, or of another kind or version; the message names the file
+            or tensor.
     """
     return _load(folder, "model")
 
@@ -74,25 +79,25 @@ def load_model(folder: str | Path) -> Stored:
 def save_adapter(
     folder: str | Path, *, config: Mapping[str, Any], arrays: Mapping[str, Any], base: str
 ) -> str:
-    """Write an adapter folder, with ``base`` the digest of its base model; returns the adapter's own digest.
+    """Write an adapter folder and return its digest; `base` is the digest of the base model.
 
     Raises:
-        SpecjaxError: the folder holds something else.
+        SpecjaxError: The folder has other contents.
     """
     return _save(folder, "adapter", config, arrays, (), base)
 
 
 def load_adapter(folder: str | Path, *, base: str | None = None) -> Stored:
-    """Read an adapter folder and verify it, against the digest of the base model too where that is given.
+    """Read and verify an adapter folder and, if `base` is given, the digest of its base model.
 
     Raises:
-        ModelError: missing, damaged, or trained on another base model.
+        ModelError: The adapter is missing, damaged, or was trained on another base model.
     """
     stored = _load(folder, "adapter")
     if base is not None and stored.base != base:
         raise ModelError(
-            f"the adapter {folder} was trained on another base model "
-            f"({str(stored.base)[:12]}, this one is {base[:12]})"
+            f"the adapter {folder} was trained on another base model"
+            f" (digest {str(stored.base)[:12]}, not {base[:12]})"
         )
     return stored
 
@@ -105,13 +110,13 @@ def _save(
     half: tuple[str, ...],
     base: str | None,
 ) -> str:
-    """Write weights, config and manifest, in that order, and put the folder in place."""
+    """Write a folder of a kind atomically and return its digest."""
     flat = dict(flatten(arrays))
     tensors = {name: np.asarray(value) for name, value in flat.items() if value is not None}
     text = json.dumps(dict(config), indent=2, allow_nan=False) + "\n"
     with atomic_folder(folder) as temporary:
-        described, weights_sha256 = write_tensors(temporary / WEIGHTS, tensors, half)
-        digest = _digest(json.loads(text), described)
+        entries, weights_sha256 = write_tensors(temporary / WEIGHTS, tensors, half)
+        digest = _digest(json.loads(text), entries)
         (temporary / CONFIG).write_text(text)
         manifest = {
             "format": f"specjax-{kind}",
@@ -124,14 +129,14 @@ def _save(
                 WEIGHTS: {"sha256": weights_sha256},
             },
             "empty": [name for name, value in flat.items() if value is None],
-            "tensors": described,
+            "tensors": entries,
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     return digest
 
 
 def _load(folder: str | Path, kind: str) -> Stored:
-    """Read what `_save` wrote and check every part of it."""
+    """Read a folder that `_save` wrote and verify every part of it."""
     folder = Path(folder)
     recover_folder(folder)
     manifest = _read_manifest(folder, kind)
@@ -141,52 +146,54 @@ def _load(folder: str | Path, kind: str) -> Stored:
         hashes = {name: manifest["files"][name]["sha256"] for name in (CONFIG, WEIGHTS)}
     except (KeyError, TypeError) as error:
         raise ModelError(f"{folder / MANIFEST} is damaged: it lacks {error}") from None
-    content = _checked_config(folder / CONFIG, hashes[CONFIG])
-    # Before the tensors: what the manifest says about them is only as good as its digest.
-    named = isinstance(empty, list) and all(isinstance(name, str) for name in empty)
-    if _digest(content, expected) != digest or not named:
-        raise ModelError(f"{folder / MANIFEST} is damaged: its digest is not that of its tensors")
+    config = _read_config(folder / CONFIG, hashes[CONFIG])
+    # Before the tensors are read: the manifest can be trusted only if its digest is right.
+    valid_empty = isinstance(empty, list) and all(isinstance(name, str) for name in empty)
+    if _digest(config, expected) != digest or not valid_empty:
+        raise ModelError(f"{folder / MANIFEST} is damaged: its digest does not match its contents")
     tensors = read_tensors(folder / WEIGHTS, hashes[WEIGHTS], expected)
     flat = {name: a.astype(expected[name]["dtype"], copy=False) for name, a in tensors.items()}
     arrays = unflatten([*flat.items(), *((name, None) for name in empty)])
-    return Stored(config=content, arrays=arrays, digest=digest, base=base)
+    return Stored(config=config, arrays=arrays, digest=digest, base=base)
 
 
 def _read_manifest(folder: Path, kind: str) -> dict[str, Any]:
-    """The manifest of a folder of that kind and of a version that this program reads."""
+    """Read the manifest of a folder, whose kind and format version must be right."""
     if not folder.is_dir():
         raise ModelError(f"there is no {kind} folder {folder}")
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        form, version = str(manifest["format"]), int(manifest["version"])
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        stored_format, version = str(manifest["format"]), int(manifest["version"])
     except FileNotFoundError:
         raise ModelError(f"{folder} is not a specjax {kind}: it has no {MANIFEST}") from None
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ModelError(f"{folder / MANIFEST} cannot be read: {error}") from None
-    if form != f"specjax-{kind}":
-        raise ModelError(f"{folder} is a {form}, not a specjax-{kind}")
+    if stored_format != f"specjax-{kind}":
+        raise ModelError(f"{folder} is a {stored_format}, not a specjax-{kind}")
     if version != FORMAT_VERSION:
-        raise ModelError(f"{folder} has format version {version}; this specjax reads {FORMAT_VERSION}")
+        raise ModelError(
+            f"{folder} has format version {version}; this version of specjax reads {FORMAT_VERSION}"
+        )
     return manifest
 
 
-def _checked_config(path: Path, sha256: str) -> dict[str, Any]:
-    """The content of a JSON file whose hash is as the manifest says."""
+def _read_config(path: Path, sha256: str) -> dict[str, Any]:
+    """Read a JSON file and verify its hash."""
     try:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise ModelError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}")
+            raise ModelError(f"{path} is damaged: its SHA-256 differs from that in {MANIFEST}")
         content = json.loads(data)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is no JSON: {error}") from None
+        raise ModelError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
-        raise ModelError(f"{path} holds no configuration")
+        raise ModelError(f"{path} does not contain a configuration")
     return content
 
 
 def _digest(config: Mapping[str, Any], tensors: Mapping[str, Any]) -> str:
-    """One hash of a configuration and its tensors, however the files are laid out."""
+    """Hash a configuration and the entries of its tensors, independently of the file layout."""
     parts = {"config": config, "tensors": tensors}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

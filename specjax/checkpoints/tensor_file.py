@@ -1,8 +1,8 @@
-"""A safetensors file with SHA-256 of the whole and of every tensor, written in one pass, and checked.
+"""Write safetensors files and their SHA-256 hashes in one pass, and read and verify them.
 
-Tensors go through a few megabytes of scratch memory, so that a large model needs no second room in memory and
-views of a mapped file are read when their turn comes. Writing and hashing take longer than copying and run
-beside it in threads.
+Tensors are copied through buffers of a few megabytes, so that a large model is never in memory twice and
+views of a mapped file are read only when they are written. Writing and hashing take longer than copying and
+run in threads.
 """
 
 import hashlib
@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from specjax.errors import ModelError
 from specjax.typing import AnyArray
 
-Described = dict[str, dict[str, Any]]  # by tensor: shape, dtype, stored, sha256
+Entries = dict[str, dict[str, Any]]  # by tensor: shape, dtype, stored (the dtype on disk), sha256
+Hash = Any  # of hashlib, whose type has no public name
 
-_CHUNK = 4 << 20  # bytes; fits a processor's cache
-_STRIP = 128  # columns of a transposed matrix that are copied together, twice as fast as row by row
+_CHUNK = 4 << 20  # bytes; fits in the cache of a CPU
+_STRIP = 128  # columns of a transposed matrix copied at once, twice as fast as row by row
 _SAFETENSORS_NAMES = {
     "float64": "F64",
     "float32": "F32",
@@ -42,44 +43,41 @@ _SAFETENSORS_NAMES = {
 }
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, AnyArray], half: tuple[str, ...]
-) -> tuple[Described, str]:
-    """Write a safetensors file; return the tensors' entries in the manifest and the file's SHA-256.
+def write_tensors(path: Path, tensors: Mapping[str, AnyArray], half: tuple[str, ...]) -> tuple[Entries, str]:
+    """Write a safetensors file; return the manifest entries of its tensors and its SHA-256.
 
-    Larger items come first, which keeps all of them aligned. float32 tensors whose name matches a shell
-    pattern in `half` are stored as float16.
+    Tensors are sorted by decreasing item size, which keeps all of them aligned. float32 tensors whose names
+    match a shell pattern in `half` are stored as float16.
 
     Raises:
-        ModelError: a type that cannot be stored, or a value that float16 cannot hold.
+        ModelError: A tensor has a type that cannot be stored or a value that float16 cannot represent.
     """
     stored = {
         name: np.dtype(np.float16) if _matches(name, a, half) else a.dtype for name, a in tensors.items()
     }
     order = sorted(tensors, key=lambda name: (-stored[name].itemsize, name))
-    described: Described = {}
     with _HashedFile(path) as file:
         file.write(_header(order, tensors, stored))
-        for name in order:
-            sha256 = file.write_tensor(name, tensors[name], stored[name])
-            described[name] = {
-                "shape": list(tensors[name].shape),
-                "dtype": str(tensors[name].dtype),
-                "stored": str(stored[name]),
-                "sha256": sha256,
-            }
-    for entry in described.values():
-        entry["sha256"] = entry["sha256"].hexdigest()  # only now have the threads seen everything
-    return {name: described[name] for name in sorted(described)}, file.sha256.hexdigest()
+        hashes = {name: file.write_tensor(name, tensors[name], stored[name]) for name in order}
+    entries = {
+        name: {
+            "shape": list(tensors[name].shape),
+            "dtype": str(tensors[name].dtype),
+            "stored": str(stored[name]),
+            "sha256": hashes[name].hexdigest(),  # complete only now that the threads have finished
+        }
+        for name in sorted(tensors)
+    }
+    return entries, file.sha256.hexdigest()
 
 
 def read_tensors(path: Path, sha256: str, expected: Mapping[str, Mapping[str, Any]]) -> dict[str, AnyArray]:
-    """Read the tensors of a file, all there and all as the manifest says.
+    """Read the tensors of a file and verify them against the entries in the manifest.
 
-    The hash of the whole file decides; those of single tensors are compared only to name the damaged one.
+    The file is verified by the hash of the whole; the hashes of tensors serve to name a damaged one.
 
     Raises:
-        ModelError: it cannot be read, or differs from the manifest; the tensor is named.
+        ModelError: The file cannot be read or differs from the manifest; the message names the tensor.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -96,35 +94,37 @@ def read_tensors(path: Path, sha256: str, expected: Mapping[str, Mapping[str, An
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors or name not in expected:
             raise ModelError(
-                f"{path} {'lacks' if name in expected else 'has an unknown'} tensor {name[:200]}"
+                f"{path} {'lacks' if name in expected else 'has the unknown'} tensor {name[:200]}"
             )
         array, want = tensors[name], expected[name]
         if str(array.dtype) != want["stored"] or list(array.shape) != want["shape"]:
             raise ModelError(
-                f"{path}: tensor {name} is {array.dtype}{list(array.shape)}, "
-                f"the manifest says {want['stored']}{want['shape']}"
+                f"{path}: tensor {name} is {array.dtype}{list(array.shape)},"
+                f" but {want['stored']}{want['shape']} in the manifest"
             )
         if not whole and hashlib.sha256(_bytes_of(array)).hexdigest() != want["sha256"]:
-            raise ModelError(f"{path} is damaged in tensor {name}: SHA-256 differs from the manifest's")
+            raise ModelError(
+                f"{path} is damaged in tensor {name}: its SHA-256 differs from that in the manifest"
+            )
     if not whole:
-        raise ModelError(f"{path} is damaged: its SHA-256 is not the one in the manifest")
+        raise ModelError(f"{path} is damaged: its SHA-256 differs from that in the manifest")
     return tensors
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _header(order: list[str], tensors: Mapping[str, AnyArray], stored: Mapping[str, np.dtype[Any]]) -> bytes:
-    """What a safetensors file starts with: its length in 8 bytes, and where each tensor is."""
+    """Return the header: its length in 8 bytes, then the type, shape and offsets of each tensor as JSON."""
     header: dict[str, Any] = {}
     end = 0
     for name in order:
         start, end = end, end + tensors[name].size * stored[name].itemsize
         if str(stored[name]) not in _SAFETENSORS_NAMES:
-            raise ModelError(f"tensor {name} has the type {stored[name]}, which cannot be stored")
+            raise ModelError(f"tensor {name} has the type {stored[name]}, which safetensors cannot store")
         kind = _SAFETENSORS_NAMES[str(stored[name])]
         header[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -133,18 +133,20 @@ def _header(order: list[str], tensors: Mapping[str, AnyArray], stored: Mapping[s
 
 
 class _HashedFile:
-    """A file that is written and hashed in threads while the next bytes are made.
+    """A file that threads write and hash while the next chunk is prepared.
 
-    `sha256` and what `write_tensor` returns are complete once the context is left. Leaving it raises the
-    OSError of a write that failed.
+    `sha256` and the hashes that `write_tensor` returns are complete when the context exits. Exiting raises
+    the OSError of a failed write.
     """
 
     def __init__(self, path: Path) -> None:
         self.sha256 = hashlib.sha256()
         self._file: BinaryIO = path.open("wb")
-        self._threads = [ThreadPoolExecutor(max_workers=1) for _ in range(3)]  # one each keeps the order
+        self._threads = [
+            ThreadPoolExecutor(max_workers=1) for _ in range(3)
+        ]  # one worker each, so that chunks stay in order
         self._writes: list[Future[Any]] = []
-        self._scratch = deque(_Scratch() for _ in range(3))
+        self._buffers = deque(_Buffer() for _ in range(3))
 
     def __enter__(self) -> Self:
         return self
@@ -158,26 +160,26 @@ class _HashedFile:
         for write in self._writes if error is None else []:
             write.result()
 
-    def write(self, data: bytes | memoryview, *hashes: Any) -> list[Future[Any]]:
-        """Write bytes and hash them, with other hashes too; returns the tasks that still read them."""
+    def write(self, data: bytes | memoryview, *hashes: Hash) -> list[Future[Any]]:
+        """Write bytes and update the file's and other hashes; return the tasks that read the bytes."""
         sinks = (self._file.write, self.sha256.update, *(other.update for other in hashes))
         tasks = [thread.submit(sink, data) for thread, sink in zip(self._threads, sinks, strict=False)]
         self._writes.append(tasks[0])
         return tasks
 
-    def write_tensor(self, name: str, array: AnyArray, dtype: np.dtype[Any]) -> Any:
-        """Write an array as `dtype` in C order; returns the hash of its bytes."""
+    def write_tensor(self, name: str, array: AnyArray, dtype: np.dtype[Any]) -> Hash:
+        """Write an array as `dtype` in C order and return the hash of its bytes."""
         own = hashlib.sha256()
-        for data, scratch in self._chunks(name, array, dtype):
+        for data, buffer in self._chunks(name, array, dtype):
             tasks = self.write(data, own)
-            if scratch is not None:
-                scratch.users = tasks
+            if buffer is not None:
+                buffer.readers = tasks
         return own
 
     def _chunks(
         self, name: str, array: AnyArray, dtype: np.dtype[Any]
-    ) -> Iterator[tuple[memoryview, "_Scratch | None"]]:
-        """The bytes of an array, a few megabytes at a time, each with the scratch memory that holds them."""
+    ) -> Iterator[tuple[memoryview, "_Buffer | None"]]:
+        """Yield the bytes of an array in chunks of a few megabytes, each with the buffer that holds it."""
         if array.flags.c_contiguous and array.dtype == dtype:
             data = _bytes_of(array)
             for start in range(0, len(data), _CHUNK):
@@ -188,30 +190,30 @@ class _HashedFile:
         for start in range(0, len(rows), step):
             piece = rows[start : start + step]
             piece = _to_half(name, piece) if piece.dtype != dtype else piece
-            self._scratch.rotate()
-            room = self._scratch[0].room(piece)
-            _copy(piece, room)
-            yield _bytes_of(room), self._scratch[0]
+            self._buffers.rotate()
+            copy = self._buffers[0].array_like(piece)
+            _copy(piece, copy)
+            yield _bytes_of(copy), self._buffers[0]
 
 
-class _Scratch:
-    """Memory that is used again: new pages cost more than the copying."""
+class _Buffer:
+    """Reusable memory: allocating new pages takes longer than copying."""
 
     def __init__(self) -> None:
-        self.users: list[Future[Any]] = []
+        self.readers: list[Future[Any]] = []
         self._memory = np.empty(0, np.uint8)
 
-    def room(self, like: AnyArray) -> AnyArray:
-        """Return an array in C order of that shape and type, once nobody reads the last one."""
-        for user in self.users:
-            user.result()
+    def array_like(self, like: AnyArray) -> AnyArray:
+        """Return an array in C order of the same shape and type, once the previous one has been read."""
+        for reader in self.readers:
+            reader.result()
         if len(self._memory) < like.nbytes:
             self._memory = np.empty(max(like.nbytes, _CHUNK), np.uint8)
         return self._memory[: like.nbytes].view(like.dtype).reshape(like.shape)
 
 
 def _copy(source: AnyArray, target: AnyArray) -> None:
-    """Copy into C order; a transposed matrix by strips."""
+    """Copy into an array in C order, matrices in strips of columns."""
     if source.ndim != 2:
         target[...] = source
         return
@@ -220,19 +222,19 @@ def _copy(source: AnyArray, target: AnyArray) -> None:
 
 
 def _matches(name: str, array: AnyArray, patterns: tuple[str, ...]) -> bool:
-    """Whether a tensor is to be stored as float16."""
+    """Return whether a tensor is to be stored as float16."""
     return array.dtype == np.float32 and any(fnmatchcase(name, p) for p in patterns)
 
 
 def _to_half(name: str, array: AnyArray) -> NDArray[np.float16]:
-    """Round to float16, unless a finite value would become infinite."""
+    """Round to float16; a finite value that would become infinite is an error."""
     with np.errstate(over="ignore"):
         rounded = array.astype(np.float16)
     if not np.array_equal(np.isfinite(rounded), np.isfinite(array)):
-        raise ModelError(f"tensor {name} has values beyond 65504, which float16 cannot hold")
+        raise ModelError(f"tensor {name} has values beyond 65504, the largest number in float16")
     return rounded
 
 
 def _bytes_of(array: AnyArray) -> memoryview:
-    """The bytes of an array in C order."""
+    """Return the bytes of an array that is in C order."""
     return array.reshape(-1).view(np.uint8).data

@@ -1,4 +1,4 @@
-"""What an interrupted run goes on from: Orbax's files, which only the program that wrote them reads."""
+"""Training states for resuming interrupted runs, in Orbax's format."""
 
 from pathlib import Path
 from typing import Any
@@ -7,13 +7,13 @@ from specjax.errors import ModelError
 
 
 def save_training_state(folder: str | Path, state: Any, step: int, *, keep: int = 2) -> None:
-    """Write a training state at a step, keeping the ``keep`` newest; complete or absent, also when killed.
+    """Write the training state at a step atomically, and delete all but the newest `keep` states.
 
     Args:
-        folder: where the steps are, one folder each.
-        state: any pytree of arrays, scalars and random keys (parameters, optimizer state, ...).
-        step: the number it is found by; it must be larger than those before.
-        keep: how many steps to keep.
+        folder: Folder with one subfolder per step.
+        state: Pytree of arrays, scalars and random keys (parameters, optimizer state, ...).
+        step: Number of the step; it must be larger than the earlier ones.
+        keep: Number of steps to keep.
     """
     import orbax.checkpoint as ocp
 
@@ -23,25 +23,26 @@ def save_training_state(folder: str | Path, state: Any, step: int, *, keep: int 
 
 
 def latest_step(folder: str | Path) -> int | None:
-    """The newest complete step in a training-state folder, or None if there is none."""
+    """Return the newest complete step in a folder of training states, None if there is none."""
     if not Path(folder).is_dir():
         return None
     with _manager(folder) as manager:
-        return manager.latest_step()
+        step: int | None = manager.latest_step()
+        return step
 
 
 def restore_training_state(folder: str | Path, like: Any) -> tuple[Any, int]:
     """Read the newest complete training state.
 
     Args:
-        folder: as given to `save_training_state`.
-        like: a pytree of the same structure with arrays or `jax.ShapeDtypeStruct`.
+        folder: Folder given to `save_training_state`.
+        like: Pytree of the same structure, with arrays or `jax.ShapeDtypeStruct` as leaves.
 
     Returns:
         The state and its step.
 
     Raises:
-        ModelError: there is no state, or it has another structure than ``like``.
+        ModelError: There is no state, or its structure differs from that of `like`.
     """
     import jax
     import orbax.checkpoint as ocp
@@ -60,7 +61,7 @@ def restore_training_state(folder: str | Path, like: Any) -> tuple[Any, int]:
 
 
 def _manager(folder: str | Path, **options: Any) -> Any:
-    """Orbax's manager of a folder of steps, without background threads."""
+    """Return an Orbax manager of a folder of steps, without background threads."""
     import orbax.checkpoint as ocp
 
     return ocp.CheckpointManager(

@@ -1,1 +1,1 @@
-"""The subcommands of `specjax`, one a file: each parses, calls and prints; no logic."""
+"""The subcommands of `specjax`, one per module; they parse options, call the library and print results."""

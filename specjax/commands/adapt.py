@@ -1,4 +1,4 @@
-"""`specjax adapt`: a model adapted to a survey, scored on test stars."""
+"""`specjax adapt`: adapt a model to a survey and score it on test stars."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,42 +9,42 @@ from specjax.progress import say
 
 @dataclass(frozen=True, kw_only=True)
 class Adapt:
-    """Adapt a model to a survey from about a hundred labelled spectra, and print the scores on test stars.
+    """Adapt a model to a survey with about a hundred labelled spectra, and print the scores on test stars.
 
-    The folder gets the table, predictions, plots and the adapters, which `specjax predict` uses.
+    The run folder contains the score table, the predictions, plots, and the adapters for `specjax predict`.
     """
 
     spectra: Path
-    """a folder of survey files, or an .npz or .h5 file with wavelength, flux and optionally ivar, mask, id"""
+    """folder of survey files, or an .npz or .h5 file with wavelength, flux and optionally ivar, mask, id"""
     labels: Path
-    """a table with the columns id and the label's name"""
+    """table with a column id and a column named after the label"""
     out: Path
-    """the run folder to write"""
+    """run folder to write"""
     model: str = "mini"
-    """a model folder; mini is the model that ships"""
+    """model folder, or mini for the model that ships with specjax"""
     label: str = "fe_h"
-    """the label to adapt to, a column of the table and one of the model's labels"""
+    """label to predict: a column of the table and one of the model's labels"""
     configuration: tuple[str, ...] = ("lora4",)
-    """one or more of zero-shot-mlp1, lora2, lora1+lora2, zero-shot-mlp2, lora4, lora1+lora3+lora4, ..."""
+    """configurations: zero-shot-mlp1, zero-shot-mlp2, or lora1 to lora4 joined by +, such as lora1+lora2"""
     seeds: int = 16
-    """random splits, each with its own adapter"""
+    """number of random splits; each trains its own adapter"""
     train: int = 60
-    """stars to train on in each split"""
+    """training stars per split"""
     validate: int = 10
-    """stars to validate on; the rest is tested on"""
+    """validation stars per split; the remaining stars are the test stars"""
     survey: str | None = None
-    """the survey, where it cannot be recognised from the files"""
+    """name of the survey, if it cannot be recognised from the files"""
     wavelength_medium: Literal["vacuum", "air"] | None = None
-    """what the wavelengths of an array file are measured in, where the file does not say"""
+    """medium of the wavelengths in an .npz or .h5 file that does not specify it"""
     wavelength_unit: Literal["angstrom", "nm", "um", "log10"] | None = None
-    """their unit, likewise"""
+    """unit of the wavelengths in an .npz or .h5 file that does not specify it"""
     xp: Path | None = None
-    """Gaia XP spectra of the same ids, for lora3"""
+    """Gaia XP spectra with the same ids, for lora3"""
     fwhm: float | None = None
-    """resolution of the spectra in Angstrom, to make the Gaia XP side from those that cover 336-1020 nm"""
+    """resolution (FWHM, Angstrom) of the spectra, to derive Gaia XP spectra if they cover 336-1020 nm"""
 
     def run(self) -> None:
-        """Adapt, print the table and the folder."""
+        """Adapt the model; print the score table and the run folder."""
         from specjax.cache import use_compilation_cache
 
         use_compilation_cache()

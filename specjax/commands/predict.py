@@ -1,4 +1,4 @@
-"""`specjax predict`: labels of spectra from an adapted model."""
+"""`specjax predict`: predict labels of spectra with an adapted model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,27 +12,27 @@ from specjax.progress import say
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """Predict labels of spectra with an adapted model; the error of each is in the table."""
+    """Predict labels of spectra with an adapted model, and write them with their uncertainties to a table."""
 
     spectra: Positional[tuple[Path, ...]]
-    """survey files or folders, as for adapt; at least one"""
+    """survey files or folders, as for `specjax adapt`; at least one"""
     adapter: Path
-    """an adapter folder, RUN/adapters/TARGET/CONFIGURATION"""
+    """adapter folder, such as RUN/adapters/TARGET/CONFIGURATION"""
     out: Annotated[Path, arg(aliases=("-o",))]
-    """the table to write: .ecsv, .fits, .parquet or .csv"""
+    """table to write: .ecsv, .fits, .parquet or .csv"""
     model: str = "mini"
-    """the model that the adapter was trained on"""
+    """model folder the adapter was trained on, or mini for the model that ships with specjax"""
     survey: str | None = None
-    """the survey, where it cannot be recognised from the files"""
+    """name of the survey, if it cannot be recognised from the files"""
     wavelength_medium: Literal["vacuum", "air"] | None = None
-    """what the wavelengths of an array file are measured in, where the file does not say"""
+    """medium of the wavelengths in an .npz or .h5 file that does not specify it"""
     wavelength_unit: Literal["angstrom", "nm", "um", "log10"] | None = None
-    """their unit, likewise"""
+    """unit of the wavelengths in an .npz or .h5 file that does not specify it"""
 
     def run(self) -> None:
-        """Predict and print the table's path."""
+        """Predict labels and print the path of the table."""
         if not self.spectra:
-            raise ConfigError("predict needs spectra: a survey's files or folders")
+            raise ConfigError("predict needs spectra: give survey files or folders")
         from specjax.cache import use_compilation_cache
 
         use_compilation_cache()

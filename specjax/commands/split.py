@@ -1,4 +1,4 @@
-"""`specjax split`: who trains, validates, tests and stays unlabelled."""
+"""`specjax split`: draw training, validation and test stars and unlabelled spectra."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,37 +11,37 @@ from specjax.progress import say
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Draw who trains, validates and tests for each seed, and which spectra stay unlabelled.
+    """Draw training, validation and test stars for each seed, and the spectra used without labels.
 
-    The table gets columns split_0, split_1, ...; `specjax adapt --labels` follows them. The numbers are the
-    published ones.
+    The splits are written as columns split_0, split_1, ..., which `specjax adapt --labels` uses. The default
+    sizes are those of arXiv:2507.20972.
     """
 
     labels: Annotated[Positional[Path], arg(metavar="LABELS")]
-    """a table as `specjax label` writes it: id, labels, snr"""
+    """table written by `specjax label`, with columns id, snr and the labels"""
     out: Annotated[Path, arg(aliases=("-o",))]
-    """the table to write: .ecsv, .fits, .parquet or .csv"""
+    """table to write: .ecsv, .fits, .parquet or .csv"""
     label: str = "fe_h"
-    """the label that a star must have to train, validate or test"""
+    """label that training, validation and test stars must have"""
     train: int = 89
-    """stars to train on in each split"""
+    """training stars per split"""
     validate: int = 9
-    """stars to validate on"""
+    """validation stars per split"""
     test: int | None = None
-    """stars to test on; all that are left unless given"""
+    """test stars per split; by default all remaining stars"""
     unlabelled: int = 164
-    """spectra without the label that stay unlabelled, for lora1 and lora3"""
+    """spectra without a label to use as unlabelled spectra, for lora1 and lora3"""
     min_snr: float = 50.0
-    """signal to noise that these must exceed"""
+    """minimum signal-to-noise ratio (exclusive) of the unlabelled spectra"""
     seeds: int = 16
-    """splits to draw"""
+    """number of splits"""
     seed: int = 0
-    """the first of their seeds"""
+    """seed of the first split"""
     stratify: str | None = None
-    """a column, such as fe_h, whose distribution all parts shall share"""
+    """column to stratify the splits by, such as fe_h"""
 
     def run(self) -> None:
-        """Draw, write, say the sizes on stderr and print the table's path."""
+        """Draw the splits, report their sizes on stderr and print the path of the table."""
         from specjax.adapt.roles import SplitConfig, split_file
 
         config = SplitConfig(

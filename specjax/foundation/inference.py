@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from specjax import devices
+from specjax.batching import inference_batch_size, pad_rows
 from specjax.config import ModelConfig
 from specjax.foundation.networks import Networks, Variables, module_dtype
 from specjax.models.apply import apply
@@ -45,13 +46,13 @@ def place(variables: Variables) -> Placement:
     if jax.local_device_count() == 1:
         return Placement(variables, None)
     mesh = Mesh(np.array(jax.local_devices()), (devices.AXIS,))
-    return Placement(devices.copied(variables, mesh), mesh)
+    return Placement(devices.replicate(variables, mesh), mesh)
 
 
 def batch_sizes(config: ModelConfig, dtype: str, mesh: Mesh | None) -> tuple[int, ...]:
     """Return the ascending batch sizes that programs are compiled for, multiples of the number of devices."""
     count = 1 if mesh is None else mesh.size
-    most = devices.rows_that_fit(config, np.dtype(dtype).itemsize) * count
+    most = inference_batch_size(config, np.dtype(dtype).itemsize) * count
     few = (-(-rows // count) * count for rows in FEW_ROWS)
     return (*(rows for rows in few if rows < most), most)
 
@@ -154,8 +155,8 @@ def in_batches(
     parts: list[Any] = []
     while start < total:
         size = next_size(total - start, sizes)
-        batch = [devices.padded_rows(array[start : start + size], size) for array in arrays]
-        pending.append(run(*(batch if mesh is None else devices.spread(batch, mesh))))
+        batch = [pad_rows(array[start : start + size], size) for array in arrays]
+        pending.append(run(*(batch if mesh is None else devices.shard(batch, mesh))))
         start += size
         if len(pending) == 2:  # the device computes one batch while the one before is copied back
             parts.append(jax.device_get(pending.pop(0)))

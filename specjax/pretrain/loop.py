@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from specjax.checkpoints import latest_step, restore_training_state, save_training_state
-from specjax.devices import copied, mesh_for
+from specjax.devices import mesh_for, replicate
 from specjax.typing import Tree
 
 # (params, batch_stats, data, key) -> loss, (batch_stats, metrics)
@@ -85,7 +85,7 @@ def run_stage(
     mesh = mesh_for(config.batch, devices)
     state = jax.tree.map(jnp.copy, state)  # every chunk gives its state away to the next
     if mesh.size > 1:
-        state, data = copied((state, data), mesh)
+        state, data = replicate((state, data), mesh)
     advance = chunk_program(loss, optimizer, key, mesh)
     began = time.monotonic()
     for first in range(start, config.steps, config.chunk):

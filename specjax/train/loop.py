@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from specjax.devices import AXIS, copied, gathered, spread
+from specjax.devices import AXIS, gather, replicate, shard
 from specjax.typing import Tree
 
 # (trainable tree of one seed, frozen tree, shared data, this seed's data, key) -> scalar
@@ -83,8 +83,8 @@ def fit(
         return program(frozen, trainable, shared, per_seed, keys)
     mesh, seeds = Mesh(np.array(chosen), (AXIS,)), len(keys)
     rows = np.arange(seeds + -seeds % mesh.size) % seeds
-    own = spread(jax.tree.map(lambda leaf: leaf[rows], (trainable, per_seed, keys)), mesh)
-    result = program(copied(frozen, mesh), own[0], copied(shared, mesh), *own[1:])
+    own = shard(jax.tree.map(lambda leaf: leaf[rows], (trainable, per_seed, keys)), mesh)
+    result = program(replicate(frozen, mesh), own[0], replicate(shared, mesh), *own[1:])
     return _seeds_of(result, seeds, mesh)
 
 
@@ -92,7 +92,7 @@ def _seeds_of(result: Fit, seeds: int, mesh: Mesh) -> Fit:
     """Drop the copies of seeds; if processes share the mesh, give each the whole result."""
     if not mesh.is_multi_process:
         return result if len(result.loss) == seeds else jax.tree.map(lambda leaf: leaf[:seeds], result)
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf[:seeds]), gathered(result))
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf[:seeds]), gather(result))
 
 
 @functools.lru_cache(maxsize=64)

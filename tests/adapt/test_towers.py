@@ -99,7 +99,7 @@ def test_rows_at_a_time_do_not_matter(monkeypatch):
     tower = make().towers
     factors = lora.combine(initial(tower, "lora1"), initial(tower, "lora3"))
     expected = tower.features("mlp2", factors)
-    monkeypatch.setattr(forward, "rows_that_fit", lambda config, size: 8)
+    monkeypatch.setattr(forward, "inference_batch_size", lambda config, size: 8)
     np.testing.assert_allclose(make().towers.features("mlp2", factors), expected, **CLOSE)
 
 

@@ -1,4 +1,4 @@
-"""Converted models with an adapter of several seeds, for every network that low-rank factors reach."""
+"""Converted models with an adapter of several seeds, for every network that LoRA adapts."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from tests.checkpoints_convert import files
 
 SEEDS = 3
 
-# Kind of file, head on it, groups of the adapter, and the part of the model that is exported.
+# Kind of file, head added to it, groups of the adapter, and the part of the model to export.
 CASES = {
     "lamost": ("lamost", None, ("lora1",), "lamost"),
     "lamost head": ("lamost", "head", ("lora1", "lora2"), "mlp1"),
@@ -24,7 +24,7 @@ CASES = {
 
 
 def make(tmp_path, case):
-    """Write model and adapter folders; returns the PyTorch module of the part, the model and all factors."""
+    """Write model and adapter folders; return the PyTorch module of the part, the model and all factors."""
     kind, head, groups, part = CASES[case]
     options = {}
     if head:
@@ -42,5 +42,5 @@ def make(tmp_path, case):
 
 
 def one(stacked, seed):
-    """The factors of one seed."""
+    """Return the factors of one seed."""
     return jax.tree.map(lambda leaf: leaf[seed], stacked)

@@ -1,4 +1,4 @@
-"""What a PyTorch module and our model say about the same spectra, layer by layer."""
+"""Run a PyTorch module and our model on the same spectra, and compare their layers."""
 
 from functools import partial
 
@@ -10,31 +10,31 @@ from checkpoints_convert.keys import table
 from specjax.models import LabelHead, SpecCLIP, SpecFormer, XPAutoencoder, tokenise, xp_vector
 from tests.checkpoints_convert.files import PARTS
 
-# Both sides compute in float32 and differ in the order of their sums only: a few 1e-7 of the largest value,
-# growing with depth. A wrong factor, epsilon or GELU shows at 1e-4 and above (test_golden.py).
+# Both sides compute in float32 and differ only in the order of sums: by a few 1e-7 of the largest value,
+# growing with depth. A wrong factor, epsilon or GELU differs by 1e-4 and more (test_golden.py).
 TOLERANCE = 1e-5
 
 
 def difference(ours, theirs):
-    """The largest difference, in units of the largest value."""
+    """Return the largest difference relative to the largest value."""
     theirs = np.asarray(theirs)
     ours = np.asarray(ours).reshape(theirs.shape)
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
 def assert_close(ours, theirs, what=""):
-    """Compare an output of the model with the module's, a tensor or an array."""
+    """Compare an output of our model with that of the module, a tensor or an array."""
     found = difference(ours, theirs)
     assert found < TOLERANCE, f"{what}: differs by {found:.1e} of the largest value"
 
 
 def spectra(n, pixels=1462, seed=0):
-    """Flux (n, pixels) of order 1, as normalised spectra are."""
+    """Return flux (n, pixels) of order 1, like normalised spectra."""
     return np.random.default_rng(seed).normal(0.9, 0.15, (n, pixels)).astype(np.float32)
 
 
 def inputs_of(kind, n, config):
-    """What the module of a kind reads."""
+    """Return the inputs of the module of a kind."""
     if kind == "head":
         return (spectra(n, config.projection.dim),)
     lamost, gaia_xp = config.specformer.num_pixels, config.xp_autoencoder.num_pixels
@@ -45,7 +45,7 @@ def inputs_of(kind, n, config):
 
 
 def run_torch(module, *inputs):
-    """Run a module; returns its output and those of all modules in it, by name, as arrays."""
+    """Run a module; return its output and those of all its submodules, by name, as arrays."""
     layers = {}
 
     def keep(name):
@@ -60,7 +60,7 @@ def run_torch(module, *inputs):
 
 
 def run_ours(kind, model, *inputs):
-    """Run a converted model likewise; layers are named by their path in the parameter tree."""
+    """Run a converted model like `run_torch`; layers are named by their paths in the parameter tree."""
     part, config = PARTS[kind], model.config
     where = {"lamost": "lamost/backbone", "gaia_xp": "gaia_xp/backbone", "mlp2": "mlp2"}.get(part, "")
     variables = {name: tree for name, tree in model.variables.items() if name in ("params", "batch_stats")}
@@ -74,7 +74,7 @@ def run_ours(kind, model, *inputs):
         "head": (LabelHead(config.head), lambda x: x, None),
     }.get(kind, (SpecCLIP(config), lambda *x: x, None))
 
-    # Small models spend their time compiling, which is twice as fast like this.
+    # Small models take longest to compile; this halves the time.
     quick = {"xla_backend_optimization_level": 0} if former.dim < 100 else None
 
     @partial(jax.jit, compiler_options=quick)
@@ -95,10 +95,10 @@ def run_ours(kind, model, *inputs):
 
 
 def layer_names(kind, config):
-    """Names of modules with parameters, and of what they are in: published -> ours."""
+    """Return our names of modules with parameters and of their parents, by the published names."""
     names = {}
     for row in table(config, [PARTS[kind]]):
-        # Not called as modules: the projections inside torch's attention, and the table of positions.
+        # Not called as modules: the projections inside torch's attention and the position embedding.
         if "multihead_attn" in row.key or "position_embed" in row.key:
             continue
         theirs, ours = row.key.rpartition(".")[0], row.path.partition("/")[2].rpartition("/")[0]

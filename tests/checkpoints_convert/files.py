@@ -1,4 +1,4 @@
-"""Files as the published code would have written them, from our own PyTorch modules, small or full size."""
+"""Files as the published code writes them, made with our own PyTorch modules, small or full size."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from specjax.config import (
 )
 from tests.models import published
 
-# Widths and depths are free, and odd. So are the grids where a file says them: with decoders, or for Gaia XP.
+# Unusual widths and depths, and unusual grids where a file specifies them: with decoders, or for Gaia XP.
 LAMOST = SpecFormerConfig(dim=24, num_layers=2, num_heads=3, mlp_dim=40, max_len=147, mask_width=7)
 XP = dataclasses.replace(XP_TRANSFORMER, dim=20, num_layers=1, num_heads=2, mlp_dim=36, max_len=345)
 PR = ModelConfig(
@@ -44,7 +44,7 @@ PARTS = dict(
 
 
 def sizes(kind, real=False):
-    """The configuration of the network of a kind, small or as published."""
+    """Return the configuration of the network of a kind, small or as published."""
     config = (_PAPER_SPLIT if real else SPLIT) if kind == "split" else ModelConfig() if real else PR
     if kind == "xp_transformer":
         return dataclasses.replace(config, xp_transformer=XP_TRANSFORMER if real else XP)
@@ -67,7 +67,7 @@ def make(kind, seed=0, real=False):
 
 
 def save(path, kind, module):
-    """Write a module as its published file: the encoders' sizes as numbers, the towers pickled as modules."""
+    """Write a module like its published file: encoders with sizes as numbers, towers as pickled modules."""
     state = module.state_dict()
     if kind == "head":
         torch.save({"model_state_dict": state, "epoch": 3}, path)
@@ -76,7 +76,7 @@ def save(path, kind, module):
     if kind in ("lamost", "xp_transformer"):
         hyper_parameters = encoder_hyper_parameters(module.config)
     elif kind != "xp_autoencoder":
-        # Lightning keeps what the towers were given; these say their heads in attributes of modules.
+        # Lightning stores the pickled towers, whose modules have the number of heads as an attribute.
         for block in module.lamost_lrs_encoder.backbone.blocks:
             block.attention.num_heads = block.attention.heads
         hyper_parameters = {

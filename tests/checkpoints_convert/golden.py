@@ -1,6 +1,6 @@
-"""Small networks whose weights follow from their names, and what the published arithmetic makes of them.
+"""Small networks with weights that are generated from their names, for the golden numbers of test_golden.py.
 
-The numbers were computed by the PyTorch modules of tests/models/published.py in float64.
+The numbers were computed with the PyTorch modules of tests/models/published.py in float64.
 """
 
 import zlib
@@ -51,7 +51,7 @@ PARTS = {
 
 
 def state_of(kind):
-    """A state_dict of the published names, as arrays."""
+    """Return a state_dict with the published names, as arrays."""
     return {row.key: _weights(row.key, row.shape) for row in table(CONFIGS[kind], [PARTS[kind]])}
 
 
@@ -65,12 +65,12 @@ def _weights(key, shape):
     if "q_proj.weight" in key:
         u *= 20  # so that attention is far from uniform
     if any(part in key for part in ("data_embed", "position_embed", "bottleneck_down", "input_proj")):
-        u *= 0.02  # so that a LayerNorm reads variances which its epsilon matters to
+        u *= 0.02  # so that the variances in a LayerNorm are comparable to its epsilon
     return u.astype(np.float32)
 
 
 def content_of(kind):
-    """What the published file would hold."""
+    """Return the content of the published file."""
     state, config = state_of(kind), CONFIGS[kind]
     if kind == "head":
         return {"model_state_dict": state}
@@ -86,7 +86,7 @@ def content_of(kind):
 
 
 def flux(pixels):
-    """Two spectra, (2, pixels)."""
+    """Return two spectra (2, pixels)."""
     x = np.arange(pixels)
     return np.stack([1 + 0.3 * np.sin(0.37 * x), 0.9 + 0.2 * np.cos(0.11 * x * (1 + x / pixels))]).astype(
         np.float32

@@ -1,4 +1,4 @@
-"""Files and folders of a few kilobytes, written without torch, to be damaged."""
+"""Files and folders of a few kilobytes, written without torch, for tests that damage them."""
 
 import zipfile
 from itertools import pairwise
@@ -20,7 +20,7 @@ _CONFIG = ModelConfig(
 
 
 def small_model(path, part="gaia_xp"):
-    """Write a bare autoencoder, or the label head "mlp2", by the writer that the parity tests check."""
+    """Write a bare autoencoder, or the label head "mlp2", with the writer that the parity tests check."""
     rng = np.random.default_rng(0)
     state = {row.key: rng.normal(size=row.shape).astype(np.float32) for row in table(_CONFIG, [part])}
     if part == "mlp2":
@@ -31,7 +31,7 @@ def small_model(path, part="gaia_xp"):
 
 
 def small_folders(place):
-    """Write a label head's model folder, an adapter of it and that as a PEFT folder; returns the three."""
+    """Write a label head, an adapter of it and this adapter as a PEFT folder; return the three folders."""
     folders = [place / name for name in ("model", "adapter", "peft")]
     convert(small_model(place / "head.pt", "mlp2"), folders[0])
     rng = np.random.default_rng(1)

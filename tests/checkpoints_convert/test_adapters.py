@@ -1,4 +1,4 @@
-"""Adapters merged into published files, and taken off again."""
+"""Merge adapters into exported files, and subtract them again."""
 
 import dataclasses
 
@@ -20,12 +20,12 @@ from tests.checkpoints_convert import files  # noqa: E402
 from tests.checkpoints_convert.adapters import CASES, make, one  # noqa: E402
 from tests.checkpoints_convert.comparing import assert_close, run_torch, spectra  # noqa: E402
 
-# Kernels of order 1 in float32: one rounding is 6e-8, adding a product of rank 16 and taking it off a few.
+# Kernels of order 1 in float32: one rounding is 6e-8, adding and subtracting a product of rank 16 a few.
 EXACT = {"rtol": 1e-6, "atol": 1e-6}
 
 
 def export_merged(tmp_path, case, seed):
-    """Write the merged file with the command; returns its state_dict."""
+    """Write the merged file with the command and return its state_dict."""
     folders = [str(tmp_path / "model"), "--adapter", str(tmp_path / "adapter")]
     out = tmp_path / "merged.ckpt"
     assert main([*folders, "--seed", str(seed), "--part", CASES[case][3], "--out", str(out)]) == 0
@@ -35,7 +35,7 @@ def export_merged(tmp_path, case, seed):
 
 @pytest.mark.parametrize("case", CASES)
 def test_merge_and_unmerge(tmp_path, case):
-    """The merged file loads into the published modules, has our merge's kernels, and gives the base back."""
+    """The merged file loads into the published modules, has the kernels of our merge, and can be unmerged."""
     module, model, stacked = make(tmp_path, case)
     merged = export_merged(tmp_path, case, seed=2)
     base = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -51,21 +51,21 @@ def test_merge_and_unmerge(tmp_path, case):
     )
     leaves = dict(flatten(factors))
     layers = sorted({path.rpartition("/")[0] for path in leaves})
-    changed = [layer for layer in layers if f"{layer}/kernel" in theirs]  # others are of another part
+    changed = [layer for layer in layers if f"{layer}/kernel" in theirs]  # the others belong to another part
     for layer in changed:
         kernel, scale = f"{layer}/kernel", model.config.loras[lora.target_group(layer)].scale
         np.testing.assert_allclose(theirs[kernel], ours[kernel], **EXACT)
         product = scale * leaves[f"{layer}/lora_a"] @ leaves[f"{layer}/lora_b"]
-        assert np.abs(product).max() > 0.1  # there is something to take off
+        assert np.abs(product).max() > 0.1  # the product matters
         np.testing.assert_allclose(theirs[kernel] - product, base_kernels[kernel], **EXACT)
-    # What no factor adapts is what it was, bit for bit.
+    # Tensors that are not adapted are unchanged, bit for bit.
     different = [name for name in base if not torch.equal(base[name], merged[name])]
     assert changed
     assert len(different) == len(changed)
 
 
-def test_a_merged_file_does_what_the_adapted_model_does(tmp_path):
-    """Against the unmerged model, the low-rank term beside the kernels."""
+def test_a_merged_file_agrees_with_the_adapted_model(tmp_path):
+    """Compare with the unmerged model, which adds the low-rank term in each layer."""
     module, model, stacked = make(tmp_path, "lamost")
     module.load_state_dict(export_merged(tmp_path, "lamost", seed=1), strict=True)
     config = model.config.specformer
@@ -75,8 +75,8 @@ def test_a_merged_file_does_what_the_adapted_model_does(tmp_path):
     assert_close(ours, run_torch(module, spectra(2))[0]["embedding"])
 
 
-def test_another_factor_on_the_logits_is_folded_into_the_queries(tmp_path):
-    """A model trained with attention scaled once does the same in modules that scale twice."""
+def test_another_attention_scale_is_folded_into_the_queries(tmp_path):
+    """A model with attention scaled once gives the same results in the modules, which scale twice."""
     module, model, _ = make(tmp_path, "lamost")
     once = dataclasses.replace(model.config.specformer, logit_scale=8**-0.5)
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, specformer=once))
@@ -87,18 +87,18 @@ def test_another_factor_on_the_logits_is_folded_into_the_queries(tmp_path):
     assert_close(model.tokens(spectra(2)), expected)
 
 
-def test_towers_that_read_flux_on_another_scale_have_no_published_form(tmp_path):
+def test_towers_with_a_flux_scale_cannot_be_exported(tmp_path):
     _, model, _ = make(tmp_path, "lamost")
     scaled = dataclasses.replace(model.config.specformer, flux_scale=0.2)
     dataclasses.replace(model, config=dataclasses.replace(model.config, specformer=scaled)).save(
         tmp_path / "scaled"
     )
-    with pytest.raises(ModelError, match="lamost reads flux on a scale of its own"):
+    with pytest.raises(ModelError, match="lamost scales flux by a constant"):
         export_checkpoint(tmp_path / "scaled", tmp_path / "scaled.ckpt")
     assert not (tmp_path / "scaled.ckpt").exists()
 
 
-def test_what_does_not_fit_is_said(tmp_path, capsys):
+def test_errors_of_the_command_are_one_line(tmp_path, capsys):
     make(tmp_path, "lamost")
     model, adapter = str(tmp_path / "model"), str(tmp_path / "adapter")
     out = str(tmp_path / "out.ckpt")
@@ -116,8 +116,8 @@ def test_what_does_not_fit_is_said(tmp_path, capsys):
     assert not (tmp_path / "out.ckpt").exists()
 
 
-def test_heads_of_an_ensemble_are_files_of_their_own(tmp_path):
-    """One file a member, in physical units; their mean is what the model predicts."""
+def test_members_of_an_ensemble_are_exported_one_by_one(tmp_path):
+    """There is one file per member, in physical units; their mean is the prediction of the model."""
     _, model, _ = make(tmp_path, "lamost head")
     members, label = 3, {"label_mean": np.array([-0.5]), "label_std": np.array([0.7])}
     head = dataclasses.replace(model.config.head, members=members)

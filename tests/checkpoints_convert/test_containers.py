@@ -1,4 +1,4 @@
-"""Zip files made to do harm, and tensors that lie about where they are."""
+"""Malicious zip files, and tensors with false descriptions."""
 
 import pickle
 import zipfile
@@ -12,7 +12,7 @@ from tests.checkpoints_convert.smallest import members, rewrite, small_model
 
 
 def tensor_file(path, *, count=6, offset=0, shape=(2, 3), strides=(3, 1), key="0", kind="Float"):
-    """Write a file of one tensor whose claims need not be true."""
+    """Write a file of one tensor with an arbitrary description."""
     numbers = lambda values: b"(" + b"".join(pickle.dumps(v, 0)[:-1] for v in values) + b"t"  # noqa: E731
     storage = (
         b"(S'storage'\nctorch\n%sStorage\n%sS'cpu'\n" % (kind.encode(), pickle.dumps(key, 0)[:-1])
@@ -57,7 +57,7 @@ def tensor_file(path, *, count=6, offset=0, shape=(2, 3), strides=(3, 1), key="0
     ],
     ids=str,
 )
-def test_tensors_that_lie_are_refused(tmp_path, claims):
+def test_false_descriptions_of_tensors_are_refused(tmp_path, claims):
     good = open_torch_file(tensor_file(tmp_path / "good.pt")).state_dict()["w"]
     assert good.array().shape == (2, 3)
     with pytest.raises(SpecjaxError):
@@ -65,7 +65,7 @@ def test_tensors_that_lie_are_refused(tmp_path, claims):
 
 
 @pytest.mark.parametrize("name", ["a/../../etc/x", "/a/x", "a//x", "a/./x", "a\\..\\x", "x", "b/x", "a/"])
-def test_names_of_members_that_lead_elsewhere(tmp_path, name):
+def test_member_names_outside_the_folder_are_refused(tmp_path, name):
     content = members(small_model(tmp_path / "a.ckpt"))
     content = {key.replace("archive/", "a/"): data for key, data in content.items()}
     with pytest.raises(SpecjaxError):
@@ -73,7 +73,7 @@ def test_names_of_members_that_lead_elsewhere(tmp_path, name):
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_containers_that_pytorch_does_not_write(tmp_path):
+def test_archives_that_pytorch_does_not_write_are_refused(tmp_path):
     content = members(small_model(tmp_path / "a.ckpt"))
     bomb = {**content, "archive/data/0": bytes(50 << 20)}
     rewrite(tmp_path / "compressed.ckpt", bomb, zipfile.ZIP_DEFLATED)
@@ -87,7 +87,7 @@ def test_containers_that_pytorch_does_not_write(tmp_path):
 
 
 def overlapping(path):
-    """Two entries of the directory that are the same bytes of the file, as a zip bomb has them."""
+    """Write a file with two directory entries for the same bytes, like a zip bomb."""
     data = bytearray(small_model(path).read_bytes())
     first = data.index(b"PK\x01\x02")
     second = data.index(b"PK\x01\x02", first + 4)
@@ -95,8 +95,8 @@ def overlapping(path):
     path.write_bytes(data)
 
 
-LIES = {
-    "encrypted": (8, 1, 0),  # offset in an entry of the directory, and what is written there
+FALSE_ENTRIES = {
+    "encrypted": (8, 1, 0),  # offset in a directory entry, and the bits to flip in its two bytes
     "another method": (10, 8, 0),
     "a size beyond the file": (24, 0xFF, 0x7F),
     "a compressed size of its own": (20, 1, 0),
@@ -105,19 +105,19 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("lie", LIES)
-def test_directories_that_lie(tmp_path, lie):
+@pytest.mark.parametrize("entry", FALSE_ENTRIES)
+def test_false_directory_entries_are_refused(tmp_path, entry):
     data = bytearray(small_model(tmp_path / "a.ckpt").read_bytes())
-    offset, low, high = LIES[lie]
-    entry = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 4) + offset
-    data[entry : entry + 2] = bytes([data[entry] ^ low, data[entry + 1] ^ high])
+    offset, low, high = FALSE_ENTRIES[entry]
+    start = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 4) + offset
+    data[start : start + 2] = bytes([data[start] ^ low, data[start + 1] ^ high])
     (tmp_path / "b.ckpt").write_bytes(data)
     with pytest.raises(SpecjaxError):
         read_all(tmp_path / "b.ckpt")
 
 
 @pytest.mark.parametrize("key", ["../../etc/passwd", "/etc/passwd", "", "0/../1", "\x00"])
-def test_storages_that_lead_elsewhere(tmp_path, key):
+def test_storages_outside_the_archive_are_refused(tmp_path, key):
     path = tensor_file(tmp_path / "bad.pt", key=key)
     with pytest.raises(SpecjaxError):
         open_torch_file(path).state_dict()
@@ -127,7 +127,7 @@ def read_all(path):
     return [tensor.array() for tensor in open_torch_file(path).state_dict().values()]
 
 
-def test_overlapping_members(tmp_path):
+def test_overlapping_members_are_refused(tmp_path):
     overlapping(tmp_path / "a.ckpt")
     with pytest.raises(SpecjaxError):
         open_source(tmp_path / "a.ckpt")

@@ -1,4 +1,4 @@
-"""Published files recognised, converted, refused, and written back; test_parity.py has what they compute."""
+"""Recognise, convert, refuse and export published files; test_parity.py compares what they compute."""
 
 import json
 import zipfile
@@ -33,7 +33,7 @@ def test_sizes_come_from_the_file(tmp_path, kind):
         "xp_autoencoder": ["xp_autoencoder"],
         "head": ["head"],
     }.get(kind, ["specformer", "xp_autoencoder", "projection", "decoder"])
-    if files.PARTS[kind] == "specclip":  # whose file says nothing about the masks of pretraining
+    if files.PARTS[kind] == "specclip":  # whose file does not specify the masks of pretraining
         config = replace(config, specformer=replace(config.specformer, mask_width=files.LAMOST.mask_width))
     for part in parts:
         assert getattr(config, part) == getattr(expected, part)
@@ -68,7 +68,7 @@ def assert_same_state(a, b):
 
 
 @pytest.mark.parametrize("kind", files.KINDS)
-def test_the_way_there_and_back_is_exact(tmp_path, kind):
+def test_the_round_trip_is_exact(tmp_path, kind):
     module = files.make(kind)
     for name, tensor in module.state_dict().items():
         if name.endswith("num_batches_tracked"):
@@ -79,12 +79,12 @@ def test_the_way_there_and_back_is_exact(tmp_path, kind):
     state = content["model_state_dict" if kind == "head" else "state_dict"]
     assert_same_state(state, module.state_dict())
     files.make(kind, seed=5).load_state_dict(state, strict=True)
-    # What was written says everything that the first file said.
+    # The exported file determines the same configuration.
     convert(tmp_path / "b.ckpt", tmp_path / "again")
     assert specjax.load(tmp_path / "again").config == specjax.load(tmp_path / "model").config
 
 
-def test_a_label_head_comes_back_with_its_stats(tmp_path):
+def test_a_label_head_is_exported_with_its_stats(tmp_path):
     stats = {"mean": np.linspace(-1, 1, 24).tolist(), "std": np.linspace(0.5, 2, 24).tolist()}
     (tmp_path / "stats.json").write_text(json.dumps(stats))
     head = files.make("head")
@@ -100,7 +100,7 @@ def test_a_label_head_comes_back_with_its_stats(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_other_types_come_back_as_they_were(tmp_path, dtype):
+def test_round_trips_of_other_types(tmp_path, dtype):
     module = files.make("lamost").to(dtype)
     convert(files.save(tmp_path / "a.ckpt", "lamost", module), tmp_path / "model")
     export_checkpoint(tmp_path / "model", tmp_path / "b.ckpt")
@@ -114,7 +114,7 @@ def spoil(path, change):
     return path
 
 
-def test_all_keys_that_are_wrong_are_named_at_once(tmp_path):
+def test_all_wrong_keys_are_named_at_once(tmp_path):
     def change(content):
         state = content["state_dict"]
         del state["final_layernorm.bias"], state["blocks.1.ln2.weight"]
@@ -144,14 +144,14 @@ def test_a_transposed_matrix_is_refused(tmp_path):
         convert(path, tmp_path / "out")
 
 
-def test_heads_of_attention_are_never_guessed(tmp_path):
+def test_numbers_of_attention_heads_are_never_guessed(tmp_path):
     path = files.save(tmp_path / "a.ckpt", "lamost", files.make("lamost"))
     spoil(path, lambda content: content["hyper_parameters"].pop("num_heads"))
     with pytest.raises(ModelError, match="attention heads"):
         convert(path, tmp_path / "out")
 
 
-def test_files_that_are_no_model(tmp_path):
+def test_files_without_a_model_are_refused(tmp_path):
     torch.save({"weights": {"a": torch.zeros(3)}}, tmp_path / "none.pt")
     torch.save({"a": torch.zeros(3)}, tmp_path / "other.pt")
     torch.save({"a": torch.zeros(3)}, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
@@ -174,7 +174,7 @@ def test_files_that_are_no_model(tmp_path):
             convert(tmp_path / f"{name}.pt", tmp_path / "out")
 
 
-def test_stats_that_do_not_fit(tmp_path):
+def test_invalid_stats_are_refused(tmp_path):
     path = files.save(tmp_path / "head.pt", "head", files.make("head"))
     for text in ("{", "[]", '{"mean": 1}', '{"mean": [1, 2], "std": [1, 1]}', '{"mean": ["a"], "std": [1]}'):
         (tmp_path / "stats.json").write_text(text)

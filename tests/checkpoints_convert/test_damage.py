@@ -1,4 +1,4 @@
-"""Every stored format with bits flipped, cut short and edited: the same numbers, or one SpecjaxError."""
+"""Damaged files of every format give the same numbers or a SpecjaxError."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ from tests.checkpoints_convert.smallest import members, rewrite, small_folders, 
 
 @dataclass(frozen=True)
 class Format:
-    """A stored format: its files, how it is read, and which bytes of a file hold what must not change."""
+    """A stored format: its files, how it is read, and the byte ranges in which any change must be noticed."""
 
     files: list[Path]
     read: Callable[[], dict]
@@ -40,7 +40,7 @@ def folder_values(stored):
 
 
 def members_of(path):
-    """Where the members of a zip file are."""
+    """Return the byte ranges of the members of a zip file."""
     archive = Archive(path)
     starts = {name: archive._data_start(info) for name, info in archive._members.items()}
     return [range(start, start + archive.member_size(name)) for name, start in starts.items()]
@@ -51,7 +51,7 @@ def whole(path):
 
 
 def tensors_of(path):
-    """The bytes of a safetensors file behind its header."""
+    """Return the byte range of the tensors in a safetensors file."""
     if path.suffix != ".safetensors":
         return []
     data = path.read_bytes()
@@ -59,7 +59,7 @@ def tensors_of(path):
 
 
 def formats(place):
-    """Write one of each."""
+    """Write one example of each format."""
     path = small_model(place / "a.ckpt")
     model, adapter, peft = small_folders(place)
     base = load_model(model).digest
@@ -83,7 +83,7 @@ FORMATS = ("torch file", "model", "adapter", "peft")
 
 
 def is_refused(original, read):
-    """Whether a damaged file is refused; if not, it holds the same."""
+    """Return whether a damaged file is refused; one that is not must have the same contents."""
     try:
         found = read()
     except SpecjaxError:
@@ -95,7 +95,7 @@ def is_refused(original, read):
 
 
 def check_flips(place, name, count):
-    """Flip single bits all over the files of a format."""
+    """Flip single bits at random positions in the files of a format."""
     form = formats(place)[name]
     original = form.read()
     rng = np.random.default_rng(0)
@@ -110,7 +110,7 @@ def check_flips(place, name, count):
             refused += found
             assert found or not any(position // 8 in part for part in sealed), (file.name, position)
         file.write_bytes(data)
-        # The others fell on padding, dates and settings that nothing here reads.
+        # The other flips hit padding, dates and settings that are not read.
         assert refused > count // 10, file
 
 
@@ -146,7 +146,7 @@ def check_truncations(place, name, count):
         data = file.read_bytes()
         for length in rng.integers(0, len(data), count).tolist():
             file.write_bytes(data[:length])
-            # What is cut off a text may be its last line break.
+            # The truncation may remove only the final line break of a text.
             assert is_refused(original, form.read) or length == len(data) - 1
         file.write_bytes(data)
 
@@ -189,14 +189,14 @@ def mutated(data, steps):
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-    """All formats, what they hold, and their files as they are when whole."""
+    """All formats, their contents, and the bytes of their undamaged files."""
     forms = formats(tmp_path_factory.mktemp("stored"))
     original = {name: form.read() for name, form in forms.items()}
     return forms, original, {file: file.read_bytes() for form in forms.values() for file in form.files}
 
 
 def check_mutation(stored, name, index, steps):
-    """Edit a file of a format; "pickle" is the torch file's, with a CRC that is right again."""
+    """Edit a file of a format; "pickle" edits the pickle of the torch file and corrects its CRC."""
     forms, original, contents = stored
     form = forms["torch file" if name == "pickle" else name]
     file = form.files[index % len(form.files)]
@@ -209,7 +209,7 @@ def check_mutation(stored, name, index, steps):
                 form.read()
         else:
             file.write_bytes(mutated(contents[file], steps))
-            # A PEFT folder has settings which may be edited, and a digest which may be taken out.
+            # In a PEFT folder, settings may be edited and the digest may be removed.
             with contextlib.suppress(AssertionError if name == "peft" else ()):
                 is_refused(original[name], form.read)
     finally:

@@ -1,6 +1,6 @@
-"""Numbers of the published arithmetic, and proof that each mistake one could make would change them.
+"""Golden numbers of the published arithmetic, and evidence that each plausible mistake would change them.
 
-The checks need no torch: the file is written here, converted, and run through `specjax.load`.
+Most tests need no torch: files are written here, converted, loaded and run.
 """
 
 import flax.linen as nn
@@ -51,13 +51,13 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 @pytest.fixture(autouse=True)
 def _eager():
-    """Operation by operation: nothing compiled before a mistake is put in is used after it."""
+    """Run without compilation, so that no program compiled before a mistake is made is reused after it."""
     with jax.disable_jit():
         yield
 
 
 def outputs(tmp_path, kind):
-    """Write, convert, load and run: the numbers that `GOLDEN` has."""
+    """Write, convert, load and run a model; return the numbers to compare with `GOLDEN`."""
     path, folder = tmp_path / f"{kind}.ckpt", tmp_path / kind
     write_torch_file(path, golden.content_of(kind))
     convert(path, folder)
@@ -74,7 +74,7 @@ def outputs(tmp_path, kind):
             "reconstruct": model.reconstruct(flux, "gaia_xp", raw=True),
         }
     else:
-        # In one go: each method of the model would run its tower anew.
+        # In one call; each method of the model would run its tower again.
         variables = {name: model.variables[name] for name in ("params", "batch_stats")}
         z_lamost, z_xp, decoded = SpecCLIP(model.config).apply(variables, golden.flux(61), golden.flux(11))
         found = {"z_lamost": z_lamost, "z_xp": z_xp, **decoded}
@@ -82,7 +82,7 @@ def outputs(tmp_path, kind):
 
 
 def agrees(tmp_path, kind):
-    """Which outputs are the golden ones."""
+    """Return for each output whether it agrees with `GOLDEN`."""
     found = outputs(tmp_path, kind)
     assert found.keys() == GOLDEN[kind].keys()
     return {name: np.allclose(found[name], GOLDEN[kind][name], **CLOSE) for name in found}
@@ -95,11 +95,11 @@ def test_the_golden_numbers(tmp_path, kind):
         np.testing.assert_allclose(found[name], expected, err_msg=name, **CLOSE)
 
 
-# Mistakes. Each is put in by a monkeypatch and says which outputs of which networks must notice.
+# Mistakes, each made by a monkeypatch, and the outputs of the networks that must then differ.
 
 
 def reading(change):
-    """A converter that reads some tensors wrongly."""
+    """Return a mistake in reading tensors."""
 
     def mistake(monkeypatch):
         read = keys.Row.read
@@ -117,14 +117,14 @@ def square_not_transposed(part):
 
 
 def halves_swapped(row, parameter):
-    """Keys and values of the joint projection in the other order."""
+    """Swap keys and values of the joint projection."""
     if "kv_proj" not in row.path:
         return parameter
     return np.concatenate(np.split(parameter, 2, axis=-1)[::-1], axis=-1)
 
 
 def pooling_swapped(monkeypatch):
-    """Keys and values of torch's attention in the other order, as rows or as tensors of their own."""
+    """Swap keys and values of torch's attention, whether joint or separate tensors."""
     attention = keys._attention
 
     def swapped(*args):
@@ -185,7 +185,7 @@ def epsilon(value):
     return lambda monkeypatch: monkeypatch.setattr(layers, "EPSILON", value)
 
 
-ANY: set[str] = set()  # some output must notice, where the size of the effect is chance
+ANY: set[str] = set()  # any output must differ; which one depends on the weights
 TOWERS = {kind: ANY for kind in ("lamost", "xp_autoencoder", "pr")}
 MISTAKES = {
     "q_proj not transposed": (square_not_transposed("attention/q_proj"), {"lamost": ANY, "pr": {"z_lamost"}}),
@@ -217,7 +217,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_seen(tmp_path, monkeypatch, mistake):
+def test_a_mistake_changes_the_numbers(tmp_path, monkeypatch, mistake):
     make, seen_by = MISTAKES[mistake]
     make(monkeypatch)
     for kind, names in seen_by.items():
@@ -227,7 +227,7 @@ def test_a_mistake_is_seen(tmp_path, monkeypatch, mistake):
 
 
 @pytest.mark.parametrize("kind", GOLDEN)
-def test_the_numbers_are_those_of_pytorch(kind):
+def test_the_golden_numbers_agree_with_pytorch(kind):
     torch = pytest.importorskip("torch")
     from tests.models import published
 
@@ -250,5 +250,5 @@ def test_the_numbers_are_those_of_pytorch(kind):
     elif kind == "xp_autoencoder":
         out = {"embed": out["latent"], "reconstruct": out["reconstructions"]}
     for name, expected in GOLDEN[kind].items():
-        # The numbers are written with seven decimals.
+        # The golden numbers have seven decimals.
         np.testing.assert_allclose(out[name][0, :4], expected, atol=1e-7, rtol=0, err_msg=name)

@@ -1,4 +1,4 @@
-"""Programs killed while they save: there is a loadable folder every time."""
+"""Programs killed while they save always leave a loadable folder."""
 
 import os
 import signal
@@ -27,10 +27,10 @@ CONVERTER = textwrap.dedent(
 
 
 def kill_while_saving(tmp_path, count):
-    """Kill a program that overwrites one model with another, over and over, at any moment."""
+    """Kill a program that repeatedly overwrites one model with another, at random times."""
     first, second = small_model(tmp_path / "a.ckpt"), small_model(tmp_path / "b.ckpt")
     digests = set()
-    for source in (first, second):  # they differ in the name of the source, which the record keeps
+    for source in (first, second):  # they differ in the name of the source, which is in the record
         convert(source, tmp_path / "model")
         digests.add(load_model(tmp_path / "model").digest)
     rng = np.random.default_rng(0)

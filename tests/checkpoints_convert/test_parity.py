@@ -1,6 +1,6 @@
-"""Published files through `convert` and `specjax.load` against the PyTorch modules they came from.
+"""Compare published files, converted and loaded, with the PyTorch modules they came from.
 
-Every layer and every output, at small odd sizes and, marked slow, at the published ones.
+Every layer and output is compared, at small unusual sizes and, in slow tests, at the published ones.
 """
 
 import json
@@ -33,7 +33,7 @@ def converted(tmp_path, kind, real=False, **options):
 
 
 def outputs_of(kind, ours, layers):
-    """Our outputs by the names that the PyTorch modules give them."""
+    """Return our outputs by the names in the PyTorch modules."""
     if kind == "head":
         return {"labels": ours}
     if kind == "xp_autoencoder":
@@ -45,7 +45,7 @@ def outputs_of(kind, ours, layers):
 
 
 def check_layers(tmp_path, kind, n, real=False):
-    """Compare every layer that both sides run, and every output; returns the largest difference."""
+    """Compare every layer that both sides run, and every output; return the largest difference."""
     module, model = converted(tmp_path, kind, real)
     inputs = inputs_of(kind, n, model.config)
     out, theirs = run_torch(module, *inputs)
@@ -63,7 +63,7 @@ def check_layers(tmp_path, kind, n, real=False):
     return max(difference(a, b) for a, b in pairs.values())
 
 
-# Torch's attention calls no module for its projections; our SpecCLIP leaves out what rebuilds its input.
+# Torch's attention does not call its projections as modules; our SpecCLIP omits reconstruction layers.
 NOT_RUN = re.compile(r"multihead_attn|encoder\.backbone\.(head|bottleneck_up|decoder_blocks|output_proj)")
 
 
@@ -86,7 +86,7 @@ def test_every_layer_at_the_published_sizes(tmp_path, kind, n):
 
 
 def public(kind, model, module, lamost, gaia_xp):
-    """Name -> (ours, theirs) of what a user asks a model for."""
+    """Return pairs (ours, theirs) of the outputs of the public methods, by name."""
     if kind == "lamost":
         out = run_torch(module, lamost)[0]
         return {
@@ -130,7 +130,7 @@ def check_public(tmp_path, kind, n, real=False):
         assert_close(ours, theirs, name)
 
 
-# One of each sort is quick: the rest compiles for long and differs in sizes only.
+# One of each type is quick; the others take long to compile and differ only in their sizes.
 @pytest.mark.parametrize(
     ("kind", "n"),
     [
@@ -143,13 +143,13 @@ def check_public(tmp_path, kind, n, real=False):
         ),
     ],
 )
-def test_what_a_user_calls(tmp_path, kind, n):
+def test_public_methods(tmp_path, kind, n):
     check_public(tmp_path, kind, n)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in files.KINDS if kind != "head"])
-def test_what_a_user_calls_at_the_published_sizes(tmp_path, kind):
+def test_public_methods_at_the_published_sizes(tmp_path, kind):
     check_public(tmp_path, kind, 1, real=True)
 
 
@@ -186,7 +186,7 @@ def test_a_label_head_by_itself(tmp_path):
 
 
 class NoContrast(torch.nn.Module):
-    """What a spectrum without contrast is to our models: tokens of zeros, log10 of a deviation of 1."""
+    """How our models treat a flat spectrum: tokens of zeros, as for a standard deviation of 1."""
 
     def __init__(self, module):
         super().__init__()
@@ -197,8 +197,8 @@ class NoContrast(torch.nn.Module):
         return self.module(flux)["embedding"]
 
 
-def test_a_spectrum_without_contrast(tmp_path):
-    """The published arithmetic divides by zero there; ours feeds its network zeros, alone or among others."""
+def test_a_flat_spectrum(tmp_path):
+    """The published arithmetic divides by zero; ours feeds zeros to the network, in any batch."""
     module, model = converted(tmp_path, "lamost")
     flat, flux = np.full((1, 1462), 0.75, np.float32), spectra(2)
     assert torch.isnan(run_torch(module, flat)[0]["embedding"]).all()

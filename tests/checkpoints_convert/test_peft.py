@@ -1,4 +1,4 @@
-"""PEFT folders both ways, with the real library."""
+"""Export and import PEFT folders, with the real library."""
 
 import json
 
@@ -20,12 +20,12 @@ from checkpoints_convert.peft_folder import _layers, export_adapter, import_adap
 from tests.checkpoints_convert.adapters import CASES, make, one  # noqa: E402
 from tests.checkpoints_convert.comparing import assert_close, run_torch, spectra  # noqa: E402
 
-# float32: PEFT and we round the same product in another order.
+# float32: PEFT and specjax round the same product in different orders.
 EXACT = {"rtol": 1e-6, "atol": 1e-6}
 
 
 def merged_here(tmp_path, adapter, part):
-    """The state_dict of the file with an adapter merged."""
+    """Export a file with a merged adapter and return its state_dict."""
     export_checkpoint(tmp_path / "model", tmp_path / "merged.ckpt", adapter=adapter, part=part)
     content = torch.load(tmp_path / "merged.ckpt", weights_only=True)
     return content.get("state_dict") or content["model_state_dict"]
@@ -38,8 +38,8 @@ def assert_same_state(ours, theirs):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_from_here_to_peft(tmp_path, case):
-    """The library merges our folder to what we merge, and takes it off again."""
+def test_export_to_peft(tmp_path, case):
+    """The library merges our folder to the same weights as specjax, and unmerges it."""
     module, _, _ = make(tmp_path, case)
     part = CASES[case][3]
     base = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -59,8 +59,8 @@ def test_from_here_to_peft(tmp_path, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_from_peft_to_here(tmp_path, case):
-    """Factors that the library made and saved are ours bit for bit, and merge to the same weights."""
+def test_import_from_peft(tmp_path, case):
+    """Factors saved by the library are imported bit for bit and merge to the same weights."""
     module, model, _ = make(tmp_path, case)
     part = CASES[case][3]
     base = ModelFolder.load(tmp_path / "model")
@@ -90,7 +90,7 @@ def test_from_peft_to_here(tmp_path, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_peft_folder_comes_back_bit_for_bit(tmp_path, case):
+def test_the_round_trip_is_exact(tmp_path, case):
     _, _, stacked = make(tmp_path, case)
     part = CASES[case][3]
     export_adapter(tmp_path / "model", tmp_path / "adapter", tmp_path / "peft", seed=1, part=part)
@@ -102,8 +102,8 @@ def test_a_peft_folder_comes_back_bit_for_bit(tmp_path, case):
         np.testing.assert_array_equal(factor[0], stacked[path][1])
 
 
-def test_what_the_library_computes(tmp_path):
-    """Unmerged LoRA1 in the library's own modules against our merged model."""
+def test_unmerged_factors_in_the_library(tmp_path):
+    """Compare unmerged LoRA1 in the modules of the library with our merged model."""
     module, model, stacked = make(tmp_path, "lamost")
     export_adapter(tmp_path / "model", tmp_path / "adapter", tmp_path / "peft", seed=1)
     wrapped = peft.PeftModel.from_pretrained(module, tmp_path / "peft").eval()
@@ -112,10 +112,10 @@ def test_what_the_library_computes(tmp_path):
         assert_close(ours, wrapped(torch.from_numpy(spectra(2)))["embedding"])
 
 
-def test_factors_of_the_pooling_act_in_peft_once_merged(tmp_path):
-    """Torch's attention reads the weight of its output projection and never calls it as a module.
+def test_factors_of_attention_pooling_act_in_peft_only_when_merged(tmp_path):
+    """Torch's attention uses the weight of its output projection without calling it as a module.
 
-    So the library's unmerged factors beside it do nothing; the other ones of LoRA3 do. Merged, all act.
+    Unmerged, the library's factors of this projection thus have no effect, unlike the others of LoRA3.
     """
     module, model, stacked = make(tmp_path, "pr")
     flux, gaia_xp = spectra(2, 187), spectra(2, 41)
@@ -133,7 +133,7 @@ def test_factors_of_the_pooling_act_in_peft_once_merged(tmp_path):
     assert_close(whole, run_torch(wrapped, flux, gaia_xp)[0]["z_lamost"])
 
 
-def test_another_rank_and_alpha_and_layers_left_alone(tmp_path):
+def test_import_with_another_rank_and_alpha_and_fewer_layers(tmp_path):
     module, _, _ = make(tmp_path, "lamost")
     config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "kv_proj"], init_lora_weights=False)
     wrapped = peft.get_peft_model(module, config).eval()
@@ -143,8 +143,8 @@ def test_another_rank_and_alpha_and_layers_left_alone(tmp_path):
     assert_same_state(merged_here(tmp_path, tmp_path / "back", "lamost"), merged)
 
 
-def test_predictions_of_an_imported_adapter_claim_no_error(tmp_path):
-    """How well it predicts is not known here; a small number would be a false error bar."""
+def test_predictions_of_an_imported_adapter_have_no_uncertainty(tmp_path):
+    """Its scatter is not known, so that any number would be a wrong error bar."""
     from specjax.adapt.survey import predict_survey
 
     _, model, _ = make(tmp_path, "lamost head")
@@ -170,17 +170,17 @@ def test_predictions_of_an_imported_adapter_claim_no_error(tmp_path):
     ("change", "reason"),
     [
         ({"use_dora": True}, "use_dora"),
-        ({"peft_type": "IA3"}, "no LoRA"),
-        ({"alpha_pattern": {".*": 3}}, "no name of a module"),
-        ({"lora_alpha": "x"}, "no number"),
+        ({"peft_type": "IA3"}, "not a LoRA"),
+        ({"alpha_pattern": {".*": 3}}, "not the name of a module"),
+        ({"lora_alpha": "x"}, "not a number"),
     ],
 )
-def test_peft_settings_that_have_no_place(tmp_path, change, reason):
+def test_unsupported_peft_settings_are_refused(tmp_path, change, reason):
     make(tmp_path, "lamost")
     export_adapter(tmp_path / "model", tmp_path / "adapter", tmp_path / "peft")
     path = tmp_path / "peft" / "adapter_config.json"
     weights = path.with_name("adapter_model.safetensors")
-    save_file(load_file(weights), weights)  # without our digest, as PEFT writes it
+    save_file(load_file(weights), weights)  # without our digest, like files of PEFT
     config = {**json.loads(path.read_text()), "alpha_pattern": {}, **change}
     path.write_text(json.dumps(config))
     with pytest.raises(ModelError, match=reason):

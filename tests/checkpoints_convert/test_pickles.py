@@ -1,4 +1,4 @@
-"""Pickles made to do harm: nothing in them runs, and what is malformed is refused by a SpecjaxError."""
+"""Malicious pickles run nothing, and malformed ones raise a SpecjaxError."""
 
 import builtins
 import os
@@ -23,7 +23,7 @@ def _nothing_runs():
 
 
 def harm(call):
-    """Pickle opcodes that call setattr(builtins, RAN, 1), if anything is called at all."""
+    """Return opcodes that set RAN in builtins or the environment if a pickle can run code."""
     return {
         "reduce": b"cbuiltins\nsetattr\n(cbuiltins\n__import__\n(S'builtins'\ntRS'%s'\nI1\ntR" % RAN.encode(),
         "exec": b"cbuiltins\nexec\n(S'import builtins; builtins.%s = 1'\ntR" % RAN.encode(),
@@ -47,7 +47,7 @@ CALLS = (
     *("numpy", "torch_load"),
 )
 
-# What must be refused, whatever stands around it.
+# Pickles that must be refused.
 MALFORMED = {
     "empty": b"",
     "no_stop": b"N",
@@ -100,7 +100,7 @@ def test_nothing_in_a_pickle_runs(call):
     read(harm(call) + b".")
     read(b"(" + harm(call) + b"l.")
     read(b"}S'state_dict'\n" + harm(call) + b"s.")
-    # A stand-in that is built, appended to, called again, and used as a key or a persistent id.
+    # An Opaque that is built, called again, and used as a key or a persistent id.
     read(b"}" + harm(call) + b"Ns.")
     read(harm(call) + b"}S'__setstate__'\n" + harm(call) + b"sb.")
     read(harm(call) + b"(" + harm(call) + b"tR.")
@@ -129,7 +129,7 @@ BOMBS = {
     "a long tuple": b"(" + b"N" * 1_000_000 + b"t0N.",
 }
 
-# Within half a minute of processor time and 2 GB; they would take hours, or all memory.
+# Limits of 30 s of CPU time and 2 GiB; expanded, the bombs would take hours or all memory.
 DEFUSE = """
 import contextlib, resource, sys
 from checkpoints_convert.torch_file import _CONSTRUCTORS
@@ -145,7 +145,7 @@ for line in sys.stdin:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs limits on resources")
-def test_bombs_cost_nothing():
+def test_bombs_are_harmless():
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "OPENBLAS_NUM_THREADS": "1"}
     lines = "".join(data.hex() + "\n" for data in BOMBS.values())
     command = [sys.executable, "-c", DEFUSE]
@@ -153,7 +153,7 @@ def test_bombs_cost_nothing():
     assert done.returncode == 0, (list(BOMBS)[done.stdout.count("survived")], done.stderr)
 
 
-def test_stand_ins_remember_and_do_nothing():
+def test_an_opaque_records_its_call_and_does_nothing():
     found = read(b"cos\nsystem\n(S'true'\ntR.")
     assert isinstance(found, Opaque)
     assert (found.name, found.args) == ("os.system", ("true",))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from specjax import devices, lora
+from specjax import batching, lora
 from specjax.adapt import objectives
 from specjax.config import get_preset
 from specjax.models import SpecFormer
@@ -71,43 +71,7 @@ def test_parts_take_less_memory_and_no_more_work():
         memory[rows] = compiled.memory_analysis().temp_size_in_bytes
         flops[rows] = compiled.cost_analysis()["flops"]
         # Two seeds: what the choice of rows reckons with.
-        assert 0.5 < memory[rows] / (2 * rows * devices.training_bytes(MINI)) < 1.2
+        assert 0.5 < memory[rows] / (2 * rows * batching.training_bytes(MINI)) < 1.2
     assert memory[2] < 0.4 * memory[BATCH]
     # The compiler counts the body of a loop once: it is one of four parts.
     assert flops[2] == pytest.approx(flops[BATCH] / 4, rel=0.1)
-
-
-class Device:
-    def __init__(self, memory):
-        self.memory = memory
-
-    def memory_stats(self):
-        return None if self.memory is None else {"bytes_limit": self.memory}
-
-
-def test_the_rows_follow_from_memory():
-    row = devices.training_bytes(MINI)
-
-    def rows(fitting, batch=16, seeds=4):
-        return devices.rows_to_train(MINI, batch, seeds, device=Device(fitting * seeds * row / devices.SHARE))
-
-    assert rows(16.1) == 16
-    assert rows(15.9) == 8  # equal parts
-    assert rows(1.1) == rows(0.001) == 1
-    assert rows(9.1, batch=7) == 7
-    assert rows(6.9, batch=7) == 1
-
-
-def test_a_cpu_trains_on_what_is_near(monkeypatch):
-    monkeypatch.setattr(devices, "NEAR_BYTES", 4 * 8 * devices.activation_bytes(MINI))
-    assert devices.rows_to_train(MINI, 16, 4, device=Device(None)) == 8
-    assert devices.rows_to_train(MINI, 16, 64, device=Device(None)) == 1
-
-
-def test_a_cpu_has_the_memory_of_the_machine(monkeypatch):
-    pages = {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}
-    monkeypatch.setattr(devices.os, "sysconf", pages.__getitem__)
-    assert devices.memory_bytes(Device(None)) == 4_096_000
-    monkeypatch.delattr(devices.os, "sysconf")
-    assert devices.memory_bytes(Device(None)) == devices.UNKNOWN_MEMORY
-    assert devices.memory_bytes(Device(77)) == 77
