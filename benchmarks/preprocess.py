@@ -23,8 +23,9 @@ import numpy as np
 
 from specjax.prepare import prepare_spectra
 from specjax.preprocess import normalise, rebin, to_lamost
-from specjax.spectra import LAMOST_WAVELENGTH, Spectra
+from specjax.spectra import Spectra
 from specjax.surveys.desi import WAVELENGTH
+from specjax.wavelength import LAMOST_WAVELENGTH
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The container for spectra, the wavelength grids of the models, and air-to-vacuum conversion."""
+"""`Spectra`, the container for spectra with their masks and uncertainties."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from numpy.typing import ArrayLike
 
 from specjax.errors import DataError
 from specjax.flags import mask_columns
-from specjax.typing import AnyArray, BoolArray, FloatArray, IntArray, StrArray
+from specjax.typing import AnyArray, BoolArray, FloatArray, StrArray
+from specjax.wavelength import (
+    MODEL_GRIDS,
+    air_to_vacuum,
+    check_wavelength,
+    extend,
+    fill_gaps,
+    find_gaps,
+    in_angstrom,
+)
 
-LAMOST_WAVELENGTH: FloatArray = np.power(10.0, 3.602 + 1e-4 * np.arange(1462, dtype=np.float64))
-"""(1462,) vacuum Angstrom: the grid of the LAMOST tower, 4000 to 5599 A."""
-
-GAIA_XP_WAVELENGTH: FloatArray = np.arange(3360, 10201, 20, dtype=np.float64)
-"""(343,) vacuum Angstrom: the grid of the Gaia XP tower, 336 to 1020 nm every 2 nm."""
-
-MODEL_GRIDS = {"lamost": LAMOST_WAVELENGTH, "gaia_xp": GAIA_XP_WAVELENGTH}
-
-_GAP = 5.0  # a step in wavelength over the larger of the two adjacent steps
 _HUGE = 1e150  # the square of such a flux overflows
-_ANGSTROM_PER_UNIT = {"angstrom": 1.0, "nm": 10.0, "um": 1e4}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,7 +66,7 @@ class Spectra:
         _check_shapes(self)
         if self.medium not in ("vacuum", "air"):
             raise DataError(f"wavelength medium must be 'vacuum' or 'air', not {self.medium!r}")
-        _check_wavelength(self.wavelength)
+        check_wavelength(self.wavelength)
         if not (_all_rows(np.isfinite, self.flux) and _all_rows(np.isfinite, self.ivar)):
             raise DataError("flux and ivar must be finite; Spectra.build masks the pixels that are not")
         if not _all_rows(lambda ivar: ivar >= 0, self.ivar):
@@ -112,7 +111,7 @@ class Spectra:
                 another unit.
         """
         flux_2d = np.atleast_2d(_native(flux, "flux"))
-        grid = _in_angstrom(_native(wavelength, "wavelength"), unit)
+        grid = in_angstrom(_native(wavelength, "wavelength"), unit)
         grid = grid[0] if grid.ndim == 2 and len(grid) == 1 else grid
         has_ivar = ivar is not None
         ivar_2d = np.ones_like(flux_2d) if ivar is None else np.atleast_2d(_native(ivar, "ivar"))
@@ -124,8 +123,8 @@ class Spectra:
             rows = np.broadcast_to(order, flux_2d.shape)
             flux_2d, ivar_2d, bad = (np.take_along_axis(a, rows, axis=1) for a in (flux_2d, ivar_2d, bad))
         used = np.asarray((~bad & (ivar_2d > 0)).any(axis=0))
-        if grid.ndim == 1 and (gaps := _gaps(grid, used)).size:
-            grid, (flux_2d, ivar_2d, bad) = _span(grid, gaps, flux_2d, ivar_2d, bad)
+        if grid.ndim == 1 and (gaps := find_gaps(grid, used)).size:
+            grid, (flux_2d, ivar_2d, bad) = fill_gaps(grid, gaps, flux_2d, ivar_2d, bad)
         flux_2d = np.where(np.abs(flux_2d) < _HUGE, flux_2d, np.nan)
         usable = np.isfinite(flux_2d) & np.isfinite(ivar_2d) & (ivar_2d > 0) & ~_zero_runs(flux_2d)
         return cls(
@@ -271,7 +270,7 @@ class Spectra:
         return Spectra(
             wavelength=first.wavelength
             if same
-            else np.concatenate([_extend(part.wavelength, len(part), width) for part in parts]),
+            else np.concatenate([extend(part.wavelength, len(part), width) for part in parts]),
             flux=np.concatenate([_pad(part.flux, width, 0.0) for part in parts]),
             ivar=np.concatenate([_pad(part.ivar, width, 0.0) for part in parts]),
             mask=np.concatenate([_pad(part.mask, width, True) for part in parts]),
@@ -282,25 +281,6 @@ class Spectra:
             has_ivar=all(part.has_ivar for part in parts),
             prepared=first.prepared,
         )
-
-
-def air_to_vacuum(wavelength: ArrayLike) -> FloatArray:
-    """Convert air wavelengths in Angstrom, of any shape, to vacuum with wcslib.
-
-    The wavelengths are pixel coordinates along an axis that is linear in air wavelength, which the
-    transformation "WAVE-A2W" (Greisen et al. 2006, A&A 446, 747, section 4) converts to vacuum. It agrees
-    with Ciddor (1996) to 5 m/s from 2500 to 11000 A.
-    """
-    from astropy.wcs import WCS  # here, so that the container itself needs no astropy
-
-    air = np.asarray(wavelength, dtype=np.float64)
-    axis = WCS(naxis=1)
-    axis.wcs.ctype, axis.wcs.cunit = ["AWAV"], ["m"]
-    axis.wcs.crpix, axis.wcs.crval, axis.wcs.cdelt = [1.0], [5000e-10], [1e-10]
-    axis.wcs.set()
-    axis.wcs.sptr("WAVE-A2W")
-    vacuum = axis.wcs_pix2world(air.ravel() - 5000.0, 0)[0]
-    return np.reshape(vacuum * 1e10, air.shape)
 
 
 def _native(values: ArrayLike, name: str, *, keep_single: bool = False) -> FloatArray:
@@ -320,41 +300,6 @@ def _native(values: ArrayLike, name: str, *, keep_single: bool = False) -> Float
 def _names(id: Sequence[str] | AnyArray | None, count: int) -> StrArray:
     """Return ids as an array of strings; row numbers by default."""
     return (np.arange(count) if id is None else np.atleast_1d(np.asarray(id))).astype(np.str_)
-
-
-def _in_angstrom(grid: FloatArray, unit: str | None) -> FloatArray:
-    if unit == "log10":
-        return 10.0**grid
-    if unit is not None:
-        if unit not in _ANGSTROM_PER_UNIT:
-            raise DataError(f"wavelength unit {unit!r} is not one of angstrom, nm, um, log10")
-        return grid * _ANGSTROM_PER_UNIT[unit]
-    top = float(np.nanmax(grid)) if np.isfinite(grid).any() else np.inf
-    if top < 3000:
-        likely = "um" if top < 3 else "log10" if 3.3 < top < 4.7 else "um" if top < 30 else "nm"
-        low = float(np.nanmin(grid))
-        raise DataError(
-            f"wavelengths run from {low:g} to {top:g}, which is not optical in Angstrom: "
-            f"if they are in {likely}, say wavelength unit {likely!r}"
-        )
-    return grid
-
-
-def _gaps(grid: FloatArray, used: BoolArray) -> IntArray:
-    """Return the indices of pixels before a gap, except gaps between two unused pixels."""
-    step = np.diff(grid)
-    if step.size < 10 or not (step > 0).all():
-        return np.zeros(0, dtype=np.int64)
-    wide = step[1:-1] > _GAP * np.maximum(step[:-2], step[2:])
-    return np.flatnonzero(wide & (used[1:-2] | used[2:-1])) + 1
-
-
-def _span(grid: FloatArray, gaps: IntArray, *arrays: AnyArray) -> tuple[FloatArray, list[AnyArray]]:
-    """Insert two pixels into each gap of the grid, and zeros (no information) into the (n, p) arrays."""
-    first, second = 2 * grid[gaps] - grid[gaps - 1], 2 * grid[gaps + 1] - grid[gaps + 2]
-    at = np.repeat(gaps + 1, 2)
-    wider = np.insert(grid, at, np.stack([first, second], axis=1).ravel())
-    return wider, [np.insert(array, at, 0, axis=1) for array in arrays]
 
 
 def _zero_runs(flux: FloatArray, length: int = 3) -> BoolArray:
@@ -398,25 +343,5 @@ def _all_rows(test: Callable[[FloatArray], BoolArray], array: FloatArray, rows: 
     return all(bool(test(array[start : start + rows]).all()) for start in range(0, len(array), rows))
 
 
-def _check_wavelength(grid: FloatArray) -> None:
-    if not np.isfinite(grid).all() or (grid <= 0).any():
-        count = int((~np.isfinite(grid) | (grid <= 0)).sum())
-        raise DataError(f"{count} wavelengths are not finite and positive")
-    step = np.diff(grid, axis=-1)
-    if (step == 0).any():
-        count, first = int((step == 0).sum()), float(grid[..., :-1][step == 0][0])
-        raise DataError(f"{count} wavelengths occur twice, the first at {first:.3f} A")
-    if (step < 0).any():
-        raise DataError("wavelengths are not increasing; Spectra.build sorts them")
-
-
 def _pad(array: AnyArray, width: int, value: float | bool) -> AnyArray:
     return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=value)
-
-
-def _extend(grid: FloatArray, count: int, width: int) -> FloatArray:
-    """Return (count, width) wavelengths, continued with the last step under the padding."""
-    rows = np.broadcast_to(grid, (count, grid.shape[-1]))
-    steps = np.arange(1, width - rows.shape[1] + 1)
-    tail = rows[:, -1:] + (rows[:, -1:] - rows[:, -2:-1]) * steps
-    return np.concatenate([rows, tail], axis=1)

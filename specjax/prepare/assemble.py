@@ -18,10 +18,11 @@ from specjax.flags import FLAG_DTYPE, Flag
 from specjax.prepare.parts import Part, read_part, stack_columns
 from specjax.prepare.plan import Plan
 from specjax.preprocess import to_gaia_xp
-from specjax.spectra import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, Spectra
+from specjax.spectra import Spectra
 from specjax.surveys import prepared
 from specjax.surveys.io.tables import write_table
 from specjax.typing import AnyArray, BoolArray, FloatArray, IntArray, StrArray
+from specjax.wavelength import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH
 
 Report = list[tuple[str, str, str, str]]
 """Rows (file, id, outcome, reason)."""

@@ -13,8 +13,9 @@ from specjax.flags import MAX_MASKED, Flag, mask_columns
 from specjax.preprocess.continuum import normalise
 from specjax.preprocess.quality import mask_spikes, quality_flags, too_fast
 from specjax.preprocess.resample import SPEED_OF_LIGHT, interpolate, rebin, smooth
-from specjax.spectra import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, Spectra
+from specjax.spectra import Spectra
 from specjax.typing import BoolArray, FloatArray, StrArray
+from specjax.wavelength import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH
 
 OVERSAMPLED = 5.0
 """FWHM in Angstrom above which LAMOST's 1.1 A pixels oversample a spectrum so much that smoothing pays."""

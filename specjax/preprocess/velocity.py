@@ -6,8 +6,8 @@ import numpy as np
 from scipy.ndimage import uniform_filter1d
 
 from specjax.preprocess.resample import SPEED_OF_LIGHT
-from specjax.spectra import LAMOST_WAVELENGTH
 from specjax.typing import BoolArray, FloatArray
+from specjax.wavelength import LAMOST_WAVELENGTH
 
 LINES = {
     **dict.fromkeys((4102.89, 4341.68, 4862.68), 1.0),  # Balmer

@@ -23,9 +23,10 @@ from specjax.preprocess import PrincipalFill, to_gaia_xp, to_lamost
 from specjax.preprocess.operators import SIGMA_PER_FWHM
 from specjax.preprocess.to_grid import OVERSAMPLED, OVERSMOOTH
 from specjax.simulate import grism
-from specjax.spectra import LAMOST_WAVELENGTH, Spectra
+from specjax.spectra import Spectra
 from specjax.surveys import mastar, miles, stelib
 from specjax.typing import BoolArray, Float32Array, FloatArray, StrArray
+from specjax.wavelength import LAMOST_WAVELENGTH
 
 LABELS = ("teff", "logg", "fe_h")
 TEFF_RANGE = (3800.0, 7500.0)  # K: cooler and hotter stars show [Fe/H] in other ways, or not at all

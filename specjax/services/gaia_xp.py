@@ -24,9 +24,10 @@ from specjax.services.pages import DownloadFolder, Page, Record, write_errors
 from specjax.services.retry import Retry
 from specjax.services.spectra_file import SpectraFile
 from specjax.services.star_list import StarList, from_ids, read_star_list
-from specjax.spectra import GAIA_XP_WAVELENGTH, Spectra
+from specjax.spectra import Spectra
 from specjax.surveys.io.tables import write_table
 from specjax.typing import FloatArray
+from specjax.wavelength import GAIA_XP_WAVELENGTH
 
 IDS = ("source_id", "gaia_source_id", "gaiaedr3_source_id", "gaia_dr3_source_id")
 """Columns of a table that can hold Gaia source ids, in order of preference, in any case."""

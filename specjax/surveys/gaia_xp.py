@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 
 from specjax.errors import DataError
-from specjax.spectra import GAIA_XP_WAVELENGTH, Spectra
+from specjax.spectra import Spectra
 from specjax.surveys.io import xp_tables
 from specjax.surveys.io.many import log, read_folder
 from specjax.surveys.io.xp_tables import KIND, Columns
 from specjax.typing import FloatArray, StrArray
+from specjax.wavelength import GAIA_XP_WAVELENGTH
 
 _SAMPLED = ("source_id", "flux", "flux_error")
 _CONTINUOUS = ("coefficients", "coefficient_errors", "coefficient_correlations", "n_parameters")

@@ -15,14 +15,14 @@ import numpy as np
 
 from specjax.errors import DataError
 from specjax.flags import FLAG_DTYPE, MAX_MASKED, Flag
-from specjax.spectra import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, Spectra
+from specjax.spectra import Spectra
 from specjax.surveys.arrays import HDF5, open_hdf5
 from specjax.typing import Float32Array, StrArray
+from specjax.wavelength import MODEL_GRIDS
 
 SPLITS = ("train", "val", "test")
 
 _NAMES = {"lamost": "lamost_spectra", "gaia_xp": "gaia_spectra"}
-_GRIDS = {"lamost": LAMOST_WAVELENGTH, "gaia_xp": GAIA_XP_WAVELENGTH}
 _PREPARED: dict[str, dict[str, Any]] = {
     "lamost": {"method": "interpolate", "fwhm": None, "fwhm_to": None, "velocity_column": None},
     "gaia_xp": {"fwhm_from": None},
@@ -81,7 +81,7 @@ def _read_group(path: Path, name: str, group: Any) -> Spectra:
         if dataset in group:
             return _side(path, name, group, dataset, tower)
     pixels = group["spectra"].shape[1] if group["spectra"].ndim > 1 else 0
-    for tower, grid in _GRIDS.items():
+    for tower, grid in MODEL_GRIDS.items():
         if grid.size == pixels:
             return _side(path, name, group, "spectra", tower)
     raise DataError(f"{path}: {name}/spectra has {pixels} pixels, neither LAMOST's 1462 nor Gaia XP's 343")
@@ -96,7 +96,7 @@ def _side(path: Path, name: str, group: Any, dataset: str, tower: str) -> Spectr
     masked = 1.0 - good.mean(axis=1)
     flag = np.select([masked == 1, masked > MAX_MASKED], [Flag.NO_COVERAGE, Flag.MASKED_FRACTION], Flag.GOOD)
     return Spectra(
-        wavelength=_GRIDS[tower],
+        wavelength=MODEL_GRIDS[tower],
         flux=np.where(good, flux, np.float32(tower == "lamost")),
         ivar=np.where(good, ivar, np.float32(0)),
         mask=~good,
@@ -125,6 +125,6 @@ def _array(path: Path, group: Any, dataset: str, tower: str) -> Float32Array:
     """Read (n, pixels) values of a dataset with or without a trailing axis of length 1."""
     array = np.asarray(group[dataset][:], dtype=np.float32)
     array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
-    if array.ndim != 2 or array.shape[1] != _GRIDS[tower].size:
-        raise DataError(f"{path}: {group.name}/{dataset} {array.shape} is not (n, {_GRIDS[tower].size})")
+    if array.ndim != 2 or array.shape[1] != MODEL_GRIDS[tower].size:
+        raise DataError(f"{path}: {group.name}/{dataset} {array.shape} is not (n, {MODEL_GRIDS[tower].size})")
     return array

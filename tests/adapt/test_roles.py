@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from specjax.adapt.roles import SplitConfig, apply_roles, draw_roles, read_roles, split_table
 from specjax.adapt.target import make_target
 from specjax.errors import ConfigError, DataError
-from specjax.spectra import LAMOST_WAVELENGTH, Spectra
+from specjax.spectra import Spectra
 from specjax.surveys.io.tables import write_table
+from specjax.wavelength import LAMOST_WAVELENGTH
 
 PAPER = SplitConfig()
 

@@ -3,7 +3,8 @@ import pytest
 
 from specjax.adapt.target import make_target
 from specjax.errors import DataError
-from specjax.spectra import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, Spectra
+from specjax.spectra import Spectra
+from specjax.wavelength import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH
 
 FLAGS = [
     "",

@@ -12,8 +12,9 @@ from specjax.cli import main
 from specjax.errors import ConfigError, DataError
 from specjax.prepare import Options, plan, pool, prepare_spectra
 from specjax.preprocess import to_gaia_xp, to_lamost
-from specjax.spectra import GAIA_XP_WAVELENGTH, Spectra
+from specjax.spectra import Spectra
 from specjax.surveys import read, read_xp
+from specjax.wavelength import GAIA_XP_WAVELENGTH
 from tests.prepare.stars import GRID, WIDE, star, write_star, write_stars
 
 SINGLE = 1e-6  # relative precision of float32 in the file, with a margin

@@ -7,7 +7,8 @@ import pytest
 from specjax.config import get_preset
 from specjax.models.layers import tokenise
 from specjax.preprocess import to_lamost
-from specjax.spectra import LAMOST_WAVELENGTH, Spectra
+from specjax.spectra import Spectra
+from specjax.wavelength import LAMOST_WAVELENGTH
 
 CONFIG = get_preset("paper").specformer
 GRID = np.arange(3650.0, 5750.0, 0.8)

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from specjax.errors import DataError
 from specjax.preprocess.operators import pixel_edges
 from specjax.preprocess.resample import crop, interpolate, rebin, smooth
-from specjax.spectra import LAMOST_WAVELENGTH, Spectra
+from specjax.spectra import Spectra
+from specjax.wavelength import LAMOST_WAVELENGTH
 
 GRID = np.arange(3950.0, 5650.0, 0.8)
 COARSE = np.arange(4000.0, 5600.0, 3.1)

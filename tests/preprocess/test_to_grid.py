@@ -3,7 +3,8 @@ import pytest
 
 from specjax.errors import ConfigError, DataError
 from specjax.preprocess import gaia_xp_fwhm, rebin, to_gaia_xp, to_lamost
-from specjax.spectra import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, Spectra, air_to_vacuum
+from specjax.spectra import Spectra
+from specjax.wavelength import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, air_to_vacuum
 
 GRID = np.arange(3600.0, 5800.0, 0.9)
 WIDE = np.arange(3200.0, 10400.0, 2.0)

@@ -3,7 +3,8 @@ import pytest
 
 from specjax.preprocess import to_lamost
 from specjax.preprocess.velocity import LINES, measure_velocity
-from specjax.spectra import LAMOST_WAVELENGTH, Spectra
+from specjax.spectra import Spectra
+from specjax.wavelength import LAMOST_WAVELENGTH
 
 GRID = np.arange(3680.0, 5760.0, 1.0)
 

@@ -7,8 +7,9 @@ from specjax.pretrain import corpus
 from specjax.pretrain.corpus import _best_match, _continued, in_range, xp_partners
 from specjax.services import stellar_libraries
 from specjax.simulate import grism
-from specjax.spectra import GAIA_XP_WAVELENGTH, Spectra
+from specjax.spectra import Spectra
 from specjax.surveys import stelib
+from specjax.wavelength import GAIA_XP_WAVELENGTH
 
 FOLDER = stellar_libraries.stellar_libraries_folder()  # at import: the tests themselves see an empty cache
 WIDE = np.arange(3200.0, 10600.0, 10.0)

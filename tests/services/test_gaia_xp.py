@@ -13,8 +13,8 @@ from specjax.errors import ConfigError, DataError, DownloadError
 from specjax.preprocess import to_gaia_xp
 from specjax.services import gaia_archive
 from specjax.services.gaia_xp import fetch_gaia_xp
-from specjax.spectra import GAIA_XP_WAVELENGTH
 from specjax.surveys import read
+from specjax.wavelength import GAIA_XP_WAVELENGTH
 
 IDS = [4408087461749558912 + 7 * k for k in range(7)]  # beyond 2**53, which a float cannot represent
 ERROR = np.full(343, 2e-18)

@@ -15,8 +15,8 @@ from astropy.io import fits
 from astropy.table import Table
 
 from specjax import cli
-from specjax.spectra import GAIA_XP_WAVELENGTH
 from specjax.surveys import read
+from specjax.wavelength import GAIA_XP_WAVELENGTH
 from tests.services.archive_server import serve, star, uuid
 
 ROOT = Path(__file__).parents[2]

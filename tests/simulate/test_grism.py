@@ -4,7 +4,8 @@ import pytest
 from specjax.errors import ConfigError
 from specjax.preprocess import to_lamost
 from specjax.simulate import grism
-from specjax.spectra import LAMOST_WAVELENGTH, Spectra
+from specjax.spectra import Spectra
+from specjax.wavelength import LAMOST_WAVELENGTH
 
 GRID = np.arange(3300.0, 6200.0, 1.0)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 
-from specjax.spectra import air_to_vacuum
+from specjax.wavelength import air_to_vacuum
 
 GRID = np.arange(3750.4, 5750.0, 1.5)
 N = GRID.size

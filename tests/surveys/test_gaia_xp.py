@@ -9,8 +9,8 @@ from astropy.table import Table
 
 from specjax.errors import DataError
 from specjax.preprocess import to_gaia_xp
-from specjax.spectra import GAIA_XP_WAVELENGTH
 from specjax.surveys import gaia_xp, read
+from specjax.wavelength import GAIA_XP_WAVELENGTH
 
 IDS = [4408087461749558912, 5853498713190525696]  # beyond 2**53: floats do not represent them exactly
 FLUX = 1e-16 * (1 + np.arange(343) / 343 + np.arange(2)[:, None])

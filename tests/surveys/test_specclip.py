@@ -4,8 +4,8 @@ import pytest
 
 from specjax.errors import DataError
 from specjax.preprocess import to_gaia_xp, to_lamost
-from specjax.spectra import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH
 from specjax.surveys import read, read_xp
+from specjax.wavelength import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH
 
 COUNT = {"train": 3, "test": 2}
 
