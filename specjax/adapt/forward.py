@@ -5,7 +5,8 @@ only the low-rank products are made per seed. Adaptation trains on the features 
 the same programs.
 
 An adapter is a tree of low-rank factors, or of leaves that replace those of the model, each with a leading
-axis S.
+axis S. The programs also take the numbers of the seeds and do not use them: `vmap` counts the seeds of an empty
+adapter by them.
 """
 
 import functools
@@ -49,7 +50,7 @@ def backbone(model: Foundation, adapters: Tree, data: ModelInput) -> BackboneFea
     """Run the LAMOST backbone with each seed's adapter on n spectra: leaves (S, n, ...)."""
     seeds, itemsize = count_seeds(adapters), np.dtype(model.dtype).itemsize
     program = _backbone_program(model.config, groups_of(adapters), model.dtype)
-    run = functools.partial(program, {"lamost": model.params["lamost"]}, _per_seed(adapters, 1))
+    run = functools.partial(program, np.arange(seeds), {"lamost": model.params["lamost"]}, adapters)
     size = max(1, inference_batch_size(model.config, itemsize) // seeds)
     features: BackboneFeatures = in_batches(run, (size,), *data, axis=1)
     return features
@@ -60,14 +61,14 @@ def project(model: Foundation, adapters: Tree, mixed: Any) -> jax.Array:
     seeds = count_seeds(adapters) if adapters else len(mixed)
     program = _projection_program(model.config, groups_of(adapters), model.dtype)
     frozen = {"lamost": {"projection": model.params["lamost"]["projection"]}}
-    return program(frozen, _per_seed(adapters, seeds), jnp.broadcast_to(mixed, (seeds, *mixed.shape[1:])))
+    return program(np.arange(seeds), frozen, adapters, jnp.broadcast_to(mixed, (seeds, *mixed.shape[1:])))
 
 
 def run_head(model: Foundation, head: str, adapters: Tree, features: jax.Array) -> jax.Array:
     """Map standardised features (S, n, d) to standardised labels (S, n, labels) with each seed's head."""
     program = _head_program(model.config, head, groups_of(adapters))
-    frozen = {head: model.params[head]}
-    return program(frozen, _per_seed(adapters, len(features)), model.variables["batch_stats"][head], features)
+    frozen, stats = {head: model.params[head]}, model.variables["batch_stats"][head]
+    return program(np.arange(len(features)), frozen, adapters, stats, features)
 
 
 def standardise_features(model: Foundation, head: str, features: Any) -> jax.Array:
@@ -112,9 +113,8 @@ def predict_label(
         data, sizes = base or model.backbone_features(spectra), (*FEW_ROWS, MANY_ROWS)
     program = _label_program(model.config, heads, groups_of(adapters), label, model.dtype, own_backbone)
     stats = {head: _head_stats(model, head, label) for head in heads}
-    run = functools.partial(
-        program, model.params, _per_seed(adapters, 1), model.variables.get("batch_stats", {}), stats
-    )
+    seeds, batch_stats = np.arange(count_seeds(adapters)), model.variables.get("batch_stats", {})
+    run = functools.partial(program, seeds, model.params, adapters, batch_stats, stats)
     return np.asarray(in_batches(run, sizes, *data, axis=1), np.float64)
 
 
@@ -138,7 +138,7 @@ def _head_stats(model: Foundation, head: str, label: str) -> dict[str, Any]:
 def _label_program(
     config: ModelConfig, heads: tuple[str, ...], groups: Groups, label: str, dtype: str, own_backbone: bool
 ) -> Callable[..., jax.Array]:
-    """Compile (base, adapters, batch_stats, stats, *data) -> labels (S, n).
+    """Compile (seeds (S,), base, adapters, batch_stats, stats, *data) -> labels (S, n).
 
     The data are `ModelInput` for adapters with a backbone of their own, else `BackboneFeatures` of the base
     model.
@@ -146,8 +146,10 @@ def _label_program(
     lora1 = config.lora1 if "lora1" in groups else None
     projection, column = projection_module(config, groups, dtype), config.labels.index(label)
 
-    def one_seed(base: Tree, adapters: Tree, batch_stats: Tree, stats: Tree, *data: jax.Array) -> jax.Array:
-        params = _adapted(base, adapters)
+    def one_seed(
+        _: jax.Array, base: Tree, adapters: Tree, batch_stats: Tree, stats: Tree, *data: jax.Array
+    ) -> jax.Array:
+        params = lora.overlay(base, adapters)
         networks = Networks(config, {"params": params}, module_dtype(dtype), lora1)
         features = networks.lamost_features(*data) if own_backbone else BackboneFeatures(*data)
         labels = []
@@ -162,53 +164,46 @@ def _label_program(
             labels.append(y * stats[head]["label_std"] + stats[head]["label_mean"])
         return jnp.stack(labels).mean(axis=0)
 
-    return jax.jit(jax.vmap(one_seed, in_axes=(None, 0, None, None, None, None)))
+    return jax.jit(jax.vmap(one_seed, in_axes=(0, None, 0, None, None, None, None)))
 
 
 def _stats(model: Foundation, head: str) -> Mapping[str, Any]:
     return {**NEUTRAL_STATS, **model.stats.get(head, {})}
 
 
-def _per_seed(adapters: Tree, seeds: int) -> Tree:
-    """Return a tree that vmap can count the seeds of, also for an empty adapter."""
-    return adapters or {"none": np.zeros(seeds)}
-
-
-def _adapted(frozen: Tree, adapters: Tree) -> Tree:
-    return frozen if "none" in adapters else lora.overlay(frozen, adapters)
-
-
 @functools.cache
 def _backbone_program(config: ModelConfig, groups: Groups, dtype: str) -> Callable[..., BackboneFeatures]:
     lora1 = config.lora1 if "lora1" in groups else None
 
-    def one_seed(frozen: Tree, adapters: Tree, flux: jax.Array, valid: jax.Array) -> BackboneFeatures:
-        variables = {"params": _adapted(frozen, adapters)}
+    def one_seed(
+        _: jax.Array, frozen: Tree, adapters: Tree, flux: jax.Array, valid: jax.Array
+    ) -> BackboneFeatures:
+        variables = {"params": lora.overlay(frozen, adapters)}
         return Networks(config, variables, module_dtype(dtype), lora1).lamost_features(flux, valid)
 
-    return jax.jit(jax.vmap(one_seed, in_axes=(None, 0, None, None)))
+    return jax.jit(jax.vmap(one_seed, in_axes=(0, None, 0, None, None)))
 
 
 @functools.cache
 def _projection_program(config: ModelConfig, groups: Groups, dtype: str) -> Callable[..., jax.Array]:
     module = projection_module(config, groups, dtype)
 
-    def one_seed(frozen: Tree, adapters: Tree, mixed: jax.Array) -> jax.Array:
-        params = _adapted(frozen, adapters)["lamost"]["projection"]
+    def one_seed(_: jax.Array, frozen: Tree, adapters: Tree, mixed: jax.Array) -> jax.Array:
+        params = lora.overlay(frozen, adapters)["lamost"]["projection"]
         return apply(module, {"params": params}, mixed, method="project")
 
-    return jax.jit(jax.vmap(one_seed, in_axes=(None, 0, 0)))
+    return jax.jit(jax.vmap(one_seed, in_axes=(0, None, 0, 0)))
 
 
 @functools.cache
 def _head_program(config: ModelConfig, head: str, groups: Groups) -> Callable[..., jax.Array]:
     network = head_module(config, head, groups)
 
-    def one_seed(frozen: Tree, adapters: Tree, stats: Tree, features: jax.Array) -> jax.Array:
-        params = _adapted(frozen, adapters)[head]
+    def one_seed(_: jax.Array, frozen: Tree, adapters: Tree, stats: Tree, features: jax.Array) -> jax.Array:
+        params = lora.overlay(frozen, adapters)[head]
         return apply(network, {"params": params, "batch_stats": stats}, features)
 
-    return jax.jit(jax.vmap(one_seed, in_axes=(None, 0, None, 0)))
+    return jax.jit(jax.vmap(one_seed, in_axes=(0, None, 0, None, 0)))
 
 
 def projection_module(config: ModelConfig, groups: Groups, dtype: str) -> LamostProjection:

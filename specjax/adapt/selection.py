@@ -59,7 +59,8 @@ def stars_of_folds(count: int, folds: int) -> IntArray:
     If folds differ in size, the empty places hold the last star.
     """
     places = np.arange(folds)[:, None] + folds * np.arange(-(-count // folds))
-    return np.minimum(places, count - 1)
+    stars: IntArray = np.minimum(places, count - 1)
+    return stars
 
 
 def select(
