@@ -21,10 +21,10 @@ MIN_STARS = 10  # the robust scatter of fewer residuals is dominated by small-nu
 def robust_sigma(residual: Array) -> Array:
     """Biweight scatter of residuals, as the IDL routine ROBUST_SIGMA defines it.
 
-    d = y - median(y); m = median(|d|) / 0.6745, or mean(|d|) / 0.8 if that vanishes; sigma = 0 if both vanish.
+    d = y - median(y); m = median(|d|) / 0.6745, or mean(|d|) / 0.8 if that vanishes; sigma = 0 if both do.
     With u = d / (6 m) and sums over |u| <= 1, sigma = sqrt(n sum(d^2 (1 - u^2)^4) / (D (D - 1))), where
-    D = sum((1 - u^2) (1 - 5 u^2)) and n is the number of *all* residuals. (`astropy.stats.biweight_scale` takes
-    u = d / (9 MAD) by default; with c = 6 / 0.6745 it differs only in having D^2 in place of D (D - 1).)
+    D = sum((1 - u^2) (1 - 5 u^2)) and n is the number of *all* residuals. `astropy.stats.biweight_scale` has
+    u = d / (9 MAD) by default; with c = 6 / 0.6745 it differs only in D^2 in place of D (D - 1).
 
     Args:
         residual: (n,) array; NumPy arrays are computed in float64, JAX arrays in their own type.
@@ -63,7 +63,7 @@ def r2(truth: Array, predicted: Array) -> Array:
 
 
 def bias(truth: Array, predicted: Array) -> Array:
-    """Median of (predicted - truth), in the unit of the label: the offset to which `robust_sigma` is blind."""
+    """Median of (predicted - truth) in the unit of the label, an offset that `robust_sigma` does not see."""
     xp = _namespace(predicted)
     return xp.median(predicted - truth)
 
@@ -85,12 +85,10 @@ def summarise(
 ) -> list[dict[str, Any]]:
     """Score one configuration: one row per subset of `SUBSETS`, with standard errors over seeds.
 
-    The column ``pooled`` tells how a row was made:
-
-    - False: every seed tests at least ``min_stars`` stars of the subset. Each seed is scored; the row holds the
-      mean over seeds, the standard deviation ``_std`` (ddof 1) and ``_err`` = ``_std`` / sqrt(seeds).
-    - True: the predictions of all S seeds are pooled and scored once. ``_err`` is the jackknife error over
-      seeds, sqrt((S-1)/S sum_k (x_(-k) - mean)^2), and ``_std`` = sqrt(S) ``_err``, as for a mean.
+    If every seed tests at least ``min_stars`` stars of the subset, each seed is scored: the row has the mean
+    over the S seeds, the standard deviation ``_std`` (ddof 1) and the error ``_err`` = ``_std`` / sqrt(S).
+    Otherwise the predictions of all seeds are pooled and scored once: ``_err`` is the jackknife error over
+    seeds, sqrt((S-1)/S sum_k (x_(-k) - mean)^2), and ``_std`` = sqrt(S) ``_err``, as for a mean.
 
     ``_err`` is the error over splits and initialisations for these stars; it excludes the variance between
     samples of stars. ``sigma_gain`` is the sigma of ``reference`` minus this one, paired by seed.
@@ -104,7 +102,7 @@ def summarise(
         min_stars: smallest number of stars in a subset for which each seed is scored on its own.
 
     Returns:
-        Rows with subset, pooled, n_seeds, n_stars (mean number of test stars per seed), n_predictions,
+        Rows with subset, pooled (bool), n_seeds, n_stars (mean number of test stars per seed), n_predictions,
         n_distinct, and sigma, r2, bias, sigma_gain, each with _err and _std.
 
     Raises:
@@ -153,7 +151,7 @@ def _per_seed(score: Score, where: BoolArray, *arrays: FloatArray) -> tuple[floa
 
 
 def _jackknife(score: Score, where: BoolArray, *arrays: FloatArray) -> tuple[float, float, float]:
-    """Score of the pooled predictions of all seeds; its spread and error by leaving out one seed at a time."""
+    """Score of the pooled predictions, with spread and error by leaving out one seed at a time."""
     seeds = np.arange(len(where))
 
     def pooled(rows: BoolArray) -> float:
@@ -179,5 +177,5 @@ def _over_seeds(values: FloatArray) -> tuple[float, float, float]:
 
 
 def _namespace(array: Array) -> Any:
-    """Return the array's own module of functions (`jax.numpy` also for tracers); NumPy for lists and floats."""
+    """Return `jax.numpy` for JAX arrays and tracers, `numpy` for other values, without importing JAX."""
     return array.__array_namespace__() if hasattr(array, "__array_namespace__") else np
