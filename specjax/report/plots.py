@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from specjax.atomic import atomic_file
 from specjax.report.metrics import r2, robust_sigma
-from specjax.report.results import Kind
+from specjax.report.results import Kind, value_and_error
 from specjax.typing import FloatArray
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def _scores(stars: StarPredictions, row: Mapping[str, Any] | None) -> str:
     if row is None:
         sigma, score = robust_sigma(stars.residual), r2(stars.truth, stars.predicted)
         return f"for means over seeds:\nσ = {sigma:.3f}\nR² = {score:.3f}\n{n} stars"
-    return f"σ = {_value_and_error(row['sigma'], row['sigma_err'])}\nR² = {row['r2']:.3f}\n{n} stars"
+    return f"σ = {value_and_error(row['sigma'], row['sigma_err'])}\nR² = {row['r2']:.3f}\n{n} stars"
 
 
 def _draw_sigmas(
@@ -233,11 +233,12 @@ def _draw_sigmas(
 
 def _draw_sigma(axis: "Axes", row: Mapping[str, Any], place: int) -> None:
     sigma, error, style = row["sigma"], np.nan_to_num(row["sigma_err"]), STYLES[row["kind"]]
-    bar = {"elinewidth": 1.8, "capsize": 4, "color": style.edge}
-    marker = {"fmt": style.marker, "mfc": style.face, "mec": style.edge, "mew": 1.5, "ms": 5.5}
-    axis.errorbar([sigma], [place], xerr=[error], label=style.legend, zorder=3, **bar, **marker)
+    axis.errorbar(
+        [sigma], [place], xerr=[error], label=style.legend, zorder=3, color=style.edge, elinewidth=1.8,
+        capsize=4, fmt=style.marker, mfc=style.face, mec=style.edge, mew=1.5, ms=5.5,
+    )  # fmt: skip
     axis.annotate(
-        _value_and_error(sigma, row["sigma_err"]), (sigma + error, place), (8, 0), textcoords="offset points",
+        value_and_error(sigma, row["sigma_err"]), (sigma + error, place), (8, 0), textcoords="offset points",
         va="center", fontsize=8.5, color=style.values,
     )  # fmt: skip
 
@@ -245,20 +246,13 @@ def _draw_sigma(axis: "Axes", row: Mapping[str, Any], place: int) -> None:
 def _add_legend(figure: "Figure", axes: Iterable["Axes"]) -> None:
     """One legend below all panels, with one entry per kind."""
     handles = {text: h for axis in axes for h, text in zip(*axis.get_legend_handles_labels(), strict=True)}
-    order = [
-        text for text in (*(style.legend for style in STYLES.values()), LABEL_SCATTER) if text in handles
-    ]
-    figure.legend(
-        [handles[text] for text in order], order, loc="outside lower center", ncols=len(order), frameon=False
-    )
+    order = [text for text in (*(s.legend for s in STYLES.values()), LABEL_SCATTER) if text in handles]
+    entries = [handles[text] for text in order]
+    figure.legend(entries, order, loc="outside lower center", ncols=len(order), frameon=False)
 
 
 def _with_unit(text: str, unit: str) -> str:
     return f"{text} ({unit})" if unit else text
-
-
-def _value_and_error(value: float, error: float) -> str:
-    return f"{value:.3f} ± {error:.3f}" if np.isfinite(error) else f"{value:.3f}"
 
 
 def _limits(panels: Iterable[StarPredictions]) -> tuple[tuple[float, float], float]:

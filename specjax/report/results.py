@@ -15,6 +15,7 @@ import numpy as np
 
 from specjax.atomic import atomic_file
 from specjax.errors import DataError
+from specjax.report.metrics import SUBSETS
 from specjax.surveys.io.tables import write_table as write_columns
 
 if TYPE_CHECKING:
@@ -91,28 +92,33 @@ def format_table(rows: Sequence[Mapping[str, Any]], title: str, unit: str = "dex
     from rich import box
     from rich.table import Table
 
-    cells: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for row in rows:
-        cells.setdefault(row["configuration"], {})[row["subset"]] = row
     table = Table(title=title, caption=_caption(rows, unit), box=box.SIMPLE_HEAD, title_justify="left")
     table.caption_justify = "left"
     table.add_column("configuration", no_wrap=True)
     for heading in ("σ all", "R²", "gain", "σ [Fe/H] ≥ -1", "R²", "σ [Fe/H] < -1", "R²"):
         table.add_column(heading, justify="right", no_wrap=True)
-    best = {s: _best([by[s] for by in cells.values() if s in by]) for s in ("all", "fe_h>=-1", "fe_h<-1")}
-    for configuration, by in cells.items():
-        line = []
-        for subset, smallest in best.items():
-            row = by.get(subset, {})
-            sigma = _pm(row, "sigma")
-            line += [
-                f"[bold]{sigma}[/]" if row and row["sigma"] == smallest else sigma,
-                _number(row.get("r2"), 3),
-            ]
-            line += [_gain(row)] if subset == "all" else []
-        kind = next(iter(by.values()))["kind"]
-        table.add_row(configuration, *line, style="dim" if kind == "baseline" else None)
+    subsets: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        subsets.setdefault(row["configuration"], {})[row["subset"]] = row
+    best = {name: _best([row for row in rows if row["subset"] == name]) for name in SUBSETS}
+    for configuration, by_subset in subsets.items():
+        cells = []
+        for subset in SUBSETS:
+            row = by_subset.get(subset, {})
+            sigma = value_and_error(row.get("sigma"), row.get("sigma_err"))
+            is_best = bool(row) and row["sigma"] == best[subset]
+            cells += [f"[bold]{sigma}[/]" if is_best else sigma, value_and_error(row.get("r2"))]
+            cells += [_gain(row)] if subset == "all" else []
+        kind = next(iter(by_subset.values()))["kind"]
+        table.add_row(configuration, *cells, style="dim" if kind == "baseline" else None)
     return table
+
+
+def value_and_error(value: float | None, error: float | None = None) -> str:
+    """Format "value ± error" with three decimals; "-" without a value, the value alone without an error."""
+    if value is None or not np.isfinite(value):
+        return "-"
+    return f"{value:.3f}" if error is None or not np.isfinite(error) else f"{value:.3f} ± {error:.3f}"
 
 
 def write_predictions(folder: str | Path, columns: Mapping[str, Any], *, suffix: str = ".ecsv") -> Path:
@@ -174,17 +180,6 @@ def _caption(rows: Sequence[Mapping[str, Any]], unit: str) -> str:
     caption = f"σ and gain in {unit} ± standard error over {first['n_seeds']} seeds"
     caption += f"; {first['n_stars']:g} test stars per seed"
     return caption + (f"; all seeds pooled: {', '.join(pooled)}" if pooled else "")
-
-
-def _number(value: float | None, digits: int) -> str:
-    """Format a number; a dash stands for NaN or None."""
-    return "-" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"
-
-
-def _pm(row: Mapping[str, Any], name: str) -> str:
-    """Format value ± error with three decimals, without an error that is not finite."""
-    text, error = _number(row.get(name), 3), _number(row.get(f"{name}_err"), 3)
-    return text if error == "-" or text == "-" else f"{text} ± {error}"
 
 
 def _gain(row: Mapping[str, Any]) -> str:
