@@ -42,7 +42,7 @@ class JointGaussianProcess:
         self._prior = cache(self._make_prior)
 
     def fit_predict(self, train: IntArray, labels: FloatArray, test: IntArray) -> FloatArray:
-        """Predict labels (b,) of target stars ``test`` (b,) from ``labels`` (a,) of target stars ``train`` (a,)."""
+        """Predict (b,) labels of target stars ``test`` from the (a,) labels of target stars ``train``."""
         width = self.match_width(train)
         evidences, predictions = [], []
         for highpass in (0.0, 60.0):

@@ -8,7 +8,7 @@ PIXELS = 300
 
 
 def survey(seed, n, blur=0.0, noise=0.002, offset=0.0):
-    """Make spectra with forty lines whose depth follows the label and, for half of them, a second parameter."""
+    """Make spectra of forty lines that deepen with the label and, for half of them, a second parameter."""
     lines = np.random.default_rng(99)
     places, depths = lines.uniform(10, PIXELS - 10, 40), lines.uniform(0.02, 0.3, 40)
     rng = np.random.default_rng(seed)
