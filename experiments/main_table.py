@@ -17,9 +17,10 @@ import numpy as np
 from experiments.stelib import NAMES, label_scatter, make_targets
 from specjax import load
 from specjax.adapt.adaptation import AdaptConfig
-from specjax.adapt.configuration import CONFIGURATIONS
+from specjax.adapt.configuration import PAPER, Configuration
+from specjax.adapt.splits import Splits
 from specjax.adapt.study import run_study
-from specjax.adapt.target import Splits, Target
+from specjax.adapt.target import Target
 from specjax.cache import cache_folder, use_compilation_cache
 from specjax.prepare.pool import core_count
 from specjax.pretrain import corpus
@@ -39,7 +40,7 @@ class Config:
     """Model folder, or "mini"."""
     targets: tuple[str, ...] = NAMES
     """Targets: stelib, stelib-grism."""
-    configurations: tuple[str, ...] = CONFIGURATIONS
+    configurations: tuple[str, ...] = PAPER
     """Rows of the table."""
     baselines: bool = True
     """Add rows for methods without a foundation model (needs the extra "baselines")."""
@@ -64,9 +65,9 @@ def main(config: Config) -> list[Row]:
         targets,
         config.adapt,
         config.out,
-        configurations=config.configurations,
+        configurations=[Configuration.parse(name) for name in config.configurations],
         baselines=baselines,
-        floor=scatter,
+        label_scatter=scatter,
         record={"model": config.model, "targets": config.targets},
         say=say,
     )
@@ -88,9 +89,9 @@ class Baselines:
         from experiments.spectrum_mlp import zero_shot
 
         say(f"{target.name}: baselines")
-        grid = target.labelled
-        flux = self.fill.apply(grid.flux, grid.ivar, grid.mask)
-        seeds, n = len(splits), len(grid)
+        stars = target.labelled
+        flux = self.fill.apply(stars.flux, stars.ivar if stars.has_ivar else None, stars.mask)
+        seeds, n = len(splits), len(stars)
         mlp = zero_shot(self.source, flux, cache_folder(), say)
         made = run_baselines(
             self.source.flux,

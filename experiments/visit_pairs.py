@@ -42,11 +42,10 @@ def main(config: Config) -> dict[str, float]:
     star = find_stars(spectra, Table.read(config.visits))
     spectra, star = spectra[star >= 0], star[star >= 0]
     model = load(config.model)
-    ivar = spectra.ivar if spectra.has_ivar else None
-    flux, valid = model.prepare(spectra.flux, "lamost", ivar=ivar, mask=spectra.mask)
+    flux, valid = model.model_input(spectra)
     features = {
-        "projected": model.embed(spectra.flux, ivar=ivar, mask=spectra.mask),
-        "mean token": model.mean_token(spectra.flux, ivar=ivar, mask=spectra.mask),
+        "projected": model.embed(spectra),
+        "mean token": model.mean_token(spectra),
         "pixels": np.where(valid, flux, 1.0),
     }
     rates = {}

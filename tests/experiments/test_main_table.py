@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import main_table
-from specjax.adapt.configuration import CONFIGURATIONS
+from specjax.adapt.configuration import PAPER
 from specjax.foundation import load
 from specjax.report.results import read_table
 from tests import synthetic
@@ -12,7 +12,7 @@ from tests import synthetic
 
 def test_the_default_is_the_papers_table_on_both_targets():
     config = main_table.get_config()
-    assert config.configurations == CONFIGURATIONS
+    assert config.configurations == PAPER
     assert config.targets == ("stelib", "stelib-grism")
     assert config.baselines
     assert config.adapt.seeds >= 16
@@ -31,9 +31,9 @@ def test_writes_and_prints_the_table(monkeypatch, tmp_path, capsys, names):
     synthetic.foundation().save(tmp_path / "model")
     scatters = []
 
-    def run_study(*args, floor, **options):
-        scatters.append(floor)
-        return real(*args, floor=floor, **options)
+    def run_study(*args, label_scatter, **options):
+        scatters.append(label_scatter)
+        return real(*args, label_scatter=label_scatter, **options)
 
     def make_targets(libraries, names):
         return [synthetic.target(name=name) for name in names]
@@ -67,7 +67,7 @@ def test_writes_and_prints_the_table(monkeypatch, tmp_path, capsys, names):
 def test_baselines_follow_the_splits(monkeypatch, tmp_path):
     """With a synthetic corpus in place of the stellar libraries."""
     pytest.importorskip("sklearn")
-    from specjax.adapt.target import draw_splits
+    from specjax.adapt.splits import draw_splits
     from specjax.preprocess import PrincipalFill
 
     pairs = synthetic.corpus(60)
