@@ -1,1 +1,1 @@
-"""Throughput of specjax on the device that JAX finds: `python -m benchmarks`."""
+"""Benchmarks of specjax on the device that JAX finds: `python -m benchmarks`."""

@@ -1,32 +1,30 @@
-"""What a process that starts from nothing waits for: compiling, from the compilation cache or without it.
+"""Time spent by new processes: compilation, with and without the compilation cache, and whole commands.
 
-`python -m benchmarks.cold` runs one embedding and one LoRA1 step and prints their first and second seconds;
-the functions here run it, and the command `specjax`, in processes of their own.
+`python -m benchmarks.cold PRESET DTYPE` times the first and second call of an embedding and of a LoRA1 step.
+The functions of this module run it, and the command `specjax`, in new processes.
 """
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.timing import Row
+from benchmarks.timing import Row, run_process
 
 SPECTRA = 1000
 LABELLED = 120
 
 
 def compile_rows(preset: str, dtype: str) -> Iterator[Row]:
-    """Time the first embedding and LoRA1 step of a process, without a compilation cache and with it."""
+    """Time the compilation of an embedding and of a LoRA1 step, without and with a compilation cache."""
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("without cache", "with cache"):
-            out = _run([sys.executable, "-m", "benchmarks.cold", preset, dtype], folder)[1]
+            command = [sys.executable, "-m", "benchmarks.cold", preset, dtype]
+            out = run_process(command, SPECJAX_CACHE=folder)[1]
             measured = json.loads(out.splitlines()[-1])
             for what, (first, second) in measured["seconds"].items():
                 note = f"peak memory of the process {measured['peak'] / 2**30:.1f} GiB"
@@ -36,7 +34,7 @@ def compile_rows(preset: str, dtype: str) -> Iterator[Row]:
 
 
 def predict_rows(repeats: int) -> Iterator[Row]:
-    """Time `specjax predict` on a thousand spectra with the mini model, from the start of the process."""
+    """Time the commands `specjax adapt` and `specjax predict`, on a thousand spectra, with the mini model."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         _write_inputs(root)
@@ -46,29 +44,20 @@ def predict_rows(repeats: int) -> Iterator[Row]:
         times = {"specjax": [_specjax(adapt, folder)]}
         yield Row(section="f", what=what, count=16, unit="seeds", times=times)
         adapter = next((root / "run" / "adapters").glob("*/*"))
-        words = ["predict", root / "many.npz", "--adapter", adapter, "-o", root / "labels.ecsv"]
+        predict = ["predict", root / "many.npz", "--adapter", adapter, "-o", root / "labels.ecsv"]
         what = f"specjax predict, {SPECTRA} spectra, mini, lora4 of 16 seeds"
         common: dict[str, Any] = {"section": "f", "count": SPECTRA, "unit": "spectra"}
-        yield Row(**common, what=f"{what}, first", times={"specjax": [_specjax(words, folder)]})
-        warm = {"specjax": [_specjax(words, folder) for _ in range(repeats)]}
+        yield Row(**common, what=f"{what}, first", times={"specjax": [_specjax(predict, folder)]})
+        warm = {"specjax": [_specjax(predict, folder) for _ in range(repeats)]}
         yield Row(**common, what=f"{what}, warm cache", times=warm, note="target: under 10 s")
 
 
-def _specjax(words: Sequence[object], cache: str) -> float:
-    return _run([sys.executable, "-m", "specjax", *map(str, words)], cache)[0]
-
-
-def _run(command: list[str], cache: str) -> tuple[float, str]:
-    environment = {**os.environ, "SPECJAX_CACHE": cache}
-    start = time.perf_counter()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return time.perf_counter() - start, done.stdout
+def _specjax(arguments: Sequence[object], cache: str) -> float:
+    return run_process([sys.executable, "-m", "specjax", *arguments], SPECJAX_CACHE=cache)[0]
 
 
 def _write_inputs(root: Path) -> None:
-    """Write spectra that preprocessing takes for stars: a sloped continuum and lines of random depth."""
+    """Write spectra that pass the quality checks: a sloped continuum with lines of random depth."""
     random = np.random.default_rng(0)
     wavelength = np.arange(3800.0, 7000.0, 1.0)
     centres, widths = random.uniform(3900, 6900, 60), random.uniform(2, 6, 60)
@@ -91,12 +80,12 @@ def _write_inputs(root: Path) -> None:
 
 
 def main(preset: str, dtype: str) -> None:
-    """Print the first and second seconds of an embedding and a LoRA1 step, and the peak memory, as JSON."""
+    """Print the times of the first and second calls, and the peak memory, as JSON."""
     from specjax.cache import use_compilation_cache
 
     use_compilation_cache()
     from benchmarks import in_specjax
-    from benchmarks.about import process_peak
+    from benchmarks.environment import process_peak
     from benchmarks.timing import seconds
     from specjax.config import get_preset
 

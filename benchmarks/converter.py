@@ -2,10 +2,9 @@
 
     python -m benchmarks.converter --out runs/converter.json
 
-Both sides run in turns, each time in a process of its own that has imported what it needs before the clock
-starts, and medians are compared. Without --source a SpecCLIP "pr" file of the published size (674 MB, random
-weights) is written first. `convert` also checks, transposes, hashes and flushes to disk, the other side does
-not. Needs torch.
+The two sides alternate, each run in a new process that starts the clock after its imports, and medians are
+compared. Without --source, a SpecCLIP "pr" file of the published size (674 MB, random weights) is written
+first. Unlike the other side, `convert` also checks, transposes, hashes and flushes to disk. Needs torch.
 """
 
 import dataclasses
@@ -25,7 +24,7 @@ from checkpoints_convert.export import encoder_hyper_parameters
 from checkpoints_convert.keys import table
 from specjax.config import get_preset
 
-# Each prints a JSON line: wall seconds, CPU seconds and peak resident memory (bytes) of the work.
+# Prints a JSON line: wall time (s), CPU time (s) and peak resident memory (bytes).
 _CLOCK = """
 import json, resource, sys, time
 source, out = sys.argv[1:]
@@ -33,7 +32,7 @@ source, out = sys.argv[1:]
 before, cpu = time.perf_counter(), time.process_time()
 {work}
 wall, cpu = time.perf_counter() - before, time.process_time() - cpu
-if sys.platform == "linux":  # where getrusage counts the parent's memory too
+if sys.platform == "linux":  # where getrusage includes the memory of the parent
     peak = 1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 else:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -56,73 +55,74 @@ class Options:
     """What to measure."""
 
     source: Path | None = None
-    """A PyTorch file that weights_only=True reads; by default one of the published size is made."""
+    """PyTorch file that weights_only=True reads; by default one of the published size is made."""
     repeats: int = 7
-    """Turns, of which the median is taken."""
+    """Number of runs of each side, of which the median is taken."""
     out: Path | None = None
-    """JSON to write."""
+    """JSON file to write."""
 
 
 def main(options: Options) -> None:
-    """Measure in turns, print, write."""
-    with tempfile.TemporaryDirectory() as place:
-        source = options.source or make_published_file(Path(place) / "pr.ckpt")
+    """Run both sides in alternation, print and write the results."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = options.source or make_published_file(Path(folder) / "pr.ckpt")
         turns: dict[str, list[dict[str, float]]] = {name: [] for name in _SIDES}
         for turn in range(options.repeats + 1):
             for name in _SIDES:
-                measured = run_side(name, source, Path(place) / f"{name}_{turn}")
-                if turn:  # the first fills the page cache
+                measured = run_side(name, source, Path(folder) / f"{name}_{turn}")
+                if turn:  # the first run fills the page cache
                     turns[name].append(measured)
         size = source.stat().st_size
-    summary = summarise(turns, size)
-    print_summary(summary, size, options.repeats)
+    results = compare(turns, size)
+    print_results(results, size, options.repeats)
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(
-            json.dumps({"bytes": size, "summary": summary, "turns": turns}, indent=2) + "\n"
+            json.dumps({"bytes": size, "summary": results, "turns": turns}, indent=2) + "\n"
         )
 
 
 def run_side(name: str, source: Path, out: Path) -> dict[str, float]:
-    """Run one side in a process of its own and drop what it wrote."""
+    """Run one side in a new process and remove its output."""
     command = [sys.executable, "-c", _SIDES[name], str(source), str(out)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     shutil.rmtree(out) if out.is_dir() else out.unlink()
-    return json.loads(done.stdout)
+    measured: dict[str, float] = json.loads(done.stdout)
+    return measured
 
 
-def summarise(turns: dict[str, list[dict[str, float]]], size: int) -> dict[str, dict[str, float]]:
-    """Medians over the turns; ratios of a turn are taken within it, since both sides met the same load."""
-    summary = {
-        name: {key: statistics.median(turn[key] for turn in sides) for key in ("wall", "cpu", "peak")}
-        for name, sides in turns.items()
+def compare(turns: dict[str, list[dict[str, float]]], size: int) -> dict[str, dict[str, float]]:
+    """Return medians by side; ratios are taken within a turn, in which both sides met the same load."""
+    results = {
+        name: {key: statistics.median(run[key] for run in runs) for key in ("wall", "cpu", "peak")}
+        for name, runs in turns.items()
     }
     ratios = [ours["wall"] / theirs["wall"] for ours, theirs in zip(*turns.values(), strict=True)]
-    summary["convert"] |= {
+    results["convert"] |= {
         "wall_ratio": statistics.median(ratios),
         "wall_ratio_min": min(ratios),
         "wall_ratio_max": max(ratios),
     }
-    for side in summary.values():
+    for side in results.values():
         side["peak_of_file"] = side["peak"] / size
-    return summary
+    return results
 
 
-def print_summary(summary: dict[str, dict[str, float]], size: int, repeats: int) -> None:
+def print_results(results: dict[str, dict[str, float]], size: int, repeats: int) -> None:
     """Print both sides and their ratio."""
-    print(f"{size / 1e6:.1f} MB, medians of {repeats} turns")
+    print(f"{size / 1e6:.1f} MB, medians of {repeats} runs")
     print(f"{'':36s}{'wall s':>8s}{'CPU s':>8s}{'peak MB':>9s}{'of file':>9s}")
     titles = {"convert": "checkpoints_convert.convert", "torch": "torch.load, safetensors save_file"}
-    for name, side in summary.items():
+    for name, side in results.items():
         peak = f"{side['peak'] / 1e6:9.0f}{side['peak_of_file']:9.2f}"
         print(f"{titles[name]:36s}{side['wall']:8.2f}{side['cpu']:8.2f}{peak}")
-    ours = summary["convert"]
+    ours = results["convert"]
     spread = f"{ours['wall_ratio_min']:.2f} to {ours['wall_ratio_max']:.2f}"
-    print(f"wall time, ratio within a turn: {ours['wall_ratio']:.2f} ({spread})")
+    print(f"ratio of wall times: {ours['wall_ratio']:.2f} ({spread})")
 
 
 def make_published_file(path: Path) -> Path:
-    """Write a SpecCLIP "pr" file of the published size, and of which heads attention has."""
+    """Write a SpecCLIP "pr" file of the published size, with its hyperparameters."""
     config = get_preset("paper")
     random = np.random.default_rng(0)
     state = {row.key: random.random(row.shape, np.float32) for row in table(config, ["specclip"])}

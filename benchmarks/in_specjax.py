@@ -1,4 +1,4 @@
-"""The work of specjax that the table times: embedding, steps, whole runs, and all configurations."""
+"""The timed work of specjax: embedding, training steps, whole runs, and all configurations."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,17 +10,22 @@ import numpy as np
 import optax
 
 from specjax import lora
-from specjax.adapt import programs
-from specjax.adapt.adaptation import AdaptConfig, Adapter
-from specjax.adapt.configuration import CONFIGURATIONS
-from specjax.adapt.target import Grid, Target, draw_splits
+from specjax.adapt import objectives
+from specjax.adapt.adaptation import Adaptation, AdaptConfig
+from specjax.adapt.configuration import PAPER, Configuration
+from specjax.adapt.splits import draw_splits
+from specjax.adapt.target import Target
 from specjax.batching import micro_batch_size
 from specjax.config import LoRAConfig, ModelConfig
 from specjax.foundation import Foundation
+from specjax.foundation.networks import module_dtype
 from specjax.models import LabelHead, SpecCLIP, tokenise
+from specjax.models.apply import apply
+from specjax.spectra import Spectra
 from specjax.train import losses
-from specjax.train.loop import fit
+from specjax.train.loop import Loss, fit
 from specjax.train.optimizer import GroupSchedule, make_optimizer
+from specjax.typing import Float32Array, FloatArray, Tree
 
 Call = Callable[[], Any]
 
@@ -28,7 +33,7 @@ SCHEDULE = GroupSchedule(learning_rate=1e-3)
 
 
 def random_model(config: ModelConfig, dtype: str = "float32") -> Foundation:
-    """Make a model with random weights and both heads: no time depends on the weights."""
+    """Make a model with both heads and random weights, on which the times do not depend."""
     pixels, samples = config.specformer.num_pixels, config.xp_autoencoder.num_pixels
     key = jax.random.key(0)
     system = dict(jax.eval_shape(SpecCLIP(config).init, key, np.ones((2, pixels)), np.ones((2, samples))))
@@ -42,39 +47,40 @@ def random_model(config: ModelConfig, dtype: str = "float32") -> Foundation:
     return Foundation(config=config, variables=_drawn(system), stats=stats, dtype=dtype)
 
 
-def _drawn(shapes: Any) -> Any:
-    """Draw leaves by NumPy: compiling `init` at the paper's sizes takes longer than most of the table."""
+def _drawn(shapes: Tree) -> Tree:
+    """Draw leaves with NumPy: compiling `init` at the paper's sizes takes longer than most of the table."""
     random = np.random.default_rng(0)
 
-    def draw(path: Any, leaf: Any) -> np.ndarray:
+    def draw(path: Any, leaf: Any) -> Float32Array:
         name = path[-1].key
         if name in ("scale", "var"):
             return np.ones(leaf.shape, np.float32)
         spread = leaf.shape[-2] ** -0.5 if len(leaf.shape) > 1 else 0.01
-        return (spread * random.standard_normal(leaf.shape, np.float32)).astype(np.float32)
+        return np.asarray(spread * random.standard_normal(leaf.shape, np.float32), np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def random_spectra(pixels: int, count: int) -> np.ndarray:
+def random_spectra(pixels: int, count: int) -> Float32Array:
     """Draw flux (count, pixels) around 1."""
     return np.random.default_rng(0).normal(1.0, 0.1, (count, pixels)).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MaskedModelling:
-    """LoRA1 steps, or steps of the whole encoder, on one batch of tokens."""
+    """LoRA1 steps, or with `full` steps of the whole encoder, on one batch of tokens."""
 
     model: Foundation
     tokens: jax.Array
     full: bool = False
 
-    def loss(self, trained: Any, frozen: Any, tokens: jax.Array, own: Any, key: jax.Array) -> jax.Array:
+    def loss(self, trained: Tree, frozen: Tree, tokens: jax.Array, own: Tree, key: jax.Array) -> jax.Array:
         """Return the masked-modelling loss of the whole encoder."""
         del own
-        config, dtype = self.model.config, _compute(self.model)
+        config = self.model.config
         hidden = losses.chunk_mask(key, len(tokens), config.specformer)
-        predicted = SpecCLIP(config, dtype=dtype).apply(
+        predicted = apply(
+            SpecCLIP(config, dtype=module_dtype(self.model.dtype)),
             {"params": lora.combine(frozen, trained)},
             jnp.where(hidden[..., None], 0, tokens),
             method=lambda model, x: model.lamost.backbone.predict_tokens(x),
@@ -82,31 +88,32 @@ class MaskedModelling:
         return losses.masked_modelling(predicted, tokens, hidden)
 
     def call(self, seeds: int) -> Call:
-        """Make the call of one step of all seeds."""
+        """Make the call that trains one step of all seeds."""
         tower = {"lamost": {"backbone": self.model.params["lamost"]["backbone"]}}
         if self.full:
-            # Its own copy, as every trainable parameter is one.
+            # A leading axis for the single seed, as all trainable parameters have.
             return _fit_call(self.loss, None, {}, jax.tree.map(lambda x: x[None], tower), self.tokens, {}, 1)
         config, batch, dtype = self.model.config, len(self.tokens), self.model.dtype
         rows = micro_batch_size(config, batch, seeds, np.dtype(dtype).itemsize)
-        loss = programs.masked_modelling_loss(config, batch, dtype, rows)
+        loss = objectives.masked_modelling_loss(config, batch, dtype, rows)
         group = {"lora1": config.lora1}
         return _fit_call(loss, group, tower, _factors(tower, group, seeds), self.tokens, {}, seeds)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contrastive:
-    """LoRA3 steps on one batch of cached tokens (n, t, d), against z_xp (n, d)."""
+    """LoRA3 steps on one batch of cached tokens (n, t, d) against z_xp (n, d)."""
 
     model: Foundation
     tokens: jax.Array
     z_xp: jax.Array
 
-    def loss(self, trained: Any, frozen: Any, shared: Any, own: Any, key: jax.Array) -> jax.Array:
+    def loss(self, trained: Tree, frozen: Tree, shared: Tree, own: Tree, key: jax.Array) -> jax.Array:
         """Return the contrastive loss."""
         del own, key
         config = self.model.config
-        z = SpecCLIP(config, lora3=config.lora3, dtype=_compute(self.model)).apply(
+        z = apply(
+            SpecCLIP(config, lora3=config.lora3, dtype=module_dtype(self.model.dtype)),
             {"params": lora.combine(frozen, trained)},
             shared["tokens"],
             method=lambda model, x: model.lamost.projection(x),
@@ -114,7 +121,7 @@ class Contrastive:
         return losses.contrastive(shared["z_xp"], z)
 
     def call(self, seeds: int) -> Call:
-        """Make the call of one step of all seeds."""
+        """Make the call that trains one step of all seeds."""
         tower = {"lamost": {"projection": self.model.params["lamost"]["projection"]}}
         group = {"lora3": self.model.config.lora3}
         shared = {"tokens": self.tokens, "z_xp": self.z_xp}
@@ -123,23 +130,23 @@ class Contrastive:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HeadRun:
-    """Whole LoRA4 runs on cached features (n, d) of each seed's stars."""
+    """Whole LoRA4 runs on cached features (n, d) and labels (n,), the same for each seed."""
 
     model: Foundation
-    features: np.ndarray
-    labels: np.ndarray
+    features: Float32Array
+    labels: Float32Array
     steps: int
 
-    def loss(self, trained: Any, frozen: Any, stats: Any, own: Any, key: jax.Array) -> jax.Array:
+    def loss(self, trained: Tree, frozen: Tree, stats: Tree, own: Tree, key: jax.Array) -> jax.Array:
         """Return the robust loss of all training stars."""
         del key
         head = LabelHead(self.model.config.head, lora=self.model.config.lora4)
         params = lora.combine(frozen, trained)["mlp2"]
-        predicted = head.apply({"params": params, "batch_stats": stats}, own["x"])[:, 0]
+        predicted = apply(head, {"params": params, "batch_stats": stats}, own["x"])[:, 0]
         return losses.pseudo_huber(predicted - own["y"], jnp.ones_like(predicted))
 
     def call(self, seeds: int) -> Call:
-        """Make the call of all seeds' whole runs."""
+        """Make the call that trains all seeds to the end."""
         frozen = {"mlp2": self.model.params["mlp2"]}
         group = {"lora4": self.model.config.lora4}
         own = {
@@ -157,54 +164,67 @@ def whole_table(model: Foundation, seeds: int) -> Call:
     splits = draw_splits(len(target.labelled), seeds=seeds, train=config.train, validate=config.validate)
 
     def call() -> Any:
-        adapter = Adapter(model, target, splits, config)
-        return [adapter.run(name).predictions for name in CONFIGURATIONS]
+        adaptation = Adaptation(model, target, splits, config)
+        return [adaptation.run(Configuration.parse(name)).predictions for name in PAPER]
 
     return call
 
 
 def random_target(config: ModelConfig, labelled: int = 126, unlabelled: int = 128) -> Target:
-    """Make a target of the demo's size."""
+    """Make a target of the size of the demo's."""
     random = np.random.default_rng(1)
-    count, samples = labelled + unlabelled, config.xp_autoencoder.num_pixels
-    flux = random.normal(1.0, 0.1, (count, config.specformer.num_pixels))
-    grid = Grid(
-        flux=flux,
-        ivar=None,
-        mask=np.zeros(flux.shape, bool),
-        id=np.array([f"star{k}" for k in range(count)]),
-        xp_flux=random.normal(1.0, 0.1, (count, samples)),
-        xp_valid=np.ones((count, samples), bool),
-    )
+    count = labelled + unlabelled
+    lamost = _on_grid("lamost", random.normal(1.0, 0.1, (count, config.specformer.num_pixels)))
+    xp = _on_grid("gaia_xp", random.normal(1.0, 0.1, (count, config.xp_autoencoder.num_pixels)))
     truth, rows = random.normal(-0.5, 0.5, labelled), np.arange(count)
     return Target(
         name="random",
-        labelled=grid[rows[:labelled]],
+        labelled=lamost[rows[:labelled]],
         truth=truth,
         label=config.labels[-1],
-        unlabelled=grid[rows[labelled:]],
+        unlabelled=lamost[rows[labelled:]],
+        unlabelled_xp=xp[rows[labelled:]],
         fe_h=truth,
+    )
+
+
+def _on_grid(survey: str, flux: FloatArray) -> Spectra:
+    """Make spectra on a model grid without uncertainties; the wavelengths are arbitrary."""
+    return Spectra(
+        wavelength=np.arange(4000.0, 4000.0 + flux.shape[1]),
+        flux=flux,
+        ivar=np.ones(flux.shape),
+        mask=np.zeros(flux.shape, bool),
+        id=np.array([f"star{k}" for k in range(len(flux))]),
+        survey=survey,
+        has_ivar=False,
+        prepared={"tower": survey},
     )
 
 
 def random_tokens(model: Foundation, count: int) -> jax.Array:
     """Make tokens (count, t, token_dim) of random spectra."""
     tower = model.config.specformer
-    return jax.jit(tokenise, static_argnums=1)(random_spectra(tower.num_pixels, count), tower)
+    tokens: jax.Array = jax.jit(tokenise, static_argnums=1)(random_spectra(tower.num_pixels, count), tower)
+    return tokens
 
 
-def _compute(model: Foundation) -> str | None:
-    return None if model.dtype == "float32" else model.dtype
-
-
-def _factors(tree: Any, group: dict[str, LoRAConfig], seeds: int) -> Any:
+def _factors(tree: Tree, group: dict[str, LoRAConfig], seeds: int) -> Tree:
     keys = jax.random.split(jax.random.key(0), seeds)
     return jax.vmap(lambda key: lora.init_adapters(key, tree, group))(keys)
 
 
 def _fit_call(
-    loss: Any, group: Any, frozen: Any, start: Any, shared: Any, own: Any, seeds: int, steps: int = 1
+    loss: Loss,
+    group: dict[str, LoRAConfig] | None,
+    frozen: Tree,
+    start: Tree,
+    shared: Tree,
+    own: Tree,
+    seeds: int,
+    steps: int = 1,
 ) -> Call:
+    """Make the call that trains factors of `group`, or everything with AdamW if there is none."""
     schedules = dict.fromkeys(group or (), SCHEDULE)
     optimizer = make_optimizer(schedules, steps=steps) if group else optax.adamw(1e-3)
     keys = jax.random.split(jax.random.key(1), seeds)

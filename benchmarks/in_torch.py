@@ -1,7 +1,7 @@
-"""The same work in PyTorch with `peft`: the published modules, adapted as the paper does, a seed at a time.
+"""The same work in PyTorch with `peft`: the published modules, adapted as in the paper, one seed at a time.
 
-The modules are those that the parity tests hold ours against. Every method returns a call to time; seeds that
-specjax trains together run here one after the other.
+The modules are those of the parity tests. Every method returns a call to time; seeds that specjax trains
+together run here one after the other.
 """
 
 import importlib
@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from specjax.config import LoRAConfig, ModelConfig
+from specjax.typing import Float32Array
 
 Call = Callable[[], Any]
 
@@ -19,8 +21,8 @@ LEARNING_RATE = 1e-3
 LOGIT_SCALE = 15.5
 
 
-def available() -> str:
-    """Return why PyTorch takes no part, or nothing."""
+def missing_packages() -> str:
+    """Return a message on the packages that are not installed, or "" if all are."""
     missing = [name for name in ("torch", "peft") if importlib.util.find_spec(name) is None]
     return f"{' and '.join(missing)} not installed: pip install '.[bench]'" if missing else ""
 
@@ -29,7 +31,7 @@ class TorchSide:
     """Modules with random weights on the device that PyTorch finds."""
 
     def __init__(self, config: ModelConfig, half: bool) -> None:
-        """Make nothing yet but the device and the type that matrix products compute in."""
+        """Select the device; with `half`, matrix products are in bfloat16."""
         self.torch: Any = importlib.import_module("torch")
         self.modules: Any = importlib.import_module("tests.models.published")
         self.config = config
@@ -38,8 +40,8 @@ class TorchSide:
         self.torch.set_default_device(self.device)
         self.torch.manual_seed(0)
 
-    def embed(self, kind: str, flux: np.ndarray, *, compile_it: bool = False) -> Call:
-        """Embed flux (n, pixels): "lamost" mean tokens, "gaia_xp" latents or "projected" vectors."""
+    def embed(self, kind: str, flux: Float32Array, *, compile_it: bool = False) -> Call:
+        """Embed flux (n, pixels) as "lamost" mean tokens, "gaia_xp" latents or "projected" vectors."""
         tower = self.modules.GaiaXPHead if kind == "gaia_xp" else self.modules.LamostHead
         network = tower(self.config).to(self.device).eval()
         spectra = self._tensor(flux)
@@ -61,7 +63,7 @@ class TorchSide:
     def masked_modelling(
         self, tokens: Any, hidden: Any, seeds: int, *, full: bool = False, compile_it: bool = False
     ) -> Call:
-        """One step for each seed of LoRA1 (or of everything, `full`) on tokens (n, t, d), hidden (n, t)."""
+        """Train one LoRA1 step (with `full`, of all weights) per seed on tokens (n, t, d), hidden (n, t)."""
         network: Any = self.modules.SpecFormer(self.config.specformer)
         if not full:
             network = self._adapted(network, self.config.lora1, r".*attention\.(q_proj|kv_proj|out_proj)")
@@ -80,12 +82,12 @@ class TorchSide:
 
         return self._steps(network, self.torch.compile(loss) if compile_it else loss, seeds)
 
-    def contrastive(self, tokens: np.ndarray, z_xp: np.ndarray, seeds: int) -> Call:
-        """One LoRA3 step for each seed on cached tokens (n, t, d) against z_xp (n, d)."""
+    def contrastive(self, tokens: Float32Array, z_xp: Float32Array, seeds: int) -> Call:
+        """Train one LoRA3 step per seed on cached tokens (n, t, d) against z_xp (n, d)."""
         tower = self.modules.LamostHead(self.config)
         del tower.backbone
         network = self._adapted(tower, self.config.lora3, r".*mlp\.(encoder|decoder)")
-        # peft does not reach the output layer inside MultiheadAttention: its two adapters are the mlp's.
+        # peft cannot adapt the output layer inside MultiheadAttention, so only the two layers of the mlp are.
         network = network.to(self.device).train()
         inner = network.base_model.model
         given, other = self._tensor(tokens), self._tensor(z_xp)
@@ -100,14 +102,14 @@ class TorchSide:
 
         return self._steps(network, loss, seeds)
 
-    def head_run(self, features: np.ndarray, labels: np.ndarray, seeds: int, steps: int) -> Call:
-        """Whole LoRA2 or LoRA4 runs on features (n, d) and labels (n,), full batches, for each seed."""
+    def head_run(self, features: Float32Array, labels: Float32Array, seeds: int, steps: int) -> Call:
+        """Train LoRA2 or LoRA4 for each seed, on features (n, d) and labels (n,) in full batches."""
         x, y = self._tensor(features), self._tensor(labels)
 
         def one_seed() -> Any:
             head = self.modules.ParamRegressor(x.shape[1], self.config.head)
             network = self._adapted(head, self.config.lora4, r"network\.\d+", linear_only=True)
-            network = network.to(self.device).eval()  # running statistics and no dropout, as ours trains
+            network = network.to(self.device).eval()  # running statistics and no dropout, as in specjax
 
             def loss() -> Any:
                 residual = network(x)[:, 0] - y
@@ -144,7 +146,7 @@ class TorchSide:
     def _autocast(self) -> Any:
         return self.torch.autocast(self.device, self.torch.bfloat16, enabled=self.half)
 
-    def _tensor(self, array: np.ndarray) -> Any:
+    def _tensor(self, array: ArrayLike) -> Any:
         return self.torch.from_numpy(np.array(array)).to(self.device)
 
     def _finished(self, value: Any) -> None:

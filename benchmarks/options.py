@@ -1,4 +1,4 @@
-"""What a run of the benchmarks measures, as the command line says it."""
+"""Options of `python -m benchmarks`."""
 
 import dataclasses
 from pathlib import Path
@@ -10,22 +10,22 @@ class Options:
     """What to measure."""
 
     preset: Literal["paper", "mini"] = "paper"
-    """sizes of the model in a, b, c, e and g"""
+    """Model sizes in sections a, b, c, e and g."""
     table_preset: Literal["paper", "mini"] | None = None
-    """sizes of the model in d: those of the paper on an accelerator and mini on a CPU, if not said"""
+    """Model sizes in section d; by default paper on an accelerator and mini on a CPU."""
     only: tuple[Literal["a", "b", "c", "d", "e", "f", "g"], ...] = ()
-    """sections to run; all of them if none is named"""
+    """Sections to run; by default all."""
     quick: bool = False
-    """smaller batches and fewer calls: for a look, not for a record"""
+    """Use smaller batches and fewer calls, for a first look."""
     repeats: int = 5
-    """timed calls of each, of which the median is taken"""
+    """Number of timed calls, of which the median is taken."""
     torch: bool = True
-    """run PyTorch beside"""
+    """Compare with PyTorch."""
     torch_compile: bool = True
-    """and torch.compile, for an embedding and a LoRA1 step"""
+    """Compare with torch.compile too, for an embedding and a LoRA1 step."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """type of the matrix products; bfloat16 on an accelerator and float32 on a CPU, if not said"""
+    """Type of matrix products; by default bfloat16 on an accelerator and float32 on a CPU."""
     markdown: bool = False
-    """print Markdown"""
+    """Print Markdown."""
     out: Path = Path("runs/bench.json")
-    """JSON to write, after every line; the plot goes beside it"""
+    """JSON file to write; the plot is written beside it."""

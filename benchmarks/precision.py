@@ -1,7 +1,10 @@
-"""What bfloat16 does to the numbers: `python -m benchmarks.precision`.
+"""Rounding errors of bfloat16.
 
-Prints for each tower the root mean square difference from float32, as a fraction of the spread of the numbers
-over spectra, and how far a label of the shipped model moves by it. Spectra are smooth noise of a few percent.
+    python -m benchmarks.precision
+
+Prints the root-mean-square difference from float32 for each tower, relative to the standard deviation over
+spectra, and the resulting change of a label of the shipped model. The spectra are smooth noise of a few
+percent.
 """
 
 import dataclasses
@@ -11,44 +14,48 @@ import numpy as np
 from benchmarks.in_specjax import random_model
 from specjax.config import get_preset
 from specjax.foundation import Foundation, load
+from specjax.foundation.inputs import pixel_count
+from specjax.typing import Float32Array
 
 
 def main(rows: int = 16) -> None:
     """Print the differences."""
-    for name, model in {
-        "paper sizes, random": random_model(get_preset("paper")),
-        "mini": load("mini"),
-    }.items():
-        half = dataclasses.replace(model, dtype="bfloat16")
-        flux = {survey: smooth_noise(rows, pixels(model, survey)) for survey in ("lamost", "gaia_xp")}
-        for what, run in {
-            "LAMOST mean token": lambda m: m.mean_token(flux["lamost"]),  # noqa: B023
-            "LAMOST projected": lambda m: m.embed(flux["lamost"]),  # noqa: B023
-            "Gaia XP projected": lambda m: m.embed(flux["gaia_xp"], "gaia_xp"),  # noqa: B023
-        }.items():
-            print(f"{name}: {what}: {relative_error(run(half), run(model)):.2%} of the spread")
-    exact, close = (m.predict(flux["lamost"])["fe_h"] for m in (model, half))
-    print(
-        f"mini: [Fe/H] moves by {np.sqrt(np.mean((exact - close) ** 2)):.4f} dex (spread {exact.std():.2f})"
-    )
+    mini = load("mini")
+    for name, model in {"paper sizes, random": random_model(get_preset("paper")), "mini": mini}.items():
+        exact, rounded = (embeddings(one, rows) for one in (model, _half(model)))
+        for what, vectors in exact.items():
+            error = relative_error(rounded[what], vectors)
+            print(f"{name}: {what}: {error:.2%} of the standard deviation")
+    flux = smooth_noise(rows, pixel_count(mini.config, "lamost"))
+    labels, rounded_labels = (one.predict(flux)["fe_h"] for one in (mini, _half(mini)))
+    change = np.sqrt(np.mean((labels - rounded_labels) ** 2))
+    print(f"mini: [Fe/H] changes by {change:.4f} dex (standard deviation {labels.std():.2f})")
 
 
-def relative_error(close: np.ndarray, exact: np.ndarray) -> float:
-    """Return rms(close - exact) over the spread of each number across spectra, both (n, d)."""
-    return float(np.sqrt(np.mean((close - exact) ** 2)) / np.sqrt(np.mean(exact.var(axis=0))))
+def embeddings(model: Foundation, rows: int) -> dict[str, Float32Array]:
+    """Return the embeddings (rows, d) of smooth noise by name."""
+    lamost, xp = (smooth_noise(rows, pixel_count(model.config, survey)) for survey in ("lamost", "gaia_xp"))
+    return {
+        "LAMOST mean token": model.mean_token(lamost),
+        "LAMOST projected": model.embed(lamost),
+        "Gaia XP projected": model.embed(xp, "gaia_xp"),
+    }
 
 
-def smooth_noise(rows: int, count: int) -> np.ndarray:
-    """Draw flux (rows, count) around 1 with structure of a few pixels."""
+def _half(model: Foundation) -> Foundation:
+    return dataclasses.replace(model, dtype="bfloat16")
+
+
+def relative_error(rounded: Float32Array, exact: Float32Array) -> float:
+    """Return rms(rounded - exact) over the standard deviation across spectra, both (n, d)."""
+    return float(np.sqrt(np.mean((rounded - exact) ** 2)) / np.sqrt(np.mean(exact.var(axis=0))))
+
+
+def smooth_noise(rows: int, count: int) -> Float32Array:
+    """Draw flux (rows, count) around 1 that is correlated over a few pixels."""
     noise = np.random.default_rng(0).normal(0, 0.15, (rows, count + 4))
     smooth = np.mean([noise[:, shift : shift + count] for shift in range(5)], axis=0)
     return np.asarray(1 + smooth, np.float32)
-
-
-def pixels(model: Foundation, survey: str) -> int:
-    """Return the number of pixels of a survey's grid."""
-    config = model.config
-    return config.specformer.num_pixels if survey == "lamost" else config.xp_autoencoder.num_pixels
 
 
 if __name__ == "__main__":

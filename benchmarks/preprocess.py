@@ -1,11 +1,11 @@
-"""Time the way from spectra as observed to the LAMOST grid, beside spectres.
+"""Time the preprocessing of observed spectra to the LAMOST grid, against spectres.
 
     python -m benchmarks.preprocess --out runs/preprocess.json
 
-Spectra like DESI's: 7781 pixels of 0.8 A with uncertainties, and a mask with 1% of the pixels and every tenth
-spectrum without a stretch of 100 A. Each line gives wall time and processor time of all processes; on a
-machine that others use too, the processor time is the one to go by. Expect on two cores of 2024 10,000
-spectra, continuum included, in 4 s, and resampling 300 times as fast as spectres, spectrum by spectrum.
+The spectra resemble those of DESI: 7781 pixels of 0.8 A with uncertainties, 1% of the pixels masked and a gap
+of 100 A in every tenth spectrum. Each row gives the wall time and the CPU time of all processes; on a shared
+machine, compare CPU times. Expected on two cores of 2024: 10,000 spectra in 4 s, continuum included, and
+resampling 300 times as fast as spectres, which takes one spectrum at a time.
 """
 
 import dataclasses
@@ -33,31 +33,27 @@ class Options:
     """What to measure."""
 
     spectra: int = 2000
-    """Spectra for each single step."""
+    """Number of spectra for each single step."""
     prepared: int = 10_000
-    """Spectra from a file on disk to a file on disk by `specjax prepare`; 0 leaves it out."""
+    """Number of spectra for `specjax prepare`, from file to file; 0 leaves it out."""
     workers: int | None = None
-    """Its processes; as many as there are cores by default."""
+    """Processes of `specjax prepare`; by default one per core."""
     by_spectres: int = 20
-    """Spectra that spectres resamples, one by one; 0 leaves it out."""
+    """Number of spectra that spectres resamples; 0 leaves it out."""
     out: Path | None = None
-    """JSON to write."""
+    """JSON file to write."""
 
 
 def main(options: Options) -> list[dict[str, Any]]:
-    """Measure, print, write."""
+    """Time all steps, print and write the results."""
     spectra = desi_like(options.spectra)
     rows = [
         measure("rebin, with mask and ivar", lambda: rebin(spectra, LAMOST_WAVELENGTH), len(spectra)),
         measure("continuum", lambda: normalise(spectra), len(spectra)),
         measure("to_lamost, all of it", lambda: to_lamost(spectra), len(spectra)),
     ]
-    if options.by_spectres:
-        rows.append(
-            measure(
-                "spectres, flux alone", lambda: _spectres(spectra, options.by_spectres), options.by_spectres
-            )
-        )
+    if count := options.by_spectres:
+        rows.append(measure("spectres, flux alone", lambda: _spectres(spectra, count), count))
     if options.prepared:
         with TemporaryDirectory() as folder:
             rows.append(prepare(Path(folder), options.prepared, options.workers))
@@ -71,7 +67,7 @@ def main(options: Options) -> list[dict[str, Any]]:
 
 
 def desi_like(count: int, seed: int = 0) -> Spectra:
-    """Make spectra of noise about a slope; no time depends on what is in them but for the mask."""
+    """Make sloped spectra with noise; apart from the mask, their content does not affect the times."""
     rng = np.random.default_rng(seed)
     flux = (WAVELENGTH / 5000) ** -1 + 0.05 * rng.normal(size=(count, WAVELENGTH.size))
     mask = rng.random(flux.shape) < 0.01
@@ -80,20 +76,13 @@ def desi_like(count: int, seed: int = 0) -> Spectra:
 
 
 def measure(name: str, call: Callable[[], object], count: int) -> dict[str, Any]:
-    """Time the second of two calls: the first builds and caches the operators."""
+    """Time the second of two calls, as the first builds and caches the operators."""
     call()
-    wall, processor = time.perf_counter(), _processor_seconds()
-    call()
-    return {
-        "name": name,
-        "spectra": count,
-        "wall_s": time.perf_counter() - wall,
-        "processor_s": _processor_seconds() - processor,
-    }
+    return _timed(name, call, count)
 
 
 def prepare(folder: Path, count: int, workers: int | None) -> dict[str, Any]:
-    """Time `specjax prepare` from one large HDF5 file to another, once."""
+    """Time `specjax prepare` once, from one large HDF5 file to another."""
     part, source = desi_like(min(count, 500)), folder / "desi.h5"
     with h5py.File(source, "w") as file:
         file["wavelength"] = part.wavelength
@@ -104,34 +93,37 @@ def prepare(folder: Path, count: int, workers: int | None) -> dict[str, Any]:
             for start in range(0, count, len(array)):
                 data[start : start + len(array)] = array[: count - start]
         file["id"] = np.arange(count)
-    wall, processor = time.perf_counter(), _processor_seconds()
-    prepare_spectra([source], folder / "prepared.h5", workers=workers, say=lambda line: None)
-    return {
-        "name": "specjax prepare, file to file",
-        "spectra": count,
-        "wall_s": time.perf_counter() - wall,
-        "processor_s": _processor_seconds() - processor,
-    }
+    out = folder / "prepared.h5"
+    return _timed(
+        "specjax prepare, file to file", lambda: prepare_spectra([source], out, workers=workers), count
+    )
+
+
+def _timed(name: str, call: Callable[[], object], count: int) -> dict[str, Any]:
+    wall, cpu = time.perf_counter(), _cpu_seconds()
+    call()
+    times = {"wall_s": time.perf_counter() - wall, "processor_s": _cpu_seconds() - cpu}
+    return {"name": name, "spectra": count, **times}
 
 
 def format_row(row: dict[str, Any]) -> str:
-    """Lay a measurement out as a line."""
+    """Format a measurement as a line."""
     rate, seconds = row["spectra"] / row["processor_s"], 1e4 * row["processor_s"] / row["spectra"]
     return (
-        f"{row['name']:<30} {row['spectra']:>6} spectra  wall {row['wall_s']:7.2f} s  processor"
-        f" {row['processor_s']:7.2f} s  {rate:8.0f} a second, 10,000 in {seconds:.1f} s of processor time"
+        f"{row['name']:<30} {row['spectra']:>6} spectra  wall {row['wall_s']:7.2f} s"
+        f"  CPU {row['processor_s']:7.2f} s  {rate:8.0f} per second, 10,000 in {seconds:.1f} s of CPU time"
     )
 
 
 def _spectres(spectra: Spectra, count: int) -> None:
-    import spectres  # of the extra "test"
+    import spectres  # from the extra "test"
 
     for flux in spectra.flux[:count]:
         spectres.spectres(LAMOST_WAVELENGTH, spectra.wavelength, flux)
 
 
-def _processor_seconds() -> float:
-    """Processor time of this process and of its children that have ended."""
+def _cpu_seconds() -> float:
+    """CPU time of this process and of its children that have ended."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 

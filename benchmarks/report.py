@@ -1,4 +1,4 @@
-"""The table on the terminal and in Markdown, the JSON, and the plot of cost against spectra and seeds."""
+"""Output of the results: table, Markdown, JSON, and a plot of time against spectra and seeds."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import Row, Yardstick
+from benchmarks.timing import DevicePeaks, Row
 from specjax.atomic import atomic_file
 
 HEADINGS = {
@@ -19,14 +19,14 @@ HEADINGS = {
     "c": "Whole LoRA4 runs on cached features",
     "d": "All six configurations",
     "e": "A step of full fine-tuning",
-    "f": "From a cold process",
-    "g": "Peak memory, in processes of their own",
+    "f": "In new processes",
+    "g": "Peak memory, each task in a new process",
 }
 COLUMNS = (
     "",
     "what",
     "median s",
-    "a second",
+    "per second",
     "floor s",
     "of peak",
     "PyTorch s",
@@ -37,9 +37,9 @@ COLUMNS = (
 )
 
 
-def cells(row: Row, yardstick: Yardstick) -> list[str]:
-    """Return one line of the table as text; what was not measured stays blank."""
-    floor = row.floor(yardstick)
+def cells(row: Row, peaks: DevicePeaks) -> list[str]:
+    """Return the cells of a row as text, blank where nothing was measured."""
+    floor = row.floor(peaks)
     return [
         row.section,
         row.what,
@@ -56,45 +56,48 @@ def cells(row: Row, yardstick: Yardstick) -> list[str]:
 
 
 def one_line(row: Row) -> str:
-    """Return what a line measured, for who waits for the next."""
-    shown = [f"{who} {row.median(who):.3g} s" for who in row.times]
+    """Format the medians of a row as a line of progress."""
+    shown = [f"{side} {row.median(side):.3g} s" for side in row.times]
     return f"{row.section}  {row.what}: {', '.join(shown + [row.note] * bool(row.note))}"
 
 
-def print_table(rows: Sequence[Row], about: Mapping[str, Any], yardstick: Yardstick) -> None:
-    """Print everything to the terminal."""
-    table = Table(title="Throughput: medians of calls in turns; ratio is PyTorch's best over specjax")
+def print_table(rows: Sequence[Row], environment: Mapping[str, Any], peaks: DevicePeaks) -> None:
+    """Print the table, as Markdown if the output is not a terminal."""
+    console = Console()
+    if not console.is_terminal:
+        print(markdown(rows, environment, peaks))
+        return
+    table = Table(title="Medians of alternating calls; ratio: fastest PyTorch time / specjax time")
     for name in COLUMNS:
         table.add_column(name, justify="left" if name in ("", "what") else "right")
     for section in sorted({row.section for row in rows}):
-        for row in (row for row in rows if row.section == section):
-            table.add_row(*cells(row, yardstick))
+        for row in _in_section(rows, section):
+            table.add_row(*cells(row, peaks))
         table.add_section()
-    console = Console()
-    console.print(table if console.is_terminal else markdown(rows, about, yardstick))
-    console.print(_described(about, yardstick), highlight=False)
+    console.print(table)
+    console.print(_describe(environment, peaks), highlight=False)
 
 
-def markdown(rows: Sequence[Row], about: Mapping[str, Any], yardstick: Yardstick) -> str:
-    """Return the tables as Markdown, a heading for each section."""
-    lines = [_described(about, yardstick), ""]
+def markdown(rows: Sequence[Row], environment: Mapping[str, Any], peaks: DevicePeaks) -> str:
+    """Return the tables as Markdown, with one heading per section."""
+    lines = [_describe(environment, peaks), ""]
     head = [name or " " for name in COLUMNS[1:]]
     for section in sorted({row.section for row in rows}):
         lines += [f"### {section}. {HEADINGS[section]}", "", f"| {' | '.join(head)} |"]
         lines.append("|" + "---|" + "---:|" * (len(head) - 2) + "---|")
-        for row in (row for row in rows if row.section == section):
-            lines.append(f"| {' | '.join(cells(row, yardstick)[1:])} |")
+        for row in _in_section(rows, section):
+            lines.append(f"| {' | '.join(cells(row, peaks)[1:])} |")
         lines.append("")
     return "\n".join(lines)
 
 
-def write_json(path: Path, rows: Sequence[Row], about: Mapping[str, Any], yardstick: Yardstick) -> None:
-    """Write everything, the single times included."""
+def write_json(path: Path, rows: Sequence[Row], environment: Mapping[str, Any], peaks: DevicePeaks) -> None:
+    """Write all results, including the times of single calls."""
     entries = []
     for row in rows:
-        derived = {"median": row.median(), "floor": row.floor(yardstick), "ratio": row.ratio()}
+        derived = {"median": row.median(), "floor": row.floor(peaks), "ratio": row.ratio()}
         entries.append(_without_nan({**dataclasses.asdict(row), **derived}))
-    whole = {**about, "yardstick": dataclasses.asdict(yardstick), "rows": entries}
+    whole = {**environment, "yardstick": dataclasses.asdict(peaks), "rows": entries}
     with atomic_file(path) as unfinished:
         unfinished.write_text(json.dumps(whole, indent=2) + "\n")
 
@@ -102,9 +105,13 @@ def write_json(path: Path, rows: Sequence[Row], about: Mapping[str, Any], yardst
 def plot_curves(
     path: Path, curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], device: str
 ) -> None:
-    """Plot seconds against spectra and seeds, each line beside what is in proportion to its first point.
+    """Plot time against the number of spectra and of seeds, with lines of proportional time for comparison.
 
-    `curves` has for each axis its lines by name, as (number, seconds). An axis without a line is left out.
+    Args:
+        path: PNG to write; not written if there are no curves.
+        curves: for each panel ("spectra", "seeds") its curves by name, as (number, seconds); empty panels are
+            left out.
+        device: title of the figure.
     """
     drawn = {unit: lines for unit, lines in curves.items() if lines}
     if not drawn:
@@ -123,21 +130,25 @@ def plot_curves(
             (line,) = axis.loglog(counts, seconds, "o-", label=name)
             proportional = [seconds[0] * count / counts[0] for count in counts]
             axis.loglog(counts, proportional, ":", color=line.get_color(), alpha=0.7)
-        axis.plot([], [], ":", color="0.5", label="in proportion to the first")
-        axis.set(xlabel=unit, ylabel="seconds", title=f"cost against {unit}")
+        axis.plot([], [], ":", color="0.5", label="proportional to the first point")
+        axis.set(xlabel=f"number of {unit}", ylabel="time (s)", title=f"time against number of {unit}")
         axis.legend(fontsize="small")
     figure.suptitle(device)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
 
-def _described(about: Mapping[str, Any], yardstick: Yardstick) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+def _in_section(rows: Sequence[Row], section: str) -> list[Row]:
+    return [row for row in rows if row.section == section]
+
+
+def _describe(environment: Mapping[str, Any], peaks: DevicePeaks) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     return (
-        f"{about['device']}, {about['cores']} cores, matrix products in {about['dtype']},"
-        f" {about['date']}; {versions}."
-        f" Measured peaks: {yardstick.flops / 1e9:,.0f} GFLOP/s, {yardstick.bandwidth / 1e9:,.0f} GB/s."
-        f" Peak memory of the run: {about['peak_memory'] / 2**30:.1f} GiB."
+        f"{environment['device']}, {environment['cores']} cores, matrix products in {environment['dtype']},"
+        f" {environment['date']}; {versions}."
+        f" Measured peaks: {peaks.flops / 1e9:,.0f} GFLOP/s, {peaks.bandwidth / 1e9:,.0f} GB/s."
+        f" Peak memory of the run: {environment['peak_memory'] / 2**30:.1f} GiB."
     )
 
 

@@ -1,1 +1,1 @@
-"""The studies: one script each, with its command and the result to expect in its docstring."""
+"""Studies: scripts whose docstrings give the command and the expected outcome."""

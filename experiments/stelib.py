@@ -1,4 +1,4 @@
-"""STELIB as a target survey, as observed and as a slitless low-resolution survey would deliver it."""
+"""STELIB as a target survey, as observed and degraded to a slitless low-resolution survey."""
 
 from pathlib import Path
 
@@ -16,10 +16,16 @@ NAMES = ("stelib", "stelib-grism")
 
 
 def make_targets(libraries: Path, names: tuple[str, ...] = NAMES, label: str = "fe_h") -> list[Target]:
-    """Build the targets: stars with all labels, 3800-7500 K, at most 20% of the grid masked (126).
+    """Build the targets from the stellar libraries.
 
-    The other STELIB spectra are the unlabelled ones. Both targets take the Gaia XP side from STELIB's own
-    3200-9900 A flux, continued to 10200 A by the best matching mean MaStar spectrum.
+    Labelled stars have all labels, 3800-7500 K and at most 20% of the grid masked (126 stars); the remaining
+    STELIB spectra are unlabelled. The Gaia XP spectra of both targets are made from the STELIB flux at
+    3200-9900 A, extended to 10200 A with the best-matching mean MaStar spectrum.
+
+    Args:
+        libraries: folder of the stellar libraries.
+        names: targets to build, any of `NAMES`.
+        label: label to adapt to.
     """
     spectra = stelib.read(libraries / "stelib")
     labels = np.stack([spectra.meta[name] for name in LABELS], axis=1)
@@ -39,8 +45,8 @@ def make_targets(libraries: Path, names: tuple[str, ...] = NAMES, label: str = "
     ]
 
 
-def label_floor(libraries: Path, target: Target, label: str = "fe_h") -> float:
-    """Return the scatter between the two libraries' own labels of the stars that both have."""
+def label_scatter(libraries: Path, target: Target, label: str = "fe_h") -> float:
+    """Return the robust scatter between the STELIB and MILES labels of their common stars."""
     spectra = stelib.read(libraries / "stelib").select(target.labelled.id)
     source = miles.read(libraries / "miles")
     left, right = crossmatch(spectra.meta["name"].tolist(), source.meta["name"].tolist())

@@ -1,12 +1,12 @@
-"""Whether two visits of one star are closest to each other in embedding: a check that needs no labels.
+"""Check without labels whether repeat visits of a star are nearest neighbours in the embedding.
 
     python -m experiments.visit_pairs --spectra FOLDER --visits visits.csv
 
-The table has a row for each spectrum with the columns file, its name in the folder, and star, the same for
-all visits of one. For each spectrum the nearest of all others is sought, by the angle between embeddings
-from which the mean over the spectra was taken out. Expect of the shipped model, for 20 LAMOST DR8 stars with
-two visits each of S/N 31 to 159: 31 of 40 projected vectors and 32 of 40 mean tokens, where of the pixels
-themselves it is 20; by chance it would be 1.
+The table of visits has one row per spectrum, with the columns `file`, its name in the folder, and `star`, the
+same for all visits of a star. Neighbours are ranked by the angle between embeddings after subtraction of the
+mean over the spectra. Expected with the shipped model for 20 LAMOST DR8 stars with two visits each, S/N of 31
+to 159: the nearest neighbour is the other visit for 31 of 40 projected vectors and 32 of 40 mean tokens,
+against 20 for the pixels themselves and 1 by chance.
 """
 
 import dataclasses
@@ -26,27 +26,26 @@ from specjax.typing import BoolArray, IntArray
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What can be set from the command line."""
+    """Options of the command line."""
 
     spectra: Path
-    """A survey's files."""
+    """Folder with the files of a survey."""
     visits: Path
-    """A table with the columns file and star."""
+    """Table with the columns file and star."""
     model: str = "mini"
-    """A model folder, or "mini"."""
+    """Model folder, or "mini"."""
 
 
 def main(config: Config) -> dict[str, float]:
-    """Print and return the share of spectra whose nearest is another visit of the same star."""
+    """Print and return the fraction of spectra whose nearest neighbour is another visit of the same star."""
     spectra = to_lamost(read(config.spectra))
     star = find_stars(spectra, Table.read(config.visits))
     spectra, star = spectra[star >= 0], star[star >= 0]
     model = load(config.model)
-    ivar = spectra.ivar if spectra.has_ivar else None
-    flux, valid = model.prepare(spectra.flux, "lamost", ivar=ivar, mask=spectra.mask)
+    flux, valid = model.model_input(spectra)
     features = {
-        "projected": model.embed(spectra.flux, ivar=ivar, mask=spectra.mask),
-        "mean token": model.mean_token(spectra.flux, ivar=ivar, mask=spectra.mask),
+        "projected": model.embed(spectra),
+        "mean token": model.mean_token(spectra),
         "pixels": np.where(valid, flux, 1.0),
     }
     rates = {}
@@ -54,16 +53,17 @@ def main(config: Config) -> dict[str, float]:
         paired = nearest_is_partner(vectors, star)
         rates[name] = float(paired.mean())
         stars = set(star.tolist())
-        both = len(stars - set(star[~paired].tolist()))
-        print(f"{name:<12} {paired.sum()} of {len(star)} spectra, all visits of {both} of {len(stars)} stars")
+        complete = stars - set(star[~paired].tolist())
+        counts = f"{paired.sum()} of {len(star)} spectra, all visits of {len(complete)} of {len(stars)} stars"
+        print(f"{name:<12} {counts}")
     return rates
 
 
 def find_stars(spectra: Spectra, visits: Table) -> IntArray:
-    """Return (n,) numbers of the stars of the spectra, -1 where the table does not have them.
+    """Return (n,) star numbers of the spectra, -1 for spectra that are not in the table.
 
     Raises:
-        DataError: columns that are not there, or a table of other files.
+        DataError: the table lacks a column, or lists none of the spectra.
     """
     missing = {"file", "star"} - set(visits.colnames)
     if missing:
@@ -72,17 +72,17 @@ def find_stars(spectra: Spectra, visits: Table) -> IntArray:
     star_of = {stem(Path(str(row["file"]))): stars[str(row["star"])] for row in visits}
     star = np.array([star_of.get(name, -1) for name in spectra.id.tolist()])
     if (star < 0).all():
-        raise DataError("the table of visits names none of the spectra")
+        raise DataError("the table of visits lists none of the spectra")
     return star
 
 
 def nearest_is_partner(vectors: NDArray[np.floating], star: IntArray) -> BoolArray:
-    """Return (n,) whether the nearest other of (n, d) vectors, by angle, is of the same star."""
+    """Return (n,) whether the nearest of the other (n, d) vectors, by angle, belongs to the same star."""
     unit = vectors - vectors.mean(axis=0)
     unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
-    likeness = unit @ unit.T
-    np.fill_diagonal(likeness, -np.inf)
-    return np.asarray(star[likeness.argmax(axis=1)] == star)
+    similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -np.inf)
+    return np.asarray(star[similarity.argmax(axis=1)] == star)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def run_study(
     *,
     configurations: Sequence[Configuration],
     baselines: Baselines | None = None,
-    floor: Mapping[str, float] | None = None,
+    label_scatter: Mapping[str, float] | None = None,
     record: Mapping[str, Any] | None = None,
     splits: Mapping[str, Splits] | None = None,
     say: Say = silent,
@@ -55,7 +55,7 @@ def run_study(
         out: the folder; an earlier run in it is replaced.
         configurations: rows of the table.
         baselines: further predictions for the table, from the same splits, made in a thread of their own.
-        floor: by target, a scatter to draw as a line (that between the literature's own labels).
+        label_scatter: by target, the scatter between two sets of literature labels, drawn as a line.
         record: further entries of config.json.
         splits: by target, the splits of `config.seeds` seeds; drawn at random for the others.
         say: receives lines of progress.
@@ -91,7 +91,7 @@ def run_study(
         results.write_table(folder, rows)
         joined = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
         results.write_predictions(folder, joined)
-        plots.plot_sigma(folder / "sigma.png", rows, unit=unit, floor=floor)
+        plots.plot_sigma(folder / "sigma.png", rows, unit=unit, label_scatter=label_scatter)
     return rows
 
 
@@ -115,7 +115,7 @@ def score(
     return rows
 
 
-def _kind(configuration: Configuration) -> str:
+def _kind(configuration: Configuration) -> results.Kind:
     return "adapted" if configuration.is_adapted else "zero-shot"
 
 
@@ -213,7 +213,9 @@ def _plot_target(
 ) -> None:
     stars, truth = target.labelled.id[splits.test], target.truth[splits.test]
     panels = {
-        one.configuration.name: plots.per_star(stars, truth, _taken(one.predictions, splits.test))
+        one.configuration.name: plots.per_star(
+            stars, truth, _taken(one.predictions, splits.test), kind=_kind(one.configuration)
+        )
         for one in adapted
     }
     label, unit = symbol_and_unit(target.label)

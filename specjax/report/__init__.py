@@ -1,1 +1,1 @@
-"""What a run reports: scores, tables, plots and descriptions."""
+"""Scores, tables, plots and descriptions of models and runs."""

@@ -1,7 +1,7 @@
-"""How good predictions are: robust scatter, R2 and bias, by metallicity range, with errors over seeds.
+"""Accuracy of predicted labels: robust scatter, R2 and bias, by metallicity range, with errors over seeds.
 
-`robust_sigma` works on NumPy arrays (in float64) and on JAX arrays (traceable, so it can be jitted and
-vmapped). The tables are made by `summarise`, in NumPy.
+`robust_sigma`, `r2` and `bias` take NumPy or JAX arrays, traced ones included, so that they can be jitted and
+vmapped. `summarise` makes the rows of a table, in NumPy.
 """
 
 from collections.abc import Callable
@@ -12,25 +12,25 @@ from numpy.typing import ArrayLike
 
 from specjax.typing import BoolArray, FloatArray
 
-Array = Any  # a NumPy or a JAX array; the functions below follow what they are given
+Array = Any  # a NumPy or a JAX array; the result is of the same kind
 
 SUBSETS = ("all", "fe_h>=-1", "fe_h<-1")
-MIN_STARS = 10  # a robust scatter of fewer residuals says more about them than about the method
+MIN_STARS = 10  # the robust scatter of fewer residuals is dominated by small-number noise
 
 
 def robust_sigma(residual: Array) -> Array:
-    """Biweight scatter of residuals, in the IDL form that the tables of the field use.
+    """Biweight scatter of residuals, as the IDL routine ROBUST_SIGMA defines it.
 
-    d = y - median(y); m = median(|d|) / 0.6745, or mean(|d|) / 0.8 where that vanishes, and 0 where both do;
-    u = d / (6 m), keep |u| <= 1; sigma = sqrt(n sum(d^2 (1 - u^2)^4) / (D (D - 1))) with
-    D = sum((1 - u^2) (1 - 5 u^2)) and n the number of *all* residuals. (`astropy.stats.biweight_scale` takes
-    u = d / (9 MAD) by default; with c = 6 / 0.6745 it differs from this only in D^2 for D (D - 1).)
+    d = y - median(y); m = median(|d|) / 0.6745, or mean(|d|) / 0.8 if that vanishes; sigma = 0 if both do.
+    With u = d / (6 m) and sums over |u| <= 1, sigma = sqrt(n sum(d^2 (1 - u^2)^4) / (D (D - 1))), where
+    D = sum((1 - u^2) (1 - 5 u^2)) and n is the number of *all* residuals. `astropy.stats.biweight_scale` has
+    u = d / (9 MAD) by default; with c = 6 / 0.6745 it differs only in D^2 in place of D (D - 1).
 
     Args:
-        residual: (n,) array, n >= 1. NumPy (computed in float64) or JAX (in its own type).
+        residual: (n,) array; NumPy arrays are computed in float64, JAX arrays in their own type.
 
     Returns:
-        The scatter in the residuals' unit, a 0-d array. NaN if any residual is NaN, or for n = 0.
+        The scatter in the unit of the residuals, a 0-d array; NaN if any residual is NaN or if n = 0.
     """
     xp = _namespace(residual)
     if xp is np:
@@ -44,7 +44,7 @@ def robust_sigma(residual: Array) -> Array:
     kept = u2 <= 1.0
     numerator = xp.sum(xp.where(kept, d**2 * (1.0 - u2) ** 4, 0.0))
     denominator = xp.sum(xp.where(kept, (1.0 - u2) * (1.0 - 5.0 * u2), 0.0))
-    # D > 1 for two or more finite residuals that differ; else the answer is 0 (all equal) or NaN.
+    # D > 1 for two or more finite residuals that differ; otherwise the result is 0 (all equal) or NaN.
     product = denominator * (denominator - 1.0)
     sigma = xp.sqrt(residual.shape[0] * numerator / xp.where(product > 0.0, product, np.nan))
     return xp.where(m < 1e-20, 0.0, sigma)
@@ -53,7 +53,7 @@ def robust_sigma(residual: Array) -> Array:
 def r2(truth: Array, predicted: Array) -> Array:
     """Coefficient of determination of (n,) predictions: 1 - sum (truth - predicted)^2 / sum (truth - mean)^2.
 
-    -inf where the truth does not vary and the predictions err, NaN where neither does.
+    If the truth is constant, the result is -inf, or NaN if the predictions are exact.
     """
     xp = _namespace(predicted)
     error = xp.sum((predicted - truth) ** 2)
@@ -63,25 +63,15 @@ def r2(truth: Array, predicted: Array) -> Array:
 
 
 def bias(truth: Array, predicted: Array) -> Array:
-    """Median of (predicted - truth), in the label's unit: the zero point that `robust_sigma` does not see."""
+    """Median of (predicted - truth) in the unit of the label, an offset that `robust_sigma` does not see."""
     xp = _namespace(predicted)
     return xp.median(predicted - truth)
 
 
 def subset_masks(fe_h: ArrayLike) -> dict[str, BoolArray]:
-    """Which stars belong to each of `SUBSETS`, by literature [Fe/H] of any shape; NaN is in "all" only."""
+    """Select the stars of each of `SUBSETS` by literature [Fe/H] of any shape; NaN belongs to "all" alone."""
     values = np.asarray(fe_h, dtype=np.float64)
     return {"all": np.ones(values.shape, dtype=bool), "fe_h>=-1": values >= -1.0, "fe_h<-1": values < -1.0}
-
-
-def paired_gain(reference: ArrayLike, values: ArrayLike) -> tuple[float, float]:
-    """Mean and standard error of (reference - value) over seeds, both (seeds,) and from the same splits.
-
-    The error is NaN for a single seed.
-    """
-    difference = np.asarray(reference, dtype=np.float64) - np.asarray(values, dtype=np.float64)
-    mean, _, error = _over_seeds(difference)
-    return mean, error
 
 
 def summarise(
@@ -93,35 +83,37 @@ def summarise(
     stars: ArrayLike | None = None,
     min_stars: int = MIN_STARS,
 ) -> list[dict[str, Any]]:
-    """Score one configuration: one row a subset of `SUBSETS`, with spread and standard error over seeds.
+    """Score one configuration: one row per subset of `SUBSETS`, with standard errors over seeds.
 
-    A row takes one of two forms, told apart by ``pooled``:
+    If every seed tests at least ``min_stars`` stars of the subset, each seed is scored: the row has the mean
+    over the S seeds, the standard deviation ``_std`` (ddof 1) and the error ``_err`` = ``_std`` / sqrt(S).
+    Otherwise the predictions of all seeds are pooled and scored once: ``_err`` is the jackknife error over
+    seeds, sqrt((S-1)/S sum_k (x_(-k) - mean)^2), and ``_std`` = sqrt(S) ``_err``, as for a mean.
 
-    - Every seed's test set has at least ``min_stars`` stars of the subset: each seed is scored; the row holds
-      the mean over seeds, ``_std`` (ddof 1) and ``_err`` = ``_std`` / sqrt(seeds).
-    - Otherwise the predictions of all seeds are pooled and scored once, and ``_err`` is the jackknife over
-      seeds, sqrt((S-1)/S sum_k (x_(-k) - mean)^2), with ``_std`` = sqrt(S) ``_err`` as for a mean.
-
-    ``_err`` is the error over splits and initialisations for these stars; it does not say how another sample
-    of stars would scatter. ``sigma_gain`` is the sigma of ``reference`` less this one, on the same splits.
+    ``_err`` is the error over splits and initialisations for these stars; it excludes the variance between
+    samples of stars. ``sigma_gain`` is the sigma of ``reference`` minus this one, paired by seed.
 
     Args:
         truth: (seeds, n) literature labels of each seed's test stars.
         predicted: (seeds, n) predictions for them. NaN makes the scores NaN.
-        fe_h: (seeds, n) literature [Fe/H] that sorts stars into subsets (the truth, when that is the label).
-        reference: (seeds, n) predictions of the row's zero-shot configuration, or None for no gain (NaN).
-        stars: (seeds, n) integer or string identity of each test star, for ``n_distinct``.
-        min_stars: the fewest stars of a subset for which each seed is scored on its own.
+        fe_h: (seeds, n) literature [Fe/H], which assigns stars to subsets; equals ``truth`` for that label.
+        reference: (seeds, n) predictions of the zero-shot configuration; without it the gain is NaN.
+        stars: (seeds, n) integer or string identifiers of the test stars, for ``n_distinct``.
+        min_stars: smallest number of stars in a subset for which each seed is scored on its own.
 
     Returns:
-        Rows with subset, pooled, n_seeds, n_stars (mean number of test stars a seed), n_predictions,
-        n_distinct, and sigma, r2, bias, sigma_gain each with _err and _std.
+        Rows with subset, pooled (bool), n_seeds, n_stars (mean number of test stars per seed), n_predictions,
+        n_distinct, and sigma, r2, bias, sigma_gain, each with _err and _std.
+
+    Raises:
+        ValueError: the arrays differ in shape.
     """
     y, p = np.asarray(truth, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
     q = np.full_like(p, np.nan) if reference is None else np.asarray(reference, dtype=np.float64)
     if y.ndim != 2 or not y.shape == p.shape == q.shape == np.shape(fe_h):
         raise ValueError(
-            f"truth {y.shape}, predicted {p.shape}, reference {q.shape}: not the same (seeds, n)"
+            f"truth {y.shape}, predicted {p.shape}, reference {q.shape} and fe_h {np.shape(fe_h)} must have"
+            " the same shape (seeds, n)"
         )
     rows = []
     for subset, where in subset_masks(fe_h).items():
@@ -144,7 +136,7 @@ def summarise(
 
 Score = Callable[[FloatArray, FloatArray, FloatArray], float]
 
-_SCORES: dict[str, Score] = {  # of the truth, the predictions and the reference's predictions
+_SCORES: dict[str, Score] = {  # functions of truth, predictions and reference predictions
     "sigma": lambda y, p, q: float(robust_sigma(p - y)),
     "r2": lambda y, p, q: float(r2(y, p)) if len(y) > 1 else np.nan,
     "bias": lambda y, p, q: float(bias(y, p)) if len(y) else np.nan,
@@ -153,13 +145,13 @@ _SCORES: dict[str, Score] = {  # of the truth, the predictions and the reference
 
 
 def _per_seed(score: Score, where: BoolArray, *arrays: FloatArray) -> tuple[float, float, float]:
-    """Mean, standard deviation and standard error of a score that each seed has."""
+    """Mean over seeds of a score, its standard deviation and standard error."""
     values = [score(*(a[k][where[k]] for a in arrays)) for k in range(len(where))]
     return _over_seeds(np.array(values))
 
 
 def _jackknife(score: Score, where: BoolArray, *arrays: FloatArray) -> tuple[float, float, float]:
-    """Score of all seeds' predictions together, its spread and error from leaving out a seed at a time."""
+    """Score of the pooled predictions, with spread and error by leaving out one seed at a time."""
     seeds = np.arange(len(where))
 
     def pooled(rows: BoolArray) -> float:
@@ -174,7 +166,7 @@ def _jackknife(score: Score, where: BoolArray, *arrays: FloatArray) -> tuple[flo
 
 
 def _whole(value: float) -> float:
-    """An int where the number is whole, else two decimals."""
+    """Turn a whole number into an int; round others to two decimals."""
     return int(value) if value == int(value) else round(value, 2)
 
 
@@ -185,9 +177,5 @@ def _over_seeds(values: FloatArray) -> tuple[float, float, float]:
 
 
 def _namespace(array: Array) -> Any:
-    """`jax.numpy` for JAX arrays and tracers, else `numpy`, without importing JAX for it."""
-    if type(array).__module__.startswith(("jax", "jaxlib")):
-        import jax.numpy as jnp
-
-        return jnp
-    return np
+    """Return `jax.numpy` for JAX arrays and tracers, `numpy` for other values, without importing JAX."""
+    return array.__array_namespace__() if hasattr(array, "__array_namespace__") else np

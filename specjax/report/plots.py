@@ -1,7 +1,7 @@
-"""The two figures of a run: predictions against the literature, and the scatter of every configuration.
+"""The two figures of a run: predicted against literature labels, and the scatter of all configurations.
 
-Both take plain NumPy structures and write a PNG. Colours are those of Okabe and Ito, which people with any
-colour vision can tell apart; baselines, zero-shot and adapted rows differ in their marks too.
+Colours are from the palette of Okabe and Ito, which is distinguishable with any colour vision; baselines,
+zero-shot and adapted configurations also differ in their markers.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,43 +14,78 @@ from numpy.typing import ArrayLike
 
 from specjax.atomic import atomic_file
 from specjax.report.metrics import r2, robust_sigma
-from specjax.report.results import configuration_kind
-from specjax.typing import AnyArray, FloatArray
+from specjax.report.results import Kind, value_and_error
+from specjax.typing import FloatArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BLUE, VERMILION, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#8C8C8C", "#222222"
-COLOURS = {"baseline": INK, "zero-shot": BLUE, "adapted": VERMILION}
-MARKS = {
-    "baseline": ("s", GREY, GREY),
-    "zero-shot": ("o", "white", BLUE),
-    "adapted": ("o", VERMILION, VERMILION),
+LABEL_SCATTER = "scatter between literature labels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """Legend, colours and marker of one kind of configuration."""
+
+    legend: str
+    colour: str
+    """Of predictions and of text."""
+    marker: str
+    face: str
+    edge: str
+    """Of the marker and its error bar."""
+    values: str = INK
+    """Of the numbers beside the markers."""
+
+
+STYLES: Mapping[Kind, Style] = {
+    "baseline": Style(
+        legend="no foundation model", colour=INK, marker="s", face=GREY, edge=GREY, values="#666666"
+    ),
+    "zero-shot": Style(legend="zero-shot", colour=BLUE, marker="o", face="white", edge=BLUE),
+    "adapted": Style(legend="adapted", colour=VERMILION, marker="o", face=VERMILION, edge=VERMILION),
 }
-NAMES = {"baseline": "no foundation model", "zero-shot": "zero-shot", "adapted": "adapted"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class StarPredictions:
-    """One configuration's predictions by star, all (n,) in the label's unit.
+    """Predictions of one configuration by star.
 
-    ``spread`` is the standard deviation over the seeds in which a star was tested, 0 if it was tested once.
+    Attributes:
+        kind: kind of the configuration, which sets the colour.
+        truth: (n,) literature labels.
+        predicted: (n,) predictions, means over the seeds that tested a star.
+        spread: (n,) standard deviations over those seeds, 0 for a single one.
     """
 
+    kind: Kind
     truth: FloatArray
     predicted: FloatArray
     spread: FloatArray
 
+    @property
+    def residual(self) -> FloatArray:
+        """Predicted minus literature labels (n,)."""
+        return self.predicted - self.truth
 
-def per_star(stars: ArrayLike, truth: ArrayLike, predicted: ArrayLike) -> StarPredictions:
-    """Average the test predictions of each star over seeds; all three arrays have one shape, (seeds, n)."""
+
+def per_star(stars: ArrayLike, truth: ArrayLike, predicted: ArrayLike, *, kind: Kind) -> StarPredictions:
+    """Average test predictions over seeds, star by star.
+
+    Args:
+        stars: (seeds, n) identifiers of the test stars.
+        truth: (seeds, n) their literature labels.
+        predicted: (seeds, n) their predictions.
+        kind: kind of the configuration.
+    """
     _, first, index = np.unique(np.ravel(np.asarray(stars)), return_index=True, return_inverse=True)
     p, count = np.ravel(np.asarray(predicted, dtype=np.float64)), np.bincount(index)
     mean = np.bincount(index, p) / count
     variance = np.bincount(index, (p - mean[index]) ** 2) / np.maximum(count - 1, 1)
-    chosen = np.ravel(np.asarray(truth, dtype=np.float64))[first]
-    return StarPredictions(truth=chosen, predicted=mean, spread=np.sqrt(variance))
+    labels = np.ravel(np.asarray(truth, dtype=np.float64))[first]
+    return StarPredictions(kind=kind, truth=labels, predicted=mean, spread=np.sqrt(variance))
 
 
 def plot_predictions(
@@ -62,41 +97,40 @@ def plot_predictions(
     label: str = "[Fe/H]",
     unit: str = "dex",
 ) -> Path:
-    """Draw predicted against literature labels, one panel a configuration, with residuals below each.
+    """Plot predicted against literature labels, one panel per configuration, each above its residuals.
 
-    All panels share their axes, so that they compare at a glance. Each star is one point, the mean of its
-    test predictions; the bar is their spread over seeds. What lies beyond the axes is an arrow at their edge.
+    All panels have the same axes. Points are means of a star's test predictions, bars the standard deviation
+    over seeds. Stars outside the axes are drawn as arrows at their edge.
 
     Args:
-        path: the PNG to write.
-        panels: `StarPredictions` by configuration, all of one target.
-        rows: that target's rows of table.json, whose scores are written into the panels. Without a row the
-            scores of the drawn means are, which are better than those of single seeds, and say so.
-        title: above the figure.
-        label: what is predicted, for the axes.
+        path: PNG to write.
+        panels: predictions by configuration, all for one target.
+        rows: the target's rows of table.json, whose scores are written into the panels. A panel without a row
+            shows the scores of the plotted means, which are better than those of single seeds.
+        title: title of the figure.
+        label: name of the label on the axes.
         unit: its unit.
     """
     columns = min(3, len(panels))
     blocks = -(-len(panels) // columns)
     figure = _figure(3.5 * columns + 0.7, 4.5 * blocks + 0.5)
     grid = figure.subplots(2 * blocks, columns, sharex=True, squeeze=False, height_ratios=[3, 1.3] * blocks)
+    pairs = grid.reshape(blocks, 2, columns).swapaxes(1, 2).reshape(-1, 2)
     limits, reach = _limits(panels.values())
     scores = {row["configuration"]: row for row in rows if row["subset"] == "all"}
     for k, (name, stars) in enumerate(panels.items()):
-        top, bottom = (grid[2 * (k // columns) + i, k % columns] for i in (0, 1))
-        colour = COLOURS[configuration_kind(name)]
-        _draw_against(top, stars, limits, colour)
-        _draw_residuals(bottom, stars, reach, colour)
+        top, bottom = pairs[k]
+        _draw_predictions(top, stars, limits)
+        _draw_residuals(bottom, stars, reach)
         top.text(0.04, 0.95, _scores(stars, scores.get(name)), transform=top.transAxes, va="top", fontsize=9)
-        top.set_title(name, fontsize=11, color=colour, fontweight="bold")
+        top.set_title(name, fontsize=11, color=STYLES[stars.kind].colour, fontweight="bold")
         bottom.tick_params(labelbottom=True)
-        bottom.set_xlabel(f"literature {label} ({unit})")
-        for axis, text in ((top, f"predicted {label} ({unit})"), (bottom, f"residual ({unit})")):
-            axis.set_ylabel(text if k % columns == 0 else "")
+        bottom.set_xlabel(_with_unit(f"literature {label}", unit))
+        for axis, text in ((top, f"predicted {label}"), (bottom, "residual")):
+            axis.set_ylabel(_with_unit(text, unit) if k % columns == 0 else "")
             axis.tick_params(labelleft=k % columns == 0)
-    for k in range(len(panels), blocks * columns):
-        for i in (0, 1):
-            grid[2 * (k // columns) + i, k % columns].remove()
+    for axis in pairs[len(panels) :].ravel():
+        axis.remove()
     figure.align_ylabels()
     return _save(figure, path, title)
 
@@ -107,149 +141,132 @@ def plot_sigma(
     *,
     subset: str = "all",
     unit: str = "dex",
-    floor: Mapping[str, float] | None = None,
+    label_scatter: Mapping[str, float] | None = None,
     title: str = "",
 ) -> Path:
-    """Draw the scatter of every configuration with its standard error, one panel a target; left is better.
+    """Plot the robust scatter of all configurations with standard errors, one panel per target.
 
     Args:
-        path: the PNG to write.
+        path: PNG to write.
         rows: rows of table.json.
-        subset: which subset's rows to draw.
-        unit: the label's unit.
-        floor: by target, the scatter between the two surveys' own labels, drawn as a line.
-        title: above the figure.
+        subset: subset whose rows are plotted.
+        unit: unit of the label.
+        label_scatter: scatter between two sets of literature labels by target, drawn as a line.
+        title: title of the figure.
     """
-    chosen = [row for row in rows if row["subset"] == subset]
-    targets = list(dict.fromkeys(row["target"] for row in chosen))
-    names = list(dict.fromkeys(row["configuration"] for row in chosen))
+    rows = [row for row in rows if row["subset"] == subset]
+    targets = list(dict.fromkeys(row["target"] for row in rows))
+    names = list(dict.fromkeys(row["configuration"] for row in rows))
     figure = _figure(4.8 * len(targets) + 1.8, 0.34 * len(names) + 1.9)
     axes = figure.subplots(1, len(targets), sharey=True, squeeze=False)[0]
     for target, axis in zip(targets, axes, strict=True):
-        _draw_sigmas(axis, [r for r in chosen if r["target"] == target], names, (floor or {}).get(target))
+        own = [row for row in rows if row["target"] == target]
+        _draw_sigmas(axis, own, names, (label_scatter or {}).get(target))
         axis.set_title(target, fontsize=12, fontweight="bold")
-        axis.set_xlabel(f"robust scatter σ ({unit}), lower is better")
+        axis.set_xlabel(f"{_with_unit('robust scatter σ', unit)}, lower is better")
     axes[0].set_yticks(range(len(names)), names)
     axes[0].set_ylim(len(names) - 0.4, -0.6)
-    handles = {text: h for axis in axes for h, text in zip(*axis.get_legend_handles_labels(), strict=True)}
-    order = [text for text in (*NAMES.values(), FLOOR) if text in handles]
-    figure.legend(
-        [handles[text] for text in order], order, loc="outside lower center", ncols=len(order), frameon=False
-    )
+    _add_legend(figure, axes)
     return _save(figure, path, title)
 
 
-FLOOR = "scatter between the surveys' own labels"
-
-
-def _draw_against(axis: "Axes", stars: StarPredictions, limits: tuple[float, float], colour: str) -> None:
-    """Predicted against literature, with the line of equality."""
+def _draw_predictions(axis: "Axes", stars: StarPredictions, limits: tuple[float, float]) -> None:
+    """Predicted against literature labels, with the line of equality."""
+    colour = STYLES[stars.kind].colour
     axis.plot(limits, limits, color=INK, lw=1, ls="--", zorder=1)
     inside = (stars.predicted > limits[0]) & (stars.predicted < limits[1])
-    axis.errorbar(
-        stars.truth[inside],
-        stars.predicted[inside],
-        yerr=stars.spread[inside],
-        fmt="o",
-        ms=4,
-        color=colour,
-        alpha=0.65,
-        mew=0,
-        elinewidth=0.7,
-    )
-    _draw_beyond(axis, stars.truth, stars.predicted, limits, colour)
+    x, y, error = (a[inside] for a in (stars.truth, stars.predicted, stars.spread))
+    axis.errorbar(x, y, yerr=error, fmt="o", ms=4, color=colour, alpha=0.65, mew=0, elinewidth=0.7)
+    _draw_outside(axis, stars.truth, stars.predicted, limits, colour)
     axis.set(xlim=limits, ylim=limits)
 
 
-def _draw_residuals(axis: "Axes", stars: StarPredictions, reach: float, colour: str) -> None:
-    """Predicted minus literature, around zero."""
-    residual = stars.predicted - stars.truth
-    inside = np.abs(residual) < reach
+def _draw_residuals(axis: "Axes", stars: StarPredictions, reach: float) -> None:
+    colour = STYLES[stars.kind].colour
+    inside = np.abs(stars.residual) < reach
     axis.axhline(0, color=INK, lw=1, ls="--", zorder=1)
-    axis.plot(stars.truth[inside], residual[inside], "o", ms=3, color=colour, alpha=0.65, mew=0)
-    _draw_beyond(axis, stars.truth, residual, (-reach, reach), colour)
+    axis.plot(stars.truth[inside], stars.residual[inside], "o", ms=3, color=colour, alpha=0.65, mew=0)
+    _draw_outside(axis, stars.truth, stars.residual, (-reach, reach), colour)
     axis.set_ylim(-reach, reach)
 
 
-def _draw_beyond(axis: "Axes", x: AnyArray, y: AnyArray, limits: tuple[float, float], colour: str) -> None:
-    """Arrows at the edges for the points that lie beyond them."""
+def _draw_outside(
+    axis: "Axes", x: FloatArray, y: FloatArray, limits: tuple[float, float], colour: str
+) -> None:
+    """Arrows at the edges for points outside the limits."""
     inset = 0.05 * (limits[1] - limits[0])
-    for beyond, mark, place in (
+    for outside, marker, place in (
         (y >= limits[1], "^", limits[1] - inset),
         (y <= limits[0], "v", limits[0] + inset),
     ):
-        axis.plot(x[beyond], np.full(beyond.sum(), place), mark, ms=5, color=colour, mew=0)
+        axis.plot(x[outside], np.full(outside.sum(), place), marker, ms=5, color=colour, mew=0)
 
 
 def _scores(stars: StarPredictions, row: Mapping[str, Any] | None) -> str:
-    """The lines in a panel's corner."""
+    """The text in the corner of a panel."""
     n = len(stars.truth)
     if row is None:
-        sigma, score = robust_sigma(stars.predicted - stars.truth), r2(stars.truth, stars.predicted)
-        return f"of the means shown:\nσ = {sigma:.3f}\nR² = {score:.3f}\n{n} stars"
-    error = row["sigma_err"]
-    sigma_text = f"σ = {row['sigma']:.3f}" + (f" ± {error:.3f}" if np.isfinite(error) else "")
-    return f"{sigma_text}\nR² = {row['r2']:.3f}\n{n} stars"
+        sigma, score = robust_sigma(stars.residual), r2(stars.truth, stars.predicted)
+        return f"for means over seeds:\nσ = {sigma:.3f}\nR² = {score:.3f}\n{n} stars"
+    return f"σ = {value_and_error(row['sigma'], row['sigma_err'])}\nR² = {row['r2']:.3f}\n{n} stars"
 
 
 def _draw_sigmas(
-    axis: "Axes", rows: Sequence[Mapping[str, Any]], names: Sequence[str], floor: float | None
+    axis: "Axes", rows: Sequence[Mapping[str, Any]], names: Sequence[str], label_scatter: float | None
 ) -> None:
-    """Points with error bars and the value written beside each, baselines grey."""
+    """Scatter of one target's configurations, with the values as text."""
+    rows = [row for row in rows if np.isfinite(row["sigma"])]
     for row in rows:
-        sigma, error = float(row["sigma"]), float(np.nan_to_num(row["sigma_err"]))
-        if not np.isfinite(sigma):
-            continue
-        kind, place = row.get("kind", "baseline"), names.index(row["configuration"])
-        mark, face, edge = MARKS[kind]
-        axis.errorbar(
-            [sigma],
-            [place],
-            xerr=[error],
-            fmt=mark,
-            label=NAMES[kind],
-            color=edge,
-            mfc=face,
-            mec=edge,
-            mew=1.5,
-            ms=5.5,
-            elinewidth=1.8,
-            capsize=4,
-            zorder=3,
-        )
-        axis.annotate(
-            f"{sigma:.3f} ± {error:.3f}" if error else f"{sigma:.3f}",
-            (sigma + error, place),
-            (8, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8.5,
-            color=INK if kind != "baseline" else "#666666",
-        )
-    ends = [r["sigma"] + s * np.nan_to_num(r["sigma_err"]) for r in rows for s in (-1, 1)]
-    ends = [end for end in [*ends, floor or np.nan] if np.isfinite(end)] or [0.0, 1.0]
-    if floor is not None:
-        axis.axvline(floor, color=GREEN, ls="--", lw=1.4, label=FLOOR, zorder=1)
-    width = max(ends) - min(ends) or max(ends)
-    axis.set_xlim(min(ends) - 0.07 * width, max(ends) + 0.38 * width)  # room for the numbers on the right
+        _draw_sigma(axis, row, names.index(row["configuration"]))
+    if label_scatter is not None:
+        axis.axvline(label_scatter, color=GREEN, ls="--", lw=1.4, label=LABEL_SCATTER, zorder=1)
+    ends = [row["sigma"] + sign * np.nan_to_num(row["sigma_err"]) for row in rows for sign in (-1, 1)]
+    ends = [*ends, label_scatter] if label_scatter else ends
+    low, high = min(ends, default=0.0), max(ends, default=1.0)
+    width = high - low or high
+    axis.set_xlim(low - 0.07 * width, high + 0.38 * width)  # the numbers need room on the right
     axis.grid(color="#E6E6E6", lw=0.8)
     axis.set_axisbelow(True)
     axis.tick_params(axis="y", length=0)
     axis.spines[["top", "right", "left"]].set_visible(False)
 
 
+def _draw_sigma(axis: "Axes", row: Mapping[str, Any], place: int) -> None:
+    sigma, error, style = row["sigma"], np.nan_to_num(row["sigma_err"]), STYLES[row["kind"]]
+    axis.errorbar(
+        [sigma], [place], xerr=[error], label=style.legend, zorder=3, color=style.edge, elinewidth=1.8,
+        capsize=4, fmt=style.marker, mfc=style.face, mec=style.edge, mew=1.5, ms=5.5,
+    )  # fmt: skip
+    axis.annotate(
+        value_and_error(sigma, row["sigma_err"]), (sigma + error, place), (8, 0), textcoords="offset points",
+        va="center", fontsize=8.5, color=style.values,
+    )  # fmt: skip
+
+
+def _add_legend(figure: "Figure", axes: Iterable["Axes"]) -> None:
+    """One legend below all panels, with one entry per kind."""
+    handles = {text: h for axis in axes for h, text in zip(*axis.get_legend_handles_labels(), strict=True)}
+    order = [text for text in (*(s.legend for s in STYLES.values()), LABEL_SCATTER) if text in handles]
+    entries = [handles[text] for text in order]
+    figure.legend(entries, order, loc="outside lower center", ncols=len(order), frameon=False)
+
+
+def _with_unit(text: str, unit: str) -> str:
+    return f"{text} ({unit})" if unit else text
+
+
 def _limits(panels: Iterable[StarPredictions]) -> tuple[tuple[float, float], float]:
-    """Shared limits: the literature labels with a margin, and residuals to four times the largest scatter."""
+    """Shared limits: literature labels with a margin; residuals up to four times the largest scatter."""
     panels = list(panels)
     truth = np.concatenate([p.truth for p in panels])
     low, high = float(truth.min()), float(truth.max())
-    scatter = max(float(robust_sigma(p.predicted - p.truth)) for p in panels)
+    scatter = max(float(robust_sigma(p.residual)) for p in panels)
     margin = max(0.05 * (high - low), 1.5 * scatter) or 0.5
     return (low - margin, high + margin), 4.0 * scatter or 1.0
 
 
 def _figure(width: float, height: float) -> "Figure":
-    """A figure without pyplot's global state, which works in threads and without a display."""
+    """Make a figure without pyplot's global state, which needs neither the main thread nor a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

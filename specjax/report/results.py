@@ -1,21 +1,22 @@
-"""The folder that a run leaves behind (configuration, table of scores, predictions) and the printed table.
+"""The files of a run folder (configuration, table of scores, predictions) and the printed table.
 
-Every file appears whole or not at all. `table.json` is a list of rows, one a (target, configuration, subset),
-as `table_rows` makes them; numbers have all their digits and NaN is null.
+Files are written atomically. `table.json` is a list of rows, one per target, configuration and subset, as
+made by `table_rows`; numbers are written with all digits and NaN as null.
 """
 
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from specjax.atomic import atomic_file
 from specjax.errors import DataError
+from specjax.report.metrics import SUBSETS
+from specjax.surveys.io.tables import write_table as write_columns
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,47 +24,41 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
+Kind = Literal["baseline", "zero-shot", "adapted"]
+"""Without the foundation model, by the model as pretrained, or by the model with trained LoRA factors."""
+
 CONFIG, TABLE, PREDICTIONS = "config.json", "table.json", "predictions"
-KINDS = ("baseline", "zero-shot", "adapted")
 
 
 def table_rows(
-    target: str, configuration: str, scores: Iterable[Mapping[str, Any]], *, kind: str | None = None
+    target: str, configuration: str, scores: Iterable[Mapping[str, Any]], *, kind: Kind
 ) -> list[Row]:
-    """Put a configuration's scores (from `metrics.summarise`) under its target and name.
+    """Add target, configuration and kind to the scores of a configuration.
 
     Args:
-        target: the survey that was adapted to.
-        configuration: "lora4", "lora1+lora2", "zero-shot-mlp1", ... or a baseline's name.
+        target: name of the survey that was adapted to.
+        configuration: name of the configuration or baseline.
         scores: rows of `metrics.summarise`.
-        kind: one of `KINDS`; by default read off the configuration's name.
+        kind: how the predictions were made.
     """
-    kind = kind or configuration_kind(configuration)
     return [{"target": target, "configuration": configuration, "kind": kind, **score} for score in scores]
 
 
-def configuration_kind(configuration: str) -> str:
-    """Say "adapted" for lora1 to lora4 joined by "+", "zero-shot" for zero-shot-mlp1 or 2, or "baseline"."""
-    if re.fullmatch(r"lora[1-4](\+lora[1-4])*", configuration):
-        return "adapted"
-    return "zero-shot" if configuration in ("zero-shot-mlp1", "zero-shot-mlp2") else "baseline"
-
-
 def write_config(folder: str | Path, config: Any) -> Path:
-    """Write the resolved configuration (a mapping or dataclass) as ``folder``/config.json."""
+    """Write the resolved configuration (a mapping or dataclass) to ``folder``/config.json."""
     return _write_json(Path(folder) / CONFIG, config)
 
 
 def write_table(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write the rows as ``folder``/table.json, a list of objects."""
+    """Write the rows to ``folder``/table.json."""
     return _write_json(Path(folder) / TABLE, list(rows))
 
 
 def read_table(folder: str | Path) -> list[Row]:
-    """Read the rows back; what was NaN is NaN again.
+    """Read the rows of ``folder``/table.json, with null as NaN again.
 
     Raises:
-        DataError: there is no table, or it is not one of ours.
+        DataError: there is no such file, or it is not a table of scores.
     """
     path = Path(folder) / TABLE
     try:
@@ -78,10 +73,10 @@ def read_table(folder: str | Path) -> list[Row]:
 def print_table(
     rows: Sequence[Mapping[str, Any]], *, unit: str = "dex", console: "Console | None" = None
 ) -> None:
-    """Print one table a target: sigma, R2 and gain on all stars, sigma and R2 on both metallicity ranges.
+    """Print one table per target: sigma, R2 and gain for all stars, sigma and R2 for both metallicity ranges.
 
-    The smallest sigma of each column is bold; a gain or loss beyond two standard errors is green or red.
-    Where output is not a terminal, the table is as wide as it needs to be.
+    The smallest sigma of each column is bold; gains and losses beyond two standard errors are green and red.
+    The table is not fitted to the width of a terminal if the output is not one.
     """
     from rich.console import Console
 
@@ -97,43 +92,46 @@ def format_table(rows: Sequence[Mapping[str, Any]], title: str, unit: str = "dex
     from rich import box
     from rich.table import Table
 
-    cells: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for row in rows:
-        cells.setdefault(row["configuration"], {})[row["subset"]] = row
     table = Table(title=title, caption=_caption(rows, unit), box=box.SIMPLE_HEAD, title_justify="left")
     table.caption_justify = "left"
     table.add_column("configuration", no_wrap=True)
     for heading in ("σ all", "R²", "gain", "σ [Fe/H] ≥ -1", "R²", "σ [Fe/H] < -1", "R²"):
         table.add_column(heading, justify="right", no_wrap=True)
-    best = {s: _best([by[s] for by in cells.values() if s in by]) for s in ("all", "fe_h>=-1", "fe_h<-1")}
-    for configuration, by in cells.items():
-        line = []
-        for subset, smallest in best.items():
-            row = by.get(subset, {})
-            sigma = _pm(row, "sigma")
-            line += [
-                f"[bold]{sigma}[/]" if row and row["sigma"] == smallest else sigma,
-                _number(row.get("r2"), 3),
-            ]
-            line += [_gain(row)] if subset == "all" else []
-        style = "dim" if next(iter(by.values())).get("kind") == "baseline" else None
-        table.add_row(configuration, *line, style=style)
+    subsets: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        subsets.setdefault(row["configuration"], {})[row["subset"]] = row
+    best = {name: _best([row for row in rows if row["subset"] == name]) for name in SUBSETS}
+    for configuration, by_subset in subsets.items():
+        cells = []
+        for subset in SUBSETS:
+            row = by_subset.get(subset, {})
+            sigma = value_and_error(row.get("sigma"), row.get("sigma_err"))
+            is_best = bool(row) and row["sigma"] == best[subset]
+            cells += [f"[bold]{sigma}[/]" if is_best else sigma, value_and_error(row.get("r2"))]
+            cells += [_gain(row)] if subset == "all" else []
+        kind = next(iter(by_subset.values()))["kind"]
+        table.add_row(configuration, *cells, style="dim" if kind == "baseline" else None)
     return table
 
 
+def value_and_error(value: float | None, error: float | None = None) -> str:
+    """Format "value ± error" with three decimals; "-" without a value, the value alone without an error."""
+    if value is None or not np.isfinite(value):
+        return "-"
+    return f"{value:.3f}" if error is None or not np.isfinite(error) else f"{value:.3f} ± {error:.3f}"
+
+
 def write_predictions(folder: str | Path, columns: Mapping[str, Any], *, suffix: str = ".ecsv") -> Path:
-    """Write ``folder``/predictions as .ecsv, .fits, .parquet or .csv, with units by column name.
+    """Write ``folder``/predictions with the units of `specjax.units`.
 
     Args:
-        folder: the run's folder.
-        columns: (n,) arrays by name; strings, numbers and booleans.
-        suffix: the format.
+        folder: folder of the run.
+        columns: (n,) arrays of strings, numbers or booleans by column name.
+        suffix: format of the file: .ecsv, .fits, .parquet or .csv.
 
     Raises:
-        DataError: another suffix, columns of different lengths, or pyarrow missing for .parquet.
+        DataError: another suffix, columns of different lengths, or .parquet without pyarrow.
     """
-    from specjax.surveys.io.tables import write_table as write_columns
-
     path = (Path(folder) / PREDICTIONS).with_suffix(suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_columns(path, columns)
@@ -141,14 +139,18 @@ def write_predictions(folder: str | Path, columns: Mapping[str, Any], *, suffix:
 
 
 def _write_json(path: Path, content: Any) -> Path:
-    """Write indented JSON atomically."""
+    """Write JSON atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
     return path
 
 
 def plain(value: Any) -> Any:
-    """Turn dataclasses, paths, NumPy and JAX arrays into what JSON holds; what is not finite becomes None."""
+    """Convert dataclasses, paths, NumPy and JAX arrays to JSON types; NaN and infinities become None.
+
+    Raises:
+        TypeError: a value of any other type.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -167,32 +169,21 @@ def plain(value: Any) -> Any:
 
 
 def _best(rows: Sequence[Mapping[str, Any]]) -> float:
-    """The smallest finite sigma, or NaN."""
+    """Return the smallest finite sigma, or NaN."""
     return min((r["sigma"] for r in rows if np.isfinite(r["sigma"])), default=math.nan)
 
 
 def _caption(rows: Sequence[Mapping[str, Any]], unit: str) -> str:
-    """How many stars and seeds, and which columns are pooled."""
+    """State the numbers of stars and seeds, and the subsets that are pooled."""
     first = next((row for row in rows if row["subset"] == "all"), rows[0])
     pooled = sorted({row["subset"] for row in rows if row.get("pooled")})
-    caption = f"σ and gain in {unit}, ± standard error over {first['n_seeds']} seeds"
-    caption += f"; {first['n_stars']:g} test stars a seed"
-    return caption + (f"; pooled over seeds: {', '.join(pooled)}" if pooled else "")
-
-
-def _number(value: float | None, digits: int) -> str:
-    """A number, or a dash where there is none."""
-    return "-" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"
-
-
-def _pm(row: Mapping[str, Any], name: str) -> str:
-    """Value ± error, with three decimals; the error only where there is one."""
-    text, error = _number(row.get(name), 3), _number(row.get(f"{name}_err"), 3)
-    return text if error == "-" or text == "-" else f"{text} ± {error}"
+    caption = f"σ and gain in {unit} ± standard error over {first['n_seeds']} seeds"
+    caption += f"; {first['n_stars']:g} test stars per seed"
+    return caption + (f"; all seeds pooled: {', '.join(pooled)}" if pooled else "")
 
 
 def _gain(row: Mapping[str, Any]) -> str:
-    """The signed paired gain, coloured where it is beyond two standard errors; blank where there is none."""
+    """Format the signed gain, coloured if it exceeds two standard errors; blank if there is no gain."""
     gain, error = row.get("sigma_gain", math.nan), row.get("sigma_gain_err", math.nan)
     if not np.isfinite(gain) or (gain == 0 and not error > 0):
         return ""

@@ -66,7 +66,7 @@ def run(model, tmp_path_factory):
         out,
         configurations=parsed("lora4", "lora1+lora2"),
         baselines=known_answer,
-        floor={"tilted": 0.05},
+        label_scatter={"tilted": 0.05},
         record={"model": "somewhere", "spectra": out / "x"},
         say=said.append,
     )

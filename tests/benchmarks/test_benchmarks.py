@@ -1,4 +1,4 @@
-"""The table of the benchmarks: what it divides, what stays blank, and the order of calls."""
+"""Tests of the table of benchmarks: ratios, blank cells, and the order of calls."""
 
 import json
 import math
@@ -10,14 +10,14 @@ import pytest
 from matplotlib import image
 
 from benchmarks import __main__ as program
-from benchmarks import about, report, timing
-from benchmarks.beside import Beside
+from benchmarks import environment, report, timing
+from benchmarks.comparison import Comparison
 from benchmarks.options import Options
-from benchmarks.timing import Row, Yardstick
+from benchmarks.timing import DevicePeaks, Row
 
 ROOT = Path(__file__).parents[2]
-YARDSTICK = Yardstick(flops=1e9, bandwidth=1e8)
-ABOUT = {
+PEAKS = DevicePeaks(flops=1e9, bandwidth=1e8)
+ENVIRONMENT = {
     "device": "abacus",
     "cores": 2,
     "dtype": "float32",
@@ -32,30 +32,30 @@ def row(**changes):
     return Row(**{"section": "a", "what": "sums", "count": 8, "unit": "sums", "times": times, **changes})
 
 
-def test_ratio_is_of_medians_to_the_faster_of_the_others():
+def test_ratio_compares_medians_with_the_faster_of_the_others():
     assert row().ratio() == 4.0 / 2.0
     assert row(times={"specjax": [2.0], "torch": [3.0]}).ratio() == 1.5
 
 
-def test_the_floor_is_the_larger_of_what_computing_and_moving_take():
-    assert row(flops=5e8, bytes=2e7).floor(YARDSTICK) == 0.5
-    assert row(flops=1e8, bytes=2e7).floor(YARDSTICK) == 0.2
-    assert row(bytes=2e7).floor(YARDSTICK) == 0.2
+def test_the_floor_is_the_larger_of_the_times_of_computing_and_of_copying():
+    assert row(flops=5e8, bytes=2e7).floor(PEAKS) == 0.5
+    assert row(flops=1e8, bytes=2e7).floor(PEAKS) == 0.2
+    assert row(bytes=2e7).floor(PEAKS) == 0.2
 
 
-def test_what_was_not_measured_stays_blank():
+def test_cells_without_a_measurement_are_blank():
     alone = row(times={"specjax": [2.0]})
     assert math.isnan(alone.ratio())
-    assert math.isnan(alone.floor(YARDSTICK))
-    assert report.cells(alone, YARDSTICK)[4:10] == [""] * 6
-    table = report.markdown([alone], ABOUT, YARDSTICK)
+    assert math.isnan(alone.floor(PEAKS))
+    assert report.cells(alone, PEAKS)[4:10] == [""] * 6
+    table = report.markdown([alone], ENVIRONMENT, PEAKS)
     assert "nan" not in table.lower()
     assert "| sums | 2 | 4 sums |" in table
 
 
 def test_json_keeps_every_time_and_no_nan(tmp_path):
     path = tmp_path / "deep" / "bench.json"
-    report.write_json(path, [row(flops=5e8)], ABOUT, YARDSTICK)
+    report.write_json(path, [row(flops=5e8)], ENVIRONMENT, PEAKS)
     whole = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert whole["device"] == "abacus"
     assert whole["rows"][0]["times"]["specjax"] == [1.0, 2.0, 9.0]
@@ -63,18 +63,18 @@ def test_json_keeps_every_time_and_no_nan(tmp_path):
     assert whole["rows"][0]["bytes"] is None
 
 
-def test_calls_go_in_turns_after_one_that_does_not_count():
+def test_calls_alternate_after_a_first_round_that_is_not_counted():
     order = []
     calls = {name: lambda name=name: order.append(name) for name in ("specjax", "torch")}
-    times, first = timing.in_turns(calls, repeats=3, limit=1e9)
+    times, first = timing.time_alternating(calls, repeats=3, limit=1e9)
     assert order == ["specjax", "torch"] * 4
     assert [len(each) for each in times.values()] == [3, 3]
     assert first >= 0
 
 
-def test_a_slow_call_runs_twice_and_no_more():
+def test_a_slow_call_is_timed_twice_only():
     order = []
-    timing.in_turns({"specjax": lambda: order.append(1)}, repeats=9, limit=0)
+    timing.time_alternating({"specjax": lambda: order.append(1)}, repeats=9, limit=0)
     assert len(order) == 3
 
 
@@ -90,19 +90,19 @@ def test_the_plot_has_both_curves(tmp_path):
     assert image.imread(path).shape[1] == both[1] / 2
 
 
-def test_a_line_says_its_times_and_its_note():
+def test_a_line_of_progress_has_times_and_note():
     assert report.one_line(row()) == "a  sums: specjax 2 s, torch 6 s, torch.compile 4 s"
     assert report.one_line(row(times={"specjax": [2.0]}, note="why")) == "a  sums: specjax 2 s, why"
 
 
-def test_the_peak_is_that_of_the_process_and_not_of_its_parent():
+def test_peak_memory_excludes_the_parent_process():
     held = bytearray(2**28)
     held[::4096] = b"x" * len(held[::4096])
-    program = "from benchmarks.about import process_peak; print(process_peak())"
+    program = "from benchmarks.environment import process_peak; print(process_peak())"
     shown = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert about.process_peak() - int(shown.stdout) > 2**27
+    assert environment.process_peak() - int(shown.stdout) > 2**27
     assert held
 
 
@@ -112,7 +112,7 @@ def test_no_plot_without_a_curve(tmp_path):
 
 
 class Side:
-    """Stands for PyTorch, whose compiler may be missing."""
+    """Stands in for PyTorch, whose compiler may be missing."""
 
     def __init__(self, fails):
         self.fails = fails
@@ -126,20 +126,20 @@ class Side:
 
 
 @pytest.mark.parametrize("fails", [True, False])
-def test_the_table_says_where_torch_compile_does_not_work(fails):
+def test_a_failure_of_torch_compile_is_noted(fails):
     options = Options(torch=False)
-    beside = Beside(options, None, "float32")
-    assert beside.calls("embed", 1) == ({}, "")
-    beside.torch = Side(fails)
-    calls, note = beside.calls("embed", 1, compile_too=True)
+    comparison = Comparison(options, None, "float32")
+    assert comparison.calls("embed", 1) == ({}, "")
+    comparison.torch = Side(fails)
+    calls, note = comparison.calls("embed", 1, compile_too=True)
     assert list(calls) == (["torch"] if fails else ["torch", "torch.compile"])
     said = "torch.compile does not work here: RuntimeError: no working C++ compiler / found"
     assert note == (said if fails else "")
-    # It is tried once, and only where it is asked for.
-    assert list(beside.calls("embed", 1)[0]) == ["torch"]
+    # It is used only if asked for.
+    assert list(comparison.calls("embed", 1)[0]) == ["torch"]
 
 
-def test_an_interrupted_run_keeps_what_it_has_measured(tmp_path, monkeypatch):
+def test_an_interrupted_run_keeps_its_results(tmp_path, monkeypatch):
     class Bench:
         dtype, curves = "float32", {"spectra": {"embedding": [(1, 1.0)]}, "seeds": {}}
 
@@ -155,7 +155,7 @@ def test_an_interrupted_run_keeps_what_it_has_measured(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(program, "Bench", Bench)
-    monkeypatch.setattr(program, "measure_device", lambda dtype: YARDSTICK)
+    monkeypatch.setattr(program, "measure_device", lambda dtype: PEAKS)
     out = tmp_path / "bench.json"
     with pytest.raises(KeyboardInterrupt):
         program.main(Options(out=out))

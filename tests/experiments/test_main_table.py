@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import main_table
-from specjax.adapt.configuration import CONFIGURATIONS
+from specjax.adapt.configuration import PAPER
 from specjax.foundation import load
 from specjax.report.results import read_table
 from tests import synthetic
@@ -12,28 +12,28 @@ from tests import synthetic
 
 def test_the_default_is_the_papers_table_on_both_targets():
     config = main_table.get_config()
-    assert config.configurations == CONFIGURATIONS
+    assert config.configurations == PAPER
     assert config.targets == ("stelib", "stelib-grism")
     assert config.baselines
     assert config.adapt.seeds >= 16
     assert (config.adapt.train, config.adapt.validate) == (60, 10)
 
 
-def test_predictions_of_test_stars_go_to_their_places():
+def test_predictions_are_placed_at_their_test_stars():
     rows = np.array([[2, 0], [1, 3]])
-    whole = main_table._spread(np.array([[20.0, 0.0], [1.0, 3.0]]), rows, 4)
+    whole = main_table._scatter_to_stars(np.array([[20.0, 0.0], [1.0, 3.0]]), rows, 4)
     np.testing.assert_array_equal(whole, [[0, np.nan, 20, np.nan], [np.nan, 1, np.nan, 3]])
 
 
 @pytest.mark.parametrize("names", [("stelib", "stelib-grism"), ("stelib-grism", "stelib"), ("stelib-grism",)])
 def test_writes_and_prints_the_table(monkeypatch, tmp_path, capsys, names):
-    """The wiring, with a tiny model and made-up targets in the place of the libraries."""
+    """The whole script, with a tiny model and synthetic targets in place of the libraries."""
     synthetic.foundation().save(tmp_path / "model")
-    floors = []
+    scatters = []
 
-    def run_study(*args, floor, **options):
-        floors.append(floor)
-        return real(*args, floor=floor, **options)
+    def run_study(*args, label_scatter, **options):
+        scatters.append(label_scatter)
+        return real(*args, label_scatter=label_scatter, **options)
 
     def make_targets(libraries, names):
         return [synthetic.target(name=name) for name in names]
@@ -43,7 +43,7 @@ def test_writes_and_prints_the_table(monkeypatch, tmp_path, capsys, names):
         "run_study": run_study,
         "make_targets": make_targets,
         "fetch_stellar_libraries": lambda: tmp_path,
-        "label_floor": lambda libraries, target: 0.08 if target.name == "stelib" else None,
+        "label_scatter": lambda libraries, target: 0.08 if target.name == "stelib" else None,
         "load": load,
         "use_compilation_cache": lambda: None,
     }.items():
@@ -61,13 +61,13 @@ def test_writes_and_prints_the_table(monkeypatch, tmp_path, capsys, names):
     assert list(dict.fromkeys(row["target"] for row in rows)) == list(names)
     assert len(read_table(tmp_path / "run")) == len(rows)
     assert "zero-shot-mlp2" in capsys.readouterr().out
-    assert floors == [{"stelib": 0.08} if "stelib" in names else {}]
+    assert scatters == [{"stelib": 0.08} if "stelib" in names else {}]
 
 
-def test_baselines_come_from_the_splits(monkeypatch, tmp_path):
-    """Those of the libraries' corpus, here of a made-up one."""
+def test_baselines_follow_the_splits(monkeypatch, tmp_path):
+    """With a synthetic corpus in place of the stellar libraries."""
     pytest.importorskip("sklearn")
-    from specjax.adapt.target import draw_splits
+    from specjax.adapt.splits import draw_splits
     from specjax.preprocess import PrincipalFill
 
     pairs = synthetic.corpus(60)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import paper_floors
+from benchmarks import flop_counts
 from specjax import lora
 from specjax.adapt import objectives
 from specjax.config import get_preset
@@ -54,10 +54,10 @@ def lowered(config, program, rows=2, dtype="float32"):
 @pytest.mark.parametrize("config", [MINI, PAPER], ids=["mini", "paper"])
 def test_the_floors_of_the_benchmarks_are_what_the_compiler_counts(config):
     """Norms, GELU, softmax and standardisation come on top: little, and more in a narrow model."""
-    tower = paper_floors.lamost_tower(config.specformer)
+    tower = flop_counts.lamost_tower(config.specformer)
     on_paper = {
         Networks.lamost_mean: tower,
-        Networks.lamost_z: tower + paper_floors.lamost_projection(config),
+        Networks.lamost_z: tower + flop_counts.lamost_projection(config),
     }
     for program, flops in on_paper.items():
         counted = lowered(config, program).cost_analysis()["flops"] / 2

@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ from specjax.report import metrics
 
 
 def transcribed(y):
-    """The definition, term by term in Python floats."""
+    """Evaluate the definition term by term in Python floats."""
     d = [float(v) - float(np.median(y)) for v in y]
     m = float(np.median(np.abs(d))) / 0.6745
     if m < 1e-20:
@@ -23,12 +24,12 @@ def transcribed(y):
     return (len(d) * sum(v**2 * (1 - u2) ** 4 for v, u2 in inside) / (den * (den - 1))) ** 0.5
 
 
-# Multiples of 1/8 up to 1000 shift and scale by powers of two without rounding, so the laws hold exactly.
+# Multiples of 1/8 up to 1000 can be shifted, and scaled by powers of two, without rounding.
 residuals = hnp.arrays(np.float64, st.integers(2, 60), elements=st.integers(-8000, 8000).map(lambda i: i / 8))
 
 
 @given(residuals)
-def test_robust_sigma_is_its_definition(y):
+def test_robust_sigma_follows_its_definition(y):
     # The order of summation differs: 60 terms of float64 rounding, amplified by at most 16 through D (D - 1).
     np.testing.assert_allclose(metrics.robust_sigma(y), transcribed(y), rtol=1e-12)
 
@@ -46,20 +47,20 @@ def test_robust_sigma_scales(y, scale):
 
 
 @given(st.integers(0, 2**31), st.floats(1e3, 1e9))
-def test_one_star_in_twenty_far_off_hardly_matters(seed, far):
+def test_five_percent_of_outliers_hardly_matter(seed, far):
     y = np.random.default_rng(seed).normal(size=100)
     spoiled = np.where(np.arange(100) < 5, far, y)
-    # Five outliers of a hundred move the median by about 0.06 and the MAD by 5%; 0.3 is five times that.
+    # Five outliers in a hundred move the median by about 0.06 and the MAD by 5%; 0.3 is five times that.
     assert abs(metrics.robust_sigma(spoiled) - metrics.robust_sigma(y)) < 0.3
 
 
-def test_robust_sigma_meets_astropy_in_the_limit():
+def test_robust_sigma_approaches_astropy_for_many_residuals():
     y = np.random.default_rng(0).normal(scale=0.15, size=20_000)
-    # Astropy divides by D^2 where this divides by D (D - 1): they part by 1 / (2 D), and D is about 0.7 n.
+    # Astropy divides by D^2, this by D (D - 1): they differ by 1 / (2 D), and D is about 0.7 n.
     expected = biweight_scale(y, c=6.0 / 0.6745)
     np.testing.assert_allclose(metrics.robust_sigma(y), expected, rtol=1.0 / len(y))
     assert metrics.robust_sigma(y) != expected
-    # Of a normal sample it is the standard deviation, to the 0.5% that 20,000 draws scatter by.
+    # For a normal sample it estimates the standard deviation, to 0.5% with 20,000 draws.
     np.testing.assert_allclose(metrics.robust_sigma(y), 0.15, rtol=0.02)
 
 
@@ -73,19 +74,25 @@ def test_robust_sigma_where_the_median_deviation_vanishes():
     assert np.isnan(metrics.robust_sigma(np.array([0.0, np.nan, 1.0])))
 
 
-def test_jax_and_numpy_agree_under_vmap():
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    "score", [lambda t, q: metrics.robust_sigma(q - t), metrics.r2, metrics.bias], ids=["sigma", "r2", "bias"]
+)
+def test_jax_and_numpy_agree(score, compiled):
     rng = np.random.default_rng(1)
     y = rng.normal(size=(4, 56))
     p = y + 0.1 * rng.standard_t(2, size=y.shape)
-    for score in (lambda t, q: metrics.robust_sigma(q - t), metrics.r2, metrics.bias):
-        batched = jax.jit(jax.vmap(score))(jnp.asarray(y), jnp.asarray(p))
-        # float32 rounding of 56 terms of order one.
-        np.testing.assert_allclose(batched, [score(y[k], p[k]) for k in range(4)], rtol=1e-5, atol=1e-6)
+    batched = jax.vmap(score)
+    scores = (jax.jit(batched) if compiled else batched)(jnp.asarray(y), jnp.asarray(p))
+    assert isinstance(scores, jax.Array)
+    assert isinstance(score(y[0], p[0]), np.generic | np.ndarray)
+    # float32 rounding of 56 terms of order one.
+    np.testing.assert_allclose(scores, [score(y[k], p[k]) for k in range(4)], rtol=1e-5, atol=1e-6)
 
 
-def test_robust_sigma_of_equal_residuals_is_zero_and_differentiable_elsewhere():
+def test_robust_sigma_of_equal_jax_residuals_is_zero_and_differentiable_elsewhere():
     assert jax.jit(metrics.robust_sigma)(jnp.full(6, 0.25)) == 0.0
-    assert np.isfinite(jax.grad(metrics.robust_sigma)(jnp.arange(8.0))).all()
+    chex.assert_tree_all_finite(jax.grad(metrics.robust_sigma)(jnp.arange(8.0)))
 
 
 def test_r2_by_hand():
@@ -97,7 +104,7 @@ def test_r2_by_hand():
     assert np.isnan(metrics.r2(np.ones(3), np.ones(3)))
 
 
-def test_subsets_split_at_minus_one_and_leave_out_unknown():
+def test_subsets_split_at_minus_one_and_exclude_unknown_metallicity():
     masks = metrics.subset_masks([-1.0, -1.0001, np.nan, 0.2])
     assert tuple(masks) == metrics.SUBSETS
     assert masks["all"].tolist() == [True] * 4
@@ -105,14 +112,23 @@ def test_subsets_split_at_minus_one_and_leave_out_unknown():
     assert masks["fe_h<-1"].tolist() == [False, True, False, False]
 
 
-def test_paired_gain_sees_through_what_seeds_share():
+def test_the_gain_is_paired_by_seed():
     rng = np.random.default_rng(2)
-    shared = rng.normal(0.3, 0.05, size=16)
-    gain, error = metrics.paired_gain(shared, shared - 0.01)
-    # Identical differences: only float64 rounding of 0.3 is left of the error.
-    assert gain == pytest.approx(0.01, abs=1e-15)
-    assert error < 1e-15
-    assert np.isnan(metrics.paired_gain([0.2], [0.1])[1])
+    truth = rng.normal(size=(16, 56))
+    residual = rng.normal(size=truth.shape)
+    residual /= np.array([metrics.robust_sigma(one) for one in residual])[:, None]  # a scatter of 1
+    shared = rng.normal(0.3, 0.05, size=(16, 1))
+    arrays = truth, truth + (shared - 0.01) * residual, truth + shared * residual
+    row = gain_row(*arrays)
+    # Identical differences: only float64 rounding of residuals and labels of order one is left of the error.
+    assert row["sigma_gain"] == pytest.approx(0.01, abs=1e-15)
+    assert row["sigma_gain_err"] < 1e-15
+    assert row["sigma_err"] > 0.005
+    assert np.isnan(gain_row(*(a[:1] for a in arrays))["sigma_gain_err"])
+
+
+def gain_row(truth, predicted, reference):
+    return metrics.summarise(truth, predicted, fe_h=truth, reference=reference)[0]
 
 
 @pytest.fixture
@@ -126,7 +142,7 @@ def scored():
     return fe_h, adapted, zero, stars
 
 
-def test_summary_of_subsets_that_every_seed_has(scored):
+def test_subset_with_enough_stars_is_scored_per_seed(scored):
     fe_h, adapted, zero, stars = scored
     rows = {r["subset"]: r for r in metrics.summarise(fe_h, adapted, fe_h=fe_h, reference=zero, stars=stars)}
     sigmas = np.array([metrics.robust_sigma(adapted[k] - fe_h[k]) for k in range(16)])
@@ -136,30 +152,31 @@ def test_summary_of_subsets_that_every_seed_has(scored):
     assert row["sigma"] == pytest.approx(sigmas.mean())
     assert row["sigma_std"] == pytest.approx(sigmas.std(ddof=1))
     assert row["sigma_err"] == pytest.approx(sigmas.std(ddof=1) / 4)
-    zeros = [metrics.robust_sigma(zero[k] - fe_h[k]) for k in range(16)]
-    assert (row["sigma_gain"], row["sigma_gain_err"]) == pytest.approx(metrics.paired_gain(zeros, sigmas))
+    gains = [metrics.robust_sigma(zero[k] - fe_h[k]) for k in range(16)] - sigmas
+    assert row["sigma_gain"] == pytest.approx(gains.mean())
+    assert row["sigma_gain_err"] == pytest.approx(gains.std(ddof=1) / 4)
 
 
-def test_summary_of_a_thin_subset_is_pooled_with_a_jackknife(scored):
+def test_small_subset_is_pooled_with_a_jackknife_error(scored):
     fe_h, adapted, zero, _ = scored
     rows = {r["subset"]: r for r in metrics.summarise(fe_h, adapted, fe_h=fe_h, reference=zero)}
     row, poor = rows["fe_h<-1"], fe_h < -1
     assert (row["pooled"], row["n_stars"], row["n_predictions"]) == (True, 8, 128)
     assert row["sigma"] == pytest.approx(metrics.robust_sigma((adapted - fe_h)[poor]))
     assert row["r2"] == pytest.approx(metrics.r2(fe_h[poor], adapted[poor]))
-    # Of N independent normal residuals the relative error is 1 / sqrt(2 N) = 6%, to half of it.
+    # For N independent normal residuals the relative error is 1 / sqrt(2 N) = 6%; allow a factor of two.
     assert 0.03 < row["sigma_err"] / row["sigma"] < 0.12
     assert row["sigma_gain"] > 5 * row["sigma_gain_err"]
 
 
-def test_the_jackknife_of_a_mean_is_its_standard_error():
+def test_jackknife_error_of_a_mean_is_its_standard_error():
     values = np.random.default_rng(4).normal(size=(9, 1))
     where = np.ones((9, 1), dtype=bool)
     mean, std, error = metrics._jackknife(lambda v: float(v.mean()), where, values)
     assert (mean, std, error) == pytest.approx(metrics._over_seeds(values[:, 0]))
 
 
-def test_no_reference_no_gain_and_one_seed_no_error(scored):
+def test_without_reference_or_seeds_gain_and_errors_are_nan(scored):
     fe_h, adapted, *_ = scored
     rows = metrics.summarise(fe_h[:1], adapted[:1], fe_h=fe_h[:1])
     for row in rows:

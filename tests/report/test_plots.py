@@ -11,21 +11,25 @@ def run():
     truth = rng.uniform(-2.5, 0.4, size=40)
     stars = np.array([rng.permutation(40)[:20] for _ in range(3)])
     panels, rows = {}, []
-    for name, scatter in (("gp-target", 0.4), ("zero-shot-mlp2", 0.3), ("lora4", 0.1), ("lora2", 0.2)):
+    for name, kind, scatter in (
+        ("gp-target", "baseline", 0.4),
+        ("zero-shot-mlp2", "zero-shot", 0.3),
+        ("lora4", "adapted", 0.1),
+        ("lora2", "adapted", 0.2),
+    ):
         predicted = truth[stars] + rng.normal(0, scatter, stars.shape)
         predicted[stars == 7] += 5.0
-        panels[name] = plots.per_star(stars, truth[stars], predicted)
-        rows += results.table_rows(
-            "stelib", name, metrics.summarise(truth[stars], predicted, fe_h=truth[stars])
-        )
+        panels[name] = plots.per_star(stars, truth[stars], predicted, kind=kind)
+        scores = metrics.summarise(truth[stars], predicted, fe_h=truth[stars])
+        rows += results.table_rows("stelib", name, scores, kind=kind)
     return panels, rows
 
 
-def test_per_star_averages_over_the_seeds_that_tested_it():
+def test_predictions_of_a_star_are_averaged_over_seeds():
     stars = np.array([[3, 1], [1, 8]])
     truth = np.array([[0.3, 0.1], [0.1, 0.8]])
     predicted = np.array([[0.5, 0.0], [0.4, 0.9]])
-    got = plots.per_star(stars, truth, predicted)
+    got = plots.per_star(stars, truth, predicted, kind="adapted")
     np.testing.assert_array_equal(got.truth, [0.1, 0.3, 0.8])
     np.testing.assert_allclose(got.predicted, [0.2, 0.5, 0.9], rtol=1e-15)
     np.testing.assert_allclose(got.spread, [np.std([0.0, 0.4], ddof=1), 0.0, 0.0], rtol=1e-15)
@@ -33,24 +37,24 @@ def test_per_star_averages_over_the_seeds_that_tested_it():
 
 @pytest.mark.parametrize("panels", [1, 3, 4])
 @pytest.mark.parametrize("with_rows", [False, True])
-def test_predictions_are_drawn_for_any_number_of_panels(tmp_path, run, panels, with_rows):
+def test_predictions_are_plotted_for_any_number_of_panels(tmp_path, run, panels, with_rows):
     chosen = dict(list(run[0].items())[:panels])
     path = plots.plot_predictions(
         tmp_path / "p.png", chosen, rows=run[1] if with_rows else (), title="stelib"
     )
     image = imread(path)
     assert image.shape[1] == round((3.5 * min(panels, 3) + 0.7) * 150)
-    assert image[..., :3].std() > 0.05  # not an empty sheet
+    assert image[..., :3].std() > 0.05  # not an empty page
 
 
 @pytest.mark.parametrize("targets", [1, 2])
-def test_sigma_is_drawn_for_any_number_of_targets(tmp_path, run, targets):
+def test_sigma_is_plotted_for_any_number_of_targets(tmp_path, run, targets):
     rows = [{**row, "target": f"t{k}"} for k in range(targets) for row in run[1]]
-    rows[0]["sigma"] = np.nan  # a configuration that failed leaves a gap, not a crash
-    path = plots.plot_sigma(tmp_path / "s.png", rows, floor={"t0": 0.086}, title="[Fe/H]")
+    rows[0]["sigma"] = np.nan  # a failed configuration leaves its line empty
+    path = plots.plot_sigma(tmp_path / "s.png", rows, label_scatter={"t0": 0.086}, title="[Fe/H]")
     assert imread(path)[..., :3].std() > 0.05
 
 
-def test_sigma_is_drawn_for_the_pooled_subset_of_one_seed(tmp_path, run):
+def test_sigma_is_plotted_for_the_pooled_subset_of_one_seed(tmp_path, run):
     rows = [{**row, "sigma_err": np.nan} for row in run[1]]
     assert plots.plot_sigma(tmp_path / "s.png", rows, subset="fe_h<-1").is_file()

@@ -1,4 +1,4 @@
-"""What a run was made on: device, versions, date, peak memory."""
+"""Device, versions, date and peak memory of a run."""
 
 import datetime
 import importlib.metadata
@@ -12,7 +12,7 @@ import jax
 
 def describe(dtype: str) -> dict[str, Any]:
     """Return the device, versions, date and peak memory."""
-    # Not at the top: memory.py and cold.py take `process_peak`, which must not count the readers of surveys.
+    # Not at the top: memory.py and cold.py measure `process_peak`, which must not include the survey readers.
     from specjax.prepare.pool import core_count
 
     device = jax.devices()[0]
@@ -33,15 +33,15 @@ def describe(dtype: str) -> dict[str, Any]:
 
 
 def peak_memory() -> int:
-    """Return the most bytes that JAX's device held, or that the process did where the device does not say."""
+    """Return the peak memory of JAX's device in bytes, or of the process if the device does not report it."""
     device_peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return device_peak or process_peak()
 
 
 def process_peak() -> int:
-    """Return the most bytes that the process held."""
+    """Return the peak resident memory of the process in bytes."""
     try:
-        # `getrusage` counts what the parent held when it forked, too.
+        # `getrusage` would include the memory of the parent at the fork.
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     except (OSError, StopIteration):
