@@ -5,8 +5,8 @@ only the low-rank products are made per seed. Adaptation trains on the features 
 the same programs.
 
 An adapter is a tree of low-rank factors, or of leaves that replace those of the model, each with a leading
-axis S. The programs also take the numbers of the seeds and do not use them: `vmap` counts the seeds of an empty
-adapter by them.
+axis S. The programs also take the numbers of the seeds and do not use them: `vmap` counts the seeds of an
+empty adapter by them.
 """
 
 import functools

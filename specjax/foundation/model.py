@@ -163,7 +163,8 @@ class Foundation:
         """Return the same as `features` from the output of `backbone_features`."""
         self._require_features(head)
         if head == "mlp1":
-            return features.mean
+            mean: Float32Array = features.mean
+            return mean
         projection = {"params": self.params["lamost"]["projection"]}
         return run_projection(self.config, projection, features.mixed, self.dtype)
 

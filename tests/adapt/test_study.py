@@ -211,7 +211,7 @@ class TestFailure:
 
     def test_a_folder_of_somebody_else_is_left_alone(self, model, tmp_path):
         (tmp_path / "thesis.tex").write_text("years of work")
-        with pytest.raises(SpecjaxError, match="not a folder that specjax wrote"):
+        with pytest.raises(SpecjaxError, match="was not written by specjax"):
             cheap(model, tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
