@@ -15,9 +15,9 @@ from specjax import lora
 from specjax.config import LORA_GROUPS, ModelConfig
 from specjax.foundation.inference import Networks, Summary, computing
 from specjax.models.label_head import LabelHead
-from specjax.models.layers import tokenise
 from specjax.models.projection import LamostProjection
 from specjax.models.specformer import SpecFormer
+from specjax.models.tokens import tokenise
 from specjax.train import losses
 from specjax.train.loop import Loss
 from specjax.train.micro_batches import summed
@@ -40,7 +40,7 @@ def scaled(factors: Tree, scale: jax.Array) -> Tree:
 
 @functools.partial(jax.jit, static_argnums=0)
 def tokens(config: ModelConfig, flux: jax.Array, valid: jax.Array) -> jax.Array:
-    """Cut prepared LAMOST flux (n, pixels) into tokens (n, t, token_dim), as `layers.tokenise`."""
+    """Cut prepared LAMOST flux (n, pixels) into tokens (n, t, token_dim), as `models.tokenise`."""
     return tokenise(flux, config.specformer, valid)
 
 

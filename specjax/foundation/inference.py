@@ -18,10 +18,10 @@ from jax.sharding import Mesh
 from specjax import devices
 from specjax.config import LoRAConfig, ModelConfig, SpecFormerConfig
 from specjax.models.label_head import LabelHead
-from specjax.models.layers import detokenise, standardise, tokenise
 from specjax.models.projection import LamostProjection
 from specjax.models.specclip import SpecCLIP
 from specjax.models.specformer import SpecFormer
+from specjax.models.tokens import detokenise, standardise, tokenise
 from specjax.models.xp_autoencoder import XPAutoencoder, xp_flux, xp_vector
 from specjax.typing import AnyArray, BoolArray, Float32Array
 

@@ -14,8 +14,8 @@ import numpy as np
 from specjax.config import ModelConfig
 from specjax.foundation.ood import Domain
 from specjax.models.label_head import LabelHead
-from specjax.models.layers import tokenise
 from specjax.models.specclip import SpecCLIP
+from specjax.models.tokens import tokenise
 from specjax.pretrain.augment import augment
 from specjax.pretrain.auxiliary_head import label_loss
 from specjax.pretrain.batches import Scored, draw, rows_apart

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 
 from specjax.config import ModelConfig, get_preset
 from specjax.foundation.ood import Domain
-from specjax.models.layers import standardise, tokenise
 from specjax.models.specclip import SpecCLIP
 from specjax.models.specformer import SpecFormer
+from specjax.models.tokens import standardise, tokenise
 from specjax.models.xp_autoencoder import XPAutoencoder, xp_vector
 from specjax.pretrain.auxiliary_head import LabelProbe, label_loss
 from specjax.pretrain.batches import draw, make_data

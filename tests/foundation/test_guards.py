@@ -18,7 +18,7 @@ from specjax.adapt import programs
 from specjax.config import get_preset
 from specjax.foundation import Foundation, inference
 from specjax.models import LabelHead, SpecCLIP
-from specjax.models.attention import attend
+from specjax.models.specformer import attend
 from specjax.train import loop
 from specjax.train.optimizer import GroupSchedule
 from tests.models.tiny import TINY, random_system
