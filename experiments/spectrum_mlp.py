@@ -17,12 +17,12 @@ import numpy as np
 from specjax.checkpoints import load_model, save_model
 from specjax.errors import ModelError
 from specjax.pretrain.augment import AugmentConfig
-from specjax.pretrain.auxiliary_head import label_loss
 from specjax.pretrain.batches import draw, make_data
 from specjax.pretrain.corpus import Pairs
 from specjax.pretrain.loop import StageConfig, run_stage
 from specjax.pretrain.recipe import PretrainConfig
 from specjax.report.results import plain
+from specjax.train.losses import label_loss
 from specjax.typing import AnyArray, FloatArray
 
 STAGE = StageConfig(steps=3000, batch=128, learning_rate=1e-3, chunk=1000)

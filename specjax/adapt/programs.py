@@ -113,7 +113,7 @@ def head_loss(config: ModelConfig, head: str, group: str, column: int) -> Loss:
         del key
         params = lora.combine(frozen, factors)[head]
         predicted = network.apply({"params": params, "batch_stats": stats}, own["x"])[:, column]
-        return losses.pseudo_huber(predicted - own["y"], own["weight"])
+        return losses.pseudo_huber_loss(predicted - own["y"], own["weight"])
 
     return loss
 

@@ -2,9 +2,6 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-
-from specjax.train import losses
 
 
 class LabelProbe(nn.Module):
@@ -19,8 +16,3 @@ class LabelProbe(nn.Module):
         for width in (128, 64):
             x = nn.gelu(nn.Dense(width)(x))
         return nn.Dense(self.num_labels)(x)
-
-
-def label_loss(predicted: jax.Array, labels: jax.Array) -> jax.Array:
-    """Robust loss of standardised labels, all of which are known."""
-    return losses.pseudo_huber(predicted - labels, jnp.ones_like(labels))

@@ -17,9 +17,9 @@ from specjax.models.label_head import LabelHead
 from specjax.models.specclip import SpecCLIP
 from specjax.models.tokens import tokenise
 from specjax.pretrain.augment import augment
-from specjax.pretrain.auxiliary_head import label_loss
 from specjax.pretrain.batches import Scored, draw, rows_apart
 from specjax.pretrain.recipe import PretrainConfig
+from specjax.train.losses import label_loss
 from specjax.typing import Tree
 
 AT_ONCE = 256  # spectra that the towers embed at a time

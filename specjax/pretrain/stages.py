@@ -24,7 +24,7 @@ from specjax.models.specclip import SpecCLIP
 from specjax.models.specformer import SpecFormer
 from specjax.models.tokens import standardise, tokenise
 from specjax.models.xp_autoencoder import XPAutoencoder, xp_vector
-from specjax.pretrain.auxiliary_head import LabelProbe, label_loss
+from specjax.pretrain.auxiliary_head import LabelProbe
 from specjax.pretrain.batches import draw, make_data
 from specjax.pretrain.heads import HeadTraining
 from specjax.pretrain.loop import StageConfig, run_stage
@@ -100,7 +100,7 @@ class Pretraining:
             head = params["backbone"]["head"]
             modelled = losses.masked_modelling(embedded @ head["kernel"] + head["bias"], tokens, hidden)
             predicted = self.probe.apply({"params": params["probe"]}, embedded.mean(axis=1))
-            labelled = label_loss(predicted, batch["labels"])
+            labelled = losses.label_loss(predicted, batch["labels"])
             total = config.masked_weight * modelled + config.label_weight * labelled
             return total, (stats, {"masked": modelled, "labels": labelled})
 
@@ -167,7 +167,9 @@ class Pretraining:
             rebuilt += losses.l1(decoded["gaia_xp"], batch["xp_flux"], batch["xp_valid"])
             crossed = losses.l1(decoded["lamost_cross"], batch["flux"], batch["valid"])
             crossed += losses.l1(decoded["gaia_xp_cross"], batch["xp_flux"], batch["xp_valid"])
-            labelled = label_loss(self.probe.apply({"params": params["probe"]}, z_lamost), batch["labels"])
+            labelled = losses.label_loss(
+                self.probe.apply({"params": params["probe"]}, z_lamost), batch["labels"]
+            )
             total = aligned + rebuilt + crossed + config.label_weight * labelled
             metrics = {"contrastive": aligned, "rebuilt": rebuilt, "crossed": crossed, "labels": labelled}
             return total, (updates["batch_stats"], metrics)
