@@ -106,9 +106,7 @@ class TestContrastive:
         np.testing.assert_allclose(
             losses.contrastive(jnp.ones((4, 3)), jnp.ones((4, 3))), np.log(4), rtol=1e-6
         )
-        assert (
-            losses.contrastive(normal(1, 5), normal(1, 5, seed=1)) == 0
-        )  # nothing to confuse it with
+        assert losses.contrastive(normal(1, 5), normal(1, 5, seed=1)) == 0  # nothing to confuse it with
 
     def test_symmetric_and_invariant_to_scale_and_common_permutation(self):
         a, b = normal(6, 5), normal(6, 5, seed=1)
