@@ -42,12 +42,14 @@ class Pairs:
     """Pairs of LAMOST and Gaia XP spectra of n stars.
 
     Attributes:
-        flux: (n, 1462) continuum-normalised, missing pixels filled. xp_flux: (n, 343) relative to the flux at
-        550 nm, 0 where missing. xp_valid: (n, 343), False where missing. labels: (n, 3) teff (K), logg (dex),
-        fe_h (dex); NaN where unknown. id: (n,) star names. degraded: (n, k, 1462) noiseless copies at k lower
-        resolutions, or None. noise_width: (k,) Gaussian sigma in pixels by which `to_lamost` smooths each
-        copy, and so its noise, or
-            None.
+        flux: (n, 1462) continuum-normalised, missing pixels filled.
+        xp_flux: (n, 343) relative to the flux at 550 nm, 0 where missing.
+        xp_valid: (n, 343), False where missing.
+        labels: (n, 3) teff (K), logg (dex), fe_h (dex); NaN where unknown.
+        id: (n,) star names.
+        degraded: (n, k, 1462) noiseless copies at k lower resolutions, or None.
+        noise_width: (k,) Gaussian sigma in pixels by which `to_lamost` smooths each copy and therefore its
+            noise, or None.
     """
 
     flux: Float32Array
