@@ -143,7 +143,7 @@ class HeadRun:
         head = LabelHead(self.model.config.head, lora=self.model.config.lora4)
         params = lora.combine(frozen, trained)["mlp2"]
         predicted = apply(head, {"params": params, "batch_stats": stats}, own["x"])[:, 0]
-        return losses.pseudo_huber(predicted - own["y"], jnp.ones_like(predicted))
+        return losses.label_loss(predicted, own["y"])
 
     def call(self, seeds: int) -> Call:
         """Make the call that trains all seeds to the end."""

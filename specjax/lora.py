@@ -13,12 +13,13 @@ Rules are regular expressions on "/"-joined paths, so one place says what every 
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import DTypeLike
 
 from specjax.config import LoRAConfig
 from specjax.errors import ModelError
@@ -139,14 +140,18 @@ def init_adapters(key: jax.Array, params: Mapping[str, Any], configs: Mapping[st
         *lead, inputs, outputs = kernel.shape
         rank = configs[group].rank
         layer_key = jax.random.fold_in(key, len(leaves))
-        bound = inputs**-0.5
-        shape = (*lead, inputs, rank)
-        leaves[f"{layer}/lora_a"] = jax.random.uniform(layer_key, shape, kernel.dtype, -bound, bound)
+        leaves[f"{layer}/lora_a"] = init_lora_a(layer_key, (*lead, inputs, rank), kernel.dtype)
         leaves[f"{layer}/lora_b"] = jnp.zeros((*lead, rank, outputs), kernel.dtype)
     missing = sorted(set(configs) - found)
     if missing:
         raise ModelError(f"nothing in this model for {', '.join(missing)} to adapt")
     return _nest(leaves)
+
+
+def init_lora_a(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """Draw a factor A (..., in, rank) uniformly within 1/sqrt(in), as in the code of Hu et al. (2021)."""
+    bound = shape[-2] ** -0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def merge(params: Mapping[str, Any], adapters: Mapping[str, Any], configs: Mapping[str, LoRAConfig]) -> Tree:

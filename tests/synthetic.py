@@ -45,7 +45,7 @@ NOTHING = AugmentConfig(  # no variation at all
     noise=(0.0, 0.0),
     mixing=0.0,
     moving=0.0,
-    rendition_noise=(0.0, 0.0),
+    degraded_noise=(0.0, 0.0),
     gap_probability=0.0,
 )
 PIXELS, XP_PIXELS = CONFIG.specformer.num_pixels, CONFIG.xp_autoencoder.num_pixels

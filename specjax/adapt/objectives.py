@@ -15,8 +15,8 @@ from specjax.adapt.forward import head_module, projection_module
 from specjax.config import LORA_GROUPS, ModelConfig
 from specjax.foundation.networks import module_dtype
 from specjax.models.apply import apply
-from specjax.models.layers import tokenise
 from specjax.models.specformer import SpecFormer
+from specjax.models.tokens import tokenise
 from specjax.train import losses
 from specjax.train.loop import Loss
 from specjax.train.micro_batches import summed
@@ -103,6 +103,6 @@ def head_loss(config: ModelConfig, head: str, group: str, column: int) -> Loss:
         del key
         params = lora.combine(frozen, factors)[head]
         predicted = apply(network, {"params": params, "batch_stats": stats}, own["x"])[:, column]
-        return losses.pseudo_huber(predicted - own["y"], own["weight"])
+        return losses.pseudo_huber_loss(predicted - own["y"], own["weight"])
 
     return loss

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax import lora
+from specjax.train.losses import pseudo_huber
 from specjax.typing import FloatArray, IntArray, Tree
 
 
@@ -79,7 +80,7 @@ def select(
     amount = np.concatenate([c.amount for c in candidates])
     step = np.concatenate([c.step for c in candidates])
     out_of_fold = np.concatenate([c.out_of_fold for c in candidates], axis=1)
-    cost = _robust(out_of_fold - truth[:, None])  # (S, candidates, a)
+    cost = pseudo_huber(out_of_fold - truth[:, None])  # (S, candidates, a)
     seed = np.arange(len(cost))
     # The head as it is: on the unadapted tower, or on the tower of the scale that is fixed.
     allowed = np.ones((len(cost), len(tower)), bool) if scale is None else tower == scale[:, None]
@@ -106,7 +107,3 @@ def _selected_factors(candidates: Sequence[Candidates], pick: IntArray) -> Tree:
     leaves = [jax.tree.map(np.asarray, c.factors) for c in candidates]
     selected = jax.tree.map(lambda *each: np.stack(each)[which, seeds, step], *leaves)
     return lora.scale_updates(selected, jnp.asarray(first.amount[inner]))
-
-
-def _robust(residual: FloatArray, delta: float = 0.3) -> FloatArray:
-    return delta**2 * (np.sqrt(1 + (residual / delta) ** 2) - 1)

@@ -1,4 +1,4 @@
-"""`specjax pretrain`: a foundation model from nothing."""
+"""`specjax pretrain`: pretrain a foundation model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,19 +8,19 @@ from specjax.progress import say
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain:
-    """Train a foundation model from nothing, on the stellar libraries (fetched if they are not there)."""
+    """Pretrain a foundation model on the stellar libraries, which are fetched if necessary."""
 
     out: Path
     """the model folder to write"""
     preset: str = "mini"
-    """sizes and schedule"""
+    """sizes of the model; only "mini" can be trained on these libraries"""
     seed: int = 0
     """random seed"""
     resume: bool = False
-    """go on where an interrupted run with this folder stopped"""
+    """continue the interrupted run of this folder"""
 
     def run(self) -> None:
-        """Train and print the folder."""
+        """Pretrain and print the folder."""
         from specjax.cache import use_compilation_cache
 
         use_compilation_cache()

@@ -12,10 +12,10 @@ import jax
 
 from specjax.config import LoRAConfig, ModelConfig, SpecFormerConfig
 from specjax.models.apply import apply
-from specjax.models.layers import detokenise, standardise, tokenise
 from specjax.models.projection import LamostProjection
 from specjax.models.specclip import SpecCLIP
 from specjax.models.specformer import SpecFormer
+from specjax.models.tokens import detokenise, standardise, tokenise
 from specjax.models.xp_autoencoder import XPAutoencoder, xp_flux, xp_vector
 
 Variables = Mapping[str, Any]

@@ -1,6 +1,6 @@
-"""Apply a module to its variables, typed as what our modules return.
+"""A typed `Module.apply`.
 
-Flax types `Module.apply` as an output or a pair of output and mutated variables; which one it is depends on
+Flax types the result of `Module.apply` as an output or a pair of output and mutated variables, depending on
 the arguments of the call.
 """
 
@@ -12,5 +12,5 @@ import jax
 
 
 def apply(module: nn.Module, variables: Mapping[str, Any], *args: Any, **options: Any) -> jax.Array:
-    """Return the output of a module that changes none of its variables; arguments as `Module.apply`."""
+    """Return the output of a module that mutates no variables; arguments as in `Module.apply`."""
     return cast(jax.Array, module.apply(variables, *args, **options))

@@ -1,4 +1,4 @@
-"""From the contrastive space back to the pixels of a survey."""
+"""Decoders from the contrastive space to the pixels of a survey."""
 
 import flax.linen as nn
 import jax
@@ -8,7 +8,7 @@ from specjax.models.layers import LoRADense, batch_norm, gelu
 
 
 class Decoder(nn.Module):
-    """(Linear, GELU, BatchNorm, Dropout) for each hidden width, then Linear to the pixels."""
+    """(Linear, GELU, BatchNorm, Dropout) for each hidden width, then a Linear layer to the pixels."""
 
     hidden: tuple[int, ...]
     features: int
@@ -16,7 +16,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array, train: bool = False) -> jax.Array:
-        """Decode z (n, dim) to (n, features); `train` uses and updates batch statistics and drops units."""
+        """Decode z (n, dim) to (n, features); `train` applies dropout, uses and updates batch statistics."""
         x = z
         for index, width in enumerate(self.hidden):
             x = gelu(LoRADense(width, name=f"dense_{index}")(x))
@@ -26,18 +26,18 @@ class Decoder(nn.Module):
 
 
 class SplitDecoder(nn.Module):
-    """The decoder of the "split" form: each part to pixels by itself, then one network over both."""
+    """The decoder of the "split" form: a projection of each part to pixels, then one network over both."""
 
     shared_dim: int
     features: int
 
     @nn.compact
     def __call__(self, z: jax.Array, train: bool = False) -> jax.Array:
-        """Decode z (n, shared + private) to (n, features); nothing in it depends on `train`."""
+        """Decode z (n, shared + private) to (n, features); `train` has no effect."""
         shared, private = jnp.split(z, [self.shared_dim], axis=-1)
-        both = [
+        parts = [
             LoRADense(self.features, name="shared_proj")(shared),
             LoRADense(self.features, name="private_proj")(private),
         ]
-        x = gelu(LoRADense(2 * self.features, name="final_0")(jnp.concatenate(both, axis=-1)))
+        x = gelu(LoRADense(2 * self.features, name="final_0")(jnp.concatenate(parts, axis=-1)))
         return LoRADense(self.features, name="final_1")(x)

@@ -1,4 +1,4 @@
-"""The regression head from 768 features to stellar labels, alone or as a deep ensemble."""
+"""Regression heads from features to stellar labels."""
 
 import chex
 import flax.linen as nn
@@ -9,10 +9,11 @@ from specjax.models.layers import LoRADense, batch_norm
 
 
 class LabelHead(nn.Module):
-    """(Linear, BatchNorm, ReLU, Dropout) for each hidden width, then Linear to the labels.
+    """(Linear, BatchNorm, ReLU, Dropout) for each hidden width, then a Linear layer to the labels.
 
-    With `config.members` M above 1 every leaf has a leading axis M and the outputs are averaged; with 1 the
-    tree is the published one without that axis. `lora` adapts every Linear (LoRA2, LoRA4).
+    With `config.members` M above 1 the head is a deep ensemble: every leaf has a leading axis M and the
+    outputs are averaged. With M = 1 the tree is the published one, without that axis. `lora` adapts every
+    Linear layer (LoRA2, LoRA4).
     """
 
     config: LabelHeadConfig
@@ -26,11 +27,16 @@ class LabelHead(nn.Module):
         deterministic: bool = True,
         per_member: bool = False,
     ) -> jax.Array:
-        """Map standardised features x (n, d) to standardised labels (n, num_labels).
+        """Map standardised features to standardised labels.
 
-        use_running_average False normalises by the batch and updates the running statistics; deterministic
-        False drops units (needs the rng "dropout"). per_member returns (M, n, num_labels) before the average,
-        to train each member on its own loss.
+        Args:
+            x: (n, d).
+            use_running_average: False normalises by the batch and updates the running statistics.
+            deterministic: False applies dropout, with the rng "dropout".
+            per_member: return the output of each member, to train each on its own loss.
+
+        Returns:
+            (n, num_labels), or (M, n, num_labels) with `per_member`.
         """
         chex.assert_rank(x, 2)
 
@@ -52,10 +58,24 @@ class LabelHead(nn.Module):
         return labels if per_member else labels.mean(axis=0)
 
     def network(self, x: jax.Array, use_running_average: bool, deterministic: bool) -> jax.Array:
-        """Run one member on x (n, d)."""
+        """Apply one member to x (n, d)."""
         config = self.config
         for index, width in enumerate(config.hidden_dims):
             x = LoRADense(width, lora=self.lora, name=f"dense_{index}")(x)
             x = nn.relu(batch_norm(use_running_average, name=f"norm_{index}")(x))
             x = nn.Dropout(config.dropout)(x, deterministic=deterministic)
         return LoRADense(config.num_labels, lora=self.lora, name=f"dense_{len(config.hidden_dims)}")(x)
+
+
+class AuxiliaryHead(nn.Module):
+    """A small regression network for the auxiliary label task of pretraining; discarded after its stage."""
+
+    num_labels: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map features x (n, d) to standardised labels (n, num_labels)."""
+        x = nn.LayerNorm()(x)
+        for width in (128, 64):
+            x = nn.gelu(nn.Dense(width)(x))
+        return nn.Dense(self.num_labels)(x)

@@ -1,8 +1,10 @@
-"""The networks from the two encoders into the contrastive space.
+"""Projections of the two encoders' outputs into the contrastive space.
 
-With `private_dim` 0 there is one network a survey ("base", "pr"); above 0 there are two, shared and private,
-whose outputs stand side by side ("split").
+With `private_dim` 0 there is one network per survey ("base", "pr"). Above 0 there are two, shared and
+private, and their outputs are concatenated ("split").
 """
+
+import functools
 
 import flax.linen as nn
 import jax
@@ -14,9 +16,9 @@ from specjax.models.layers import LoRADense, Mlp, gelu, layer_norm
 
 
 class TokenLogits(nn.Module):
-    """q.(x W + b) of the keys x W + b of all tokens x, without making the keys.
+    """Attention logits q.(x W + b) of one query with the keys x W + b, without computing the keys.
 
-    There is one query for all spectra, so (q W^T).x needs a vector a head where the keys would be a matrix
+    The query is the same for all spectra: (q W^T).x needs one vector per head, the keys would be a matrix
     product over all tokens. The parameters are those of a `LoRADense`.
     """
 
@@ -26,21 +28,21 @@ class TokenLogits(nn.Module):
     def __call__(self, q: jax.Array, tokens: jax.Array) -> jax.Array:
         """Map the query q (h, d) and tokens (n, t, in) to logits (n, h, t), float32."""
         kernel, bias = _dense_parameters(self, tokens.shape[-1], q.size)
-        probe = jnp.einsum("ihd,hd->hi", kernel.reshape(-1, *q.shape), q)
-        probe, tokens = nn.dtypes.promote_dtype(probe, tokens, dtype=self.dtype)
-        logits = jnp.einsum("hi,nti->nht", probe, tokens, preferred_element_type=jnp.float32)
+        query = jnp.einsum("ihd,hd->hi", kernel.reshape(-1, *q.shape), q)
+        query, tokens = nn.dtypes.promote_dtype(query, tokens, dtype=self.dtype)
+        logits = jnp.einsum("hi,nti->nht", query, tokens, preferred_element_type=jnp.float32)
         return logits + (bias.reshape(q.shape) * q).sum(-1)[:, None]
 
 
 class MixedValues(nn.Module):
-    """The weighted mean over tokens of their values x W + b, as (the weighted mean of x) W + b."""
+    """The weighted mean over tokens of the values x W + b, computed as (weighted mean of x) W + b."""
 
     dim: int
     dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, weights: jax.Array, tokens: jax.Array) -> jax.Array:
-        """Map weights (n, h, t) that add up to 1 and tokens (n, t, in) to (n, dim), head after head."""
+        """Map weights (n, h, t), of sum 1 over t, and tokens (n, t, in) to (n, dim), ordered by head."""
         kernel, bias = _dense_parameters(self, tokens.shape[-1], self.dim)
         weights, tokens, kernel = nn.dtypes.promote_dtype(weights, tokens, kernel, dtype=self.dtype)
         mixed = weights @ tokens  # (n, h, in)
@@ -54,7 +56,7 @@ def _dense_parameters(module: nn.Module, inputs: int, features: int) -> tuple[ja
 
 
 class AttentionPool(nn.Module):
-    """layernorm(MHA(query, tokens, tokens)) with one learnt query; LoRA reaches out_proj."""
+    """Attention pooling, layernorm(MHA(query, tokens, tokens)), with a learnt query; LoRA adapts out_proj."""
 
     dim: int
     num_heads: int
@@ -76,19 +78,19 @@ class AttentionPool(nn.Module):
         return self.project(self.mix(tokens), deterministic)
 
     def mix(self, tokens: jax.Array) -> jax.Array:
-        """Mix tokens (n, t, in) to (n, dim), before out_proj: nothing in it is ever adapted."""
+        """Mix tokens (n, t, in) to (n, dim), before out_proj; these layers are never adapted."""
         head_dim = self.dim // self.num_heads
         q = self.q_proj(self.query).reshape(self.num_heads, head_dim) * head_dim**-0.5
         weights = jax.nn.softmax(self.k_proj(q, tokens))  # (n, h, t)
         return self.v_proj(weights, tokens)
 
     def project(self, mixed: jax.Array, deterministic: bool = True) -> jax.Array:
-        """Finish from the output (n, dim) of `mix`."""
+        """Map the output (n, dim) of `mix` to the pooled vector (n, dim)."""
         return self.layernorm(self.drop(self.out_proj(mixed), deterministic=deterministic))
 
 
 class FeatureMlp(nn.Module):
-    """Linear, LayerNorm, GELU, Linear, LayerNorm, Dropout: in place of pooling, as there are no tokens."""
+    """Linear, LayerNorm, GELU, Linear, LayerNorm, Dropout; replaces pooling, as there are no tokens."""
 
     hidden: int
     features: int
@@ -111,8 +113,8 @@ class FeatureMlp(nn.Module):
 class LamostProjection(nn.Module):
     """LAMOST tokens to the contrastive space: a = pool(tokens), z = a + mlp(a), for each network.
 
-    `lora` adapts out_proj of the pooling and both layers of the mlp (LoRA3). What comes before them,
-    `mix`, can be computed once and kept: one vector a spectrum in place of its tokens.
+    `lora` adapts out_proj of the pooling and both layers of the mlp (LoRA3). The output of the layers before
+    them, `mix`, can be cached: one vector per spectrum instead of its tokens.
     """
 
     config: ProjectionConfig
@@ -120,10 +122,12 @@ class LamostProjection(nn.Module):
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:  # noqa: D102
-        config, common = self.config, {"lora": self.lora, "dtype": self.dtype}
+        config = self.config
+        pool = functools.partial(AttentionPool, dropout=config.dropout, lora=self.lora, dtype=self.dtype)
+        mlp = functools.partial(Mlp, lora=self.lora, dtype=self.dtype)
         for prefix, dim, heads in zip(_prefixes(config), config.dims, config.num_heads, strict=False):
-            setattr(self, _pool_name(prefix), AttentionPool(dim, heads, config.dropout, **common))
-            setattr(self, f"{prefix}mlp", Mlp(config.mlp_expansion * dim, dim, **common))
+            setattr(self, _pool_name(prefix), pool(dim, heads))
+            setattr(self, f"{prefix}mlp", mlp(config.mlp_expansion * dim, dim))
         self.drop = nn.Dropout(config.dropout)
 
     def __call__(self, tokens: jax.Array, deterministic: bool = True) -> jax.Array:
@@ -131,12 +135,12 @@ class LamostProjection(nn.Module):
         return self.project(self.mix(tokens), deterministic)
 
     def mix(self, tokens: jax.Array) -> jax.Array:
-        """Mix tokens (n, t, d) to (n, dim), shared then private, before anything that LoRA3 adapts."""
+        """Mix tokens (n, t, d) to (n, dim), shared then private, before the first layer that LoRA3 adapts."""
         pools = [getattr(self, _pool_name(prefix)) for prefix in _prefixes(self.config)]
         return jnp.concatenate([pool.mix(tokens) for pool in pools], axis=-1)
 
     def project(self, mixed: jax.Array, deterministic: bool = True) -> jax.Array:
-        """Finish from the output (n, dim) of `mix`: z (n, dim)."""
+        """Map the output (n, dim) of `mix` to z (n, dim)."""
         parts = []
         cuts = [self.config.shared_dim] if self.config.private_dim else []
         for prefix, part in zip(_prefixes(self.config), jnp.split(mixed, cuts, axis=-1), strict=True):

@@ -1,4 +1,4 @@
-"""SpecCLIP: a LAMOST and a Gaia XP tower into one space, with decoders from it to both surveys."""
+"""SpecCLIP: LAMOST and Gaia XP towers into one contrastive space, and decoders from it to both surveys."""
 
 import flax.linen as nn
 import jax
@@ -7,14 +7,14 @@ from jax.typing import DTypeLike
 from specjax.config import LoRAConfig, ModelConfig
 from specjax.errors import ModelError
 from specjax.models.decoders import Decoder, SplitDecoder
-from specjax.models.layers import tokenise
 from specjax.models.projection import LamostProjection, XPProjection
 from specjax.models.specformer import SpecFormer
+from specjax.models.tokens import tokenise
 from specjax.models.xp_autoencoder import XPAutoencoder, xp_vector
 
 
 class LamostTower(nn.Module):
-    """The LAMOST encoder and its projection, with LoRA1 in the one and LoRA3 in the other."""
+    """The LAMOST encoder with LoRA1 and its projection with LoRA3."""
 
     config: ModelConfig
     lora1: LoRAConfig | None = None
@@ -48,10 +48,11 @@ class XPTower(nn.Module):
 class SpecCLIP(nn.Module):
     """Both towers and, unless `config.decoder` is None, the four decoders.
 
-    A decoder is named after the survey that it writes: lamost_decoder reads z of LAMOST, lamost_cross_decoder
-    reads z of Gaia XP. As trained, lamost_decoder writes standardised flux and the other three the flux as
-    given. In the "split" form the contrastive loss and the cross decoders use the shared part z[:,
-    :shared_dim] only. `dtype` is that of the matrix products of the towers; the decoders compute in float32.
+    A decoder is named after the survey that it predicts: lamost_decoder reads z of LAMOST,
+    lamost_cross_decoder z of Gaia XP. As trained, lamost_decoder predicts standardised flux and the other
+    three predict the input flux. In the "split" form the contrastive loss and the cross decoders use the
+    shared part z[:, :shared_dim] only. `dtype` is that of the towers' matrix products; the decoders compute
+    in float32.
     """
 
     config: ModelConfig
@@ -86,8 +87,15 @@ class SpecCLIP(nn.Module):
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         """Embed and decode pairs of spectra of the same stars.
 
-        lamost_flux (n, 1462) and xp_flux (n, 343) are on the model grids, the valid arrays True where the
-        flux may be used. Returns z_lamost (n, dim), z_xp (n, dim) and the dict of `decode`.
+        Args:
+            lamost_flux: (n, 1462) on the LAMOST grid.
+            xp_flux: (n, 343) on the Gaia XP grid.
+            lamost_valid: (n, 1462) bool, True where the flux may be used; None uses all pixels.
+            xp_valid: (n, 343) bool, the same for Gaia XP.
+            train: apply dropout, use and update batch statistics.
+
+        Returns:
+            z_lamost (n, dim), z_xp (n, dim) and the dict of `decode`.
         """
         tokens = self.lamost.backbone(tokenise(lamost_flux, self.config.specformer, lamost_valid))
         latent = self.gaia_xp.backbone(xp_vector(xp_flux, xp_valid))
@@ -96,7 +104,7 @@ class SpecCLIP(nn.Module):
     def project(
         self, tokens: jax.Array, latent: jax.Array, train: bool = False
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        """Do the same from the outputs of the backbones, tokens (n, t, d) and latent (n, latent_dim)."""
+        """Project and decode the outputs of the backbones, tokens (n, t, d) and latent (n, latent_dim)."""
         z_lamost = self.lamost.projection(tokens, not train)
         z_xp = self.gaia_xp.projection(latent, not train)
         extras = {} if self.config.decoder is None else self.decode(z_lamost, z_xp, train)
@@ -111,7 +119,7 @@ class SpecCLIP(nn.Module):
         return self.gaia_xp(xp_vector(flux, valid))
 
     def decode(self, z_lamost: jax.Array, z_xp: jax.Array, train: bool = False) -> dict[str, jax.Array]:
-        """Run all decoders: lamost, gaia_xp, lamost_cross (from z_xp) and gaia_xp_cross (from z_lamost)."""
+        """Apply all decoders: lamost, gaia_xp, lamost_cross (from z_xp) and gaia_xp_cross (from z_lamost)."""
         return {
             "lamost": self.reconstruct(z_lamost, "lamost", train),
             "gaia_xp": self.reconstruct(z_xp, "gaia_xp", train),
@@ -120,11 +128,11 @@ class SpecCLIP(nn.Module):
         }
 
     def reconstruct(self, z: jax.Array, survey: str, train: bool = False) -> jax.Array:
-        """Decode z (n, dim) of a survey to that survey's pixels; standardised flux for LAMOST."""
+        """Decode z (n, dim) of a survey to the flux of that survey, standardised for LAMOST."""
         return self._decoder(f"{survey}_decoder")(z, train)
 
     def translate(self, z: jax.Array, target: str, train: bool = False) -> jax.Array:
-        """Decode z (n, dim) of one survey to the pixels of the other, `target`, as flux."""
+        """Decode z (n, dim) of one survey to the flux of the other, `target`."""
         return self._decoder(f"{target}_cross_decoder")(z[..., : self.config.projection.shared_dim], train)
 
     def _decoder(self, name: str) -> nn.Module:

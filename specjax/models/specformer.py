@@ -1,4 +1,6 @@
-"""SpecFormer: a pre-norm transformer over the windows of a spectrum, trained by masking chunks of them."""
+"""SpecFormer: a pre-norm transformer over windows of a spectrum, trained by masked modelling."""
+
+import functools
 
 import chex
 import flax.linen as nn
@@ -7,60 +9,17 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from specjax.config import LoRAConfig, SpecFormerConfig
-from specjax.models.attention import attend
 from specjax.models.layers import LoRADense, Mlp, layer_norm
 
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with separate q and joint k, v projections (k first), all open to LoRA.
-
-    The published code multiplies q by head_dim^-1/2 and calls a kernel that does so again, so the logits are
-    q.k/head_dim; the factor is `SpecFormerConfig.logit_scale`.
-    """
-
-    config: SpecFormerConfig
-    lora: LoRAConfig | None = None
-    dtype: DTypeLike | None = None
-
-    def setup(self) -> None:  # noqa: D102
-        dim, common = self.config.dim, {"lora": self.lora, "dtype": self.dtype}
-        self.q_proj = LoRADense(dim, **common)
-        self.kv_proj = LoRADense(2 * dim, **common)
-        self.out_proj = LoRADense(dim, kernel_init=_residual_init(self.config), **common)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map x (n, t, d) to (n, t, d)."""
-        heads = (*x.shape[:-1], self.config.num_heads, -1)  # (n, t, d) -> (n, t, h, d/h)
-        k, v = jnp.split(self.kv_proj(x), 2, axis=-1)
-        q, k, v = (part.reshape(heads) for part in (self.q_proj(x), k, v))
-        mixed = attend(q, k, v, self.config.attention_scale)
-        return self.out_proj(mixed.reshape(x.shape))
-
-
-class Block(nn.Module):
-    """x + attention(ln1(x)), then x + mlp(ln2(x))."""
-
-    config: SpecFormerConfig
-    lora: LoRAConfig | None = None
-    dtype: DTypeLike | None = None
-
-    def setup(self) -> None:  # noqa: D102
-        config, dtype = self.config, self.dtype
-        self.ln1 = layer_norm(dtype)
-        self.attention = SelfAttention(config, lora=self.lora, dtype=dtype)
-        self.ln2 = layer_norm(dtype)
-        self.mlp = Mlp(config.mlp_dim, config.dim, kernel_init=_residual_init(config), dtype=dtype)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map x (n, t, d), which stays float32 whatever the branches compute in, to (n, t, d)."""
-        x = x + self.attention(self.ln1(x))
-        return x + self.mlp(self.ln2(x))
+HALF_TYPES = (jnp.bfloat16, jnp.float16)
+MAX_HEAD_DIM = 128  # of cuDNN's fused kernel on every GPU that has it; newer GPUs support 256
 
 
 class SpecFormer(nn.Module):
     """The LAMOST LRS encoder; `lora` adapts q_proj, kv_proj and out_proj of every block (LoRA1).
 
-    Tokens come from `layers.tokenise`. The Gaia XP masked transformer is the same module with other numbers.
+    Tokens come from `tokens.tokenise`. The Gaia XP masked transformer is the same module with another
+    configuration.
     """
 
     config: SpecFormerConfig
@@ -82,15 +41,85 @@ class SpecFormer(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = self.final_layernorm(x)
-        if self.is_initializing():  # so that init makes the parameters of predict_tokens too
+        if self.is_initializing():  # so that init creates the parameters of predict_tokens too
             self.head(x)
         return x
 
     def predict_tokens(self, tokens: jax.Array) -> jax.Array:
-        """Predict the tokens (n, t, token_dim) that stand behind partly masked ones of the same shape."""
+        """Predict the unmasked tokens (n, t, token_dim) from partly masked ones of the same shape."""
         return self.head(self(tokens))
 
 
+class Block(nn.Module):
+    """x + attention(ln1(x)), then x + mlp(ln2(x))."""
+
+    config: SpecFormerConfig
+    lora: LoRAConfig | None = None
+    dtype: DTypeLike | None = None
+
+    def setup(self) -> None:  # noqa: D102
+        config, dtype = self.config, self.dtype
+        self.ln1 = layer_norm(dtype)
+        self.attention = SelfAttention(config, lora=self.lora, dtype=dtype)
+        self.ln2 = layer_norm(dtype)
+        self.mlp = Mlp(config.mlp_dim, config.dim, kernel_init=_residual_init(config), dtype=dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map x (n, t, d) to (n, t, d); both are float32, whatever the dtype of the two branches."""
+        x = x + self.attention(self.ln1(x))
+        return x + self.mlp(self.ln2(x))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with a q projection and a joint k, v projection (k first); LoRA reaches all.
+
+    The published code multiplies q by head_dim^-1/2 and calls a kernel that does so again, so the logits are
+    q.k/head_dim; the factor is `SpecFormerConfig.attention_scale`.
+    """
+
+    config: SpecFormerConfig
+    lora: LoRAConfig | None = None
+    dtype: DTypeLike | None = None
+
+    def setup(self) -> None:  # noqa: D102
+        dense = functools.partial(LoRADense, lora=self.lora, dtype=self.dtype)
+        self.q_proj = dense(self.config.dim)
+        self.kv_proj = dense(2 * self.config.dim)
+        self.out_proj = dense(self.config.dim, kernel_init=_residual_init(self.config))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map x (n, t, d) to (n, t, d)."""
+        heads = (*x.shape[:-1], self.config.num_heads, -1)  # (n, t, d) -> (n, t, h, d/h)
+        k, v = jnp.split(self.kv_proj(x), 2, axis=-1)
+        q, k, v = (part.reshape(heads) for part in (self.q_proj(x), k, v))
+        mixed = attend(q, k, v, self.config.attention_scale)
+        return self.out_proj(mixed.reshape(x.shape))
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, scale: float) -> jax.Array:
+    """Return softmax(scale q k^T) v for q, k and v (n, t, h, d), by cuDNN's fused kernel where it applies.
+
+    The softmax is computed in float32 for arrays of any type.
+    """
+    if _fused_kernel_applies(q):
+        return jax.nn.dot_product_attention(q, k, v, scale=scale, implementation="cudnn")
+    # With the head axis in front a CPU runs plain matrix products, twice as fast.
+    q, k, v = (jnp.swapaxes(part, 1, 2) for part in (q, k, v))  # (n, t, h, d) -> (n, h, t, d)
+    if q.dtype in HALF_TYPES:
+        logits = jnp.matmul(q, k.mT, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scale * logits).astype(q.dtype)
+    else:
+        weights = jax.nn.softmax((q * scale) @ k.mT)  # (n, h, t, t)
+    return jnp.swapaxes(weights @ v, 1, 2)
+
+
+def _fused_kernel_applies(q: jax.Array) -> bool:
+    """Return whether q (n, t, h, d) is in half precision, on a GPU, with heads that are not too wide."""
+    head_dim = q.shape[-1]
+    fits = q.dtype in HALF_TYPES and head_dim <= MAX_HEAD_DIM and head_dim % 8 == 0
+    return fits and jax.default_backend() == "gpu"
+
+
 def _residual_init(config: SpecFormerConfig) -> nn.initializers.Initializer:
-    # The 2 L branches add up to a residual stream of unit size.
+    # The 2 L branches add up to a residual stream of unit variance.
     return nn.initializers.variance_scaling(0.5 / config.num_layers, "fan_in", "truncated_normal")

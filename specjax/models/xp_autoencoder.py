@@ -1,4 +1,4 @@
-"""The autoencoder of Gaia XP spectra: a plain multilayer perceptron around a bottleneck."""
+"""The autoencoder of Gaia XP spectra: a multilayer perceptron with a bottleneck."""
 
 import chex
 import flax.linen as nn
@@ -7,23 +7,24 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from specjax.config import XPAutoencoderConfig
-from specjax.models.layers import LoRADense, Mlp, layer_norm, standardise
+from specjax.models.layers import LoRADense, Mlp, layer_norm
+from specjax.models.tokens import standardise
 
 
 def xp_vector(flux: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-    """Return the input [mean, std, standardised flux] (..., p + 2) for flux (..., p), unity at 550 nm."""
+    """Return the input [mean, std, standardised flux] (..., p + 2) of flux (..., p) relative to 550 nm."""
     x, mean, std = standardise(flux, valid)
     return jnp.concatenate([mean, std, x], axis=-1)
 
 
 def xp_flux(vector: jax.Array) -> jax.Array:
-    """Return the flux (..., p) that an (..., p + 2) vector of `xp_vector` stands for."""
+    """Return the flux (..., p) of an (..., p + 2) vector; the inverse of `xp_vector`."""
     mean, std, x = vector[..., :1], vector[..., 1:2], vector[..., 2:]
     return mean + std * x
 
 
 class XPBlock(nn.Module):
-    """mlp(norm(x)), as published without a residual connection."""
+    """mlp(norm(x)), without a residual connection, as published."""
 
     config: XPAutoencoderConfig
     dtype: DTypeLike | None = None
@@ -39,7 +40,7 @@ class XPBlock(nn.Module):
 
 
 class XPAutoencoder(nn.Module):
-    """Gaia XP spectra to a latent vector and back; inputs come from `xp_vector`."""
+    """Gaia XP spectra to a latent vector and back; inputs are made by `xp_vector`."""
 
     config: XPAutoencoderConfig
     dtype: DTypeLike | None = None
@@ -61,7 +62,7 @@ class XPAutoencoder(nn.Module):
         for block in self.encoder_blocks:
             hidden = block(hidden)
         latent = self.bottleneck_norm(self.bottleneck_down(hidden))
-        if self.is_initializing():  # so that init makes the parameters of decode too
+        if self.is_initializing():  # so that init creates the parameters of decode too
             self.decode(latent)
         return latent
 

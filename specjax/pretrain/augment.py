@@ -1,7 +1,7 @@
-"""What distinguishes one survey from the next, drawn at random: resolution, velocity, continuum, noise.
+"""Data augmentation with differences between surveys, such as resolution, velocity, continuum and noise.
 
-A model that has seen its source stars only as one instrument saw them learns that instrument. These
-variations are applied to flux on the LAMOST grid (69 km/s a pixel), in JAX, inside the training step.
+A model that sees its source stars through one instrument only learns that instrument too. The augmentation is
+applied to flux on the LAMOST grid (69 km/s per pixel), in JAX, inside the training step.
 """
 
 import dataclasses
@@ -12,25 +12,33 @@ import jax.numpy as jnp
 
 from specjax.errors import ConfigError
 
-_PAD = 69  # pixels repeated at either end before the Fourier transform: 1462 + 2 x 69 = 1600 = 2^6 5^2
+_PAD = 69  # pixels added at either end before the Fourier transform: 1462 + 2 x 69 = 1600 = 2^6 5^2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Ranges of the variations. Gaussian widths and shifts are in grid pixels, noise and continuum relative.
+    """Ranges of the augmentation. A range (0, 0), or a size of 0, switches its part off.
 
-    smoothing and noise are drawn log-uniformly, the shift uniformly within +-shift. The flux is multiplied by
-    1 + a Chebyshev series with normal coefficients: of size `continuum` up to continuum_degree, the errors of
-    a continuum, and of size `response` beyond, up to response_degree, the errors of a flux calibration:
-    those of MILES and STELIB differ by one to two percent on scales of 60 A and more, the same for all stars.
-    mixing is the largest share of a label-space neighbour; moving the standard deviation by which a star is
-    moved in each standardised label (`label_model`). rendition_probability is that of a star at one of its
-    lower resolutions, whose noise is drawn from rendition_noise and smoothed as preprocessing smooths it.
-    gap_probability is the chance of one missing stretch of up to gap_width pixels. A range (0, 0) leaves its
-    variation out.
+    Attributes:
+        smoothing: Gaussian sigma in pixels, drawn log-uniformly.
+        shift: largest shift in pixels, in either direction, drawn uniformly.
+        continuum: standard deviation of the Chebyshev coefficients up to `continuum_degree` of a relative
+            error: errors of the continuum fit.
+        continuum_degree: see `continuum`.
+        response: the same beyond `continuum_degree`, up to `response_degree`: errors of the flux calibration.
+            Those of MILES and STELIB differ by one to two percent on scales of 60 A and more, by the same
+            pattern for all stars.
+        response_degree: see `response`.
+        noise: standard deviation per pixel, relative to the continuum, drawn log-uniformly.
+        mixing: largest weight of a neighbour in label space, see `mix`.
+        moving: standard deviation of the change of each standardised label, see `label_model`.
+        degraded_probability: probability to draw a star at one of its lower resolutions.
+        degraded_noise: as `noise`, for degraded copies, whose noise is smoothed as preprocessing smooths it.
+        gap_probability: probability of one missing stretch.
+        gap_width: largest width of that stretch in pixels.
 
     Raises:
-        ConfigError: a range that is neither that nor positive and ascending.
+        ConfigError: a range that is neither (0, 0) nor positive and ascending.
     """
 
     smoothing: tuple[float, float] = (0.3, 2.5)
@@ -42,13 +50,13 @@ class AugmentConfig:
     noise: tuple[float, float] = (0.003, 0.03)
     mixing: float = 0.5
     moving: float = 0.3
-    rendition_probability: float = 0.0
-    rendition_noise: tuple[float, float] = (0.01, 0.08)
+    degraded_probability: float = 0.0
+    degraded_noise: tuple[float, float] = (0.01, 0.08)
     gap_probability: float = 0.1
     gap_width: int = 250
 
     def __post_init__(self) -> None:
-        for name in ("smoothing", "noise", "rendition_noise"):
+        for name in ("smoothing", "noise", "degraded_noise"):
             low, high = getattr(self, name)
             if not (0 < low <= high or low == high == 0):
                 raise ConfigError(f"{name} must be (0, 0) or a range of positive numbers, not {(low, high)}")
@@ -58,15 +66,20 @@ def augment(
     key: jax.Array,
     flux: jax.Array,
     config: AugmentConfig,
-    rendered: jax.Array | None = None,
+    degraded: jax.Array | None = None,
     noise_width: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Vary spectra (n, p), normalised to a continuum of 1.
+    """Augment continuum-normalised spectra.
 
-    rendered (n,) bool says which are at a lower resolution, None that none is, and noise_width (n,) by how
-    many pixels (Gaussian sigma) preprocessing has smoothed each of those.
+    Args:
+        key: random key.
+        flux: (n, p).
+        config: ranges of the augmentation.
+        degraded: (n,) bool, True for spectra of lower resolution; None means that there are none.
+        noise_width: (n,) Gaussian sigma in pixels by which preprocessing smooths each of those.
 
-    Returns (flux (n, p), valid (n, p) bool): valid is False in the stretches that are to count as missing.
+    Returns:
+        The flux (n, p) and valid (n, p) bool, False in the stretches to treat as missing.
     """
     chex.assert_rank(flux, 2)
     n, pixels = flux.shape
@@ -77,23 +90,16 @@ def augment(
     flux = flux * (1 + _calibration_error(keys[2], n, pixels, config))
     noise = _log_uniform(keys[3], (n, 1), config.noise)
     pattern = jax.random.normal(keys[4], flux.shape)
-    if rendered is not None and noise_width is not None:
-        noise = jnp.where(rendered[:, None], _log_uniform(keys[3], (n, 1), config.rendition_noise), noise)
+    if degraded is not None and noise_width is not None:
+        noise = jnp.where(degraded[:, None], _log_uniform(keys[3], (n, 1), config.degraded_noise), noise)
         pattern = smooth_and_shift(pattern, noise_width[:, None], jnp.zeros((n, 1)))
     return flux + noise * pattern, ~_gaps(keys[5], n, pixels, config)
 
 
-def _calibration_error(key: jax.Array, n: int, pixels: int, config: AugmentConfig) -> jax.Array:
-    """Relative errors (n, p) of the continuum and, on finer scales, of the flux calibration."""
-    degree = max(config.continuum_degree, config.response_degree)
-    size = jnp.where(jnp.arange(degree + 1) <= config.continuum_degree, config.continuum, config.response)
-    return (size * jax.random.normal(key, (n, degree + 1))) @ _chebyshev(pixels, degree)
-
-
 def smooth_and_shift(flux: jax.Array, sigma: jax.Array, shift: jax.Array) -> jax.Array:
-    """Convolve (n, p) with Gaussians of sigma (n, 1) pixels and move by shift (n, 1) pixels to the red.
+    """Convolve (n, p) with Gaussians of sigma (n, 1) pixels and shift by (n, 1) pixels to the red.
 
-    Done in Fourier space, with the end values repeated beyond the ends.
+    The operation is done in Fourier space, with the first and last values repeated beyond the ends.
     """
     pixels = flux.shape[-1]
     frequency = jnp.fft.rfftfreq(pixels + 2 * _PAD)
@@ -105,14 +111,49 @@ def smooth_and_shift(flux: jax.Array, sigma: jax.Array, shift: jax.Array) -> jax
 def mix(
     key: jax.Array, index: jax.Array, neighbours: jax.Array, mixing: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Choose for stars `index` (n,) one of their label-space neighbours (stars, k) and its share in a mix.
+    """Draw a neighbour in label space and its weight in a mixture, for each of the stars `index` (n,).
 
-    Returns (partner (n,), share (n, 1)) with shares uniform in [0, mixing]. Between neighbours flux and
-    labels are close to linear, so the mixed spectrum with the mixed labels is a new, nearly right example.
+    Between neighbours flux and labels are close to linear, so that the mixed spectrum with the mixed labels
+    is a new and nearly correct example.
+
+    Args:
+        key: random key.
+        index: (n,) star indices.
+        neighbours: (stars, k) indices of the neighbours of each star.
+        mixing: largest weight.
+
+    Returns:
+        The neighbours (n,) and their weights (n, 1), uniform in [0, mixing].
     """
     which, share = jax.random.split(key)
     column = jax.random.randint(which, index.shape, 0, neighbours.shape[1])
     return neighbours[index, column], jax.random.uniform(share, (*index.shape, 1), maxval=mixing)
+
+
+def extend_blue(key: jax.Array, flux: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Extrapolate a random half of the XP spectra (n, p) to the blue end by a line of random slope.
+
+    No source star is observed below 354 nm, but real XP spectra and those of other surveys are. Without the
+    extrapolation the weights of those samples would keep their random initial values, which would spoil the
+    embedding of a spectrum that covers them.
+
+    Returns:
+        The flux (n, p) and valid (n, p) bool.
+    """
+    tilt, half = jax.random.split(key)
+    first = jnp.argmax(valid, axis=1)[:, None]
+    slope = jax.random.uniform(tilt, first.shape, minval=-0.8, maxval=0.3)
+    distance = jnp.maximum(first - jnp.arange(flux.shape[1]), 0) / jnp.maximum(first, 1)
+    line = jnp.take_along_axis(flux, first, axis=1) * (1 + slope * distance)
+    extended = (distance > 0) & jax.random.bernoulli(half, 0.5, first.shape)
+    return jnp.where(extended, line, flux), valid | extended
+
+
+def _calibration_error(key: jax.Array, n: int, pixels: int, config: AugmentConfig) -> jax.Array:
+    """Draw relative errors (n, p) of the continuum and, on smaller scales, of the flux calibration."""
+    degree = max(config.continuum_degree, config.response_degree)
+    size = jnp.where(jnp.arange(degree + 1) <= config.continuum_degree, config.continuum, config.response)
+    return (size * jax.random.normal(key, (n, degree + 1))) @ _chebyshev(pixels, degree)
 
 
 def _log_uniform(key: jax.Array, shape: tuple[int, ...], bounds: tuple[float, float]) -> jax.Array:
@@ -129,7 +170,7 @@ def _chebyshev(pixels: int, degree: int) -> jax.Array:
 
 def _gaps(key: jax.Array, n: int, pixels: int, config: AugmentConfig) -> jax.Array:
     chance, centre, width = jax.random.split(key, 3)
-    happens = jax.random.bernoulli(chance, config.gap_probability, (n, 1))
+    present = jax.random.bernoulli(chance, config.gap_probability, (n, 1))
     middle = jax.random.uniform(centre, (n, 1), maxval=pixels)
     half = 0.5 * config.gap_width * jax.random.uniform(width, (n, 1))
-    return happens & (jnp.abs(jnp.arange(pixels) - middle) < half)
+    return present & (jnp.abs(jnp.arange(pixels) - middle) < half)

@@ -1,28 +1,40 @@
-"""The last stage of pretraining: the label heads and the model's domain, on features of varied spectra.
+"""The last stage of pretraining: label heads and out-of-domain flags on features of augmented spectra.
 
-Both towers are frozen by now, so a pool of varied spectra is embedded once and the heads train on that.
+Both towers are frozen by then: a pool of augmented spectra is embedded once, and the heads train on its
+features.
 """
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from specjax.config import ModelConfig
-from specjax.foundation.ood import Domain
+from specjax.foundation.ood import OutOfDomain
+from specjax.models.apply import apply
 from specjax.models.label_head import LabelHead
-from specjax.models.layers import tokenise
 from specjax.models.specclip import SpecCLIP
+from specjax.models.tokens import tokenise
 from specjax.pretrain.augment import augment
-from specjax.pretrain.auxiliary_head import label_loss
-from specjax.pretrain.batches import Scored, draw, rows_apart
-from specjax.pretrain.recipe import PretrainConfig
-from specjax.typing import Tree
+from specjax.pretrain.batches import ValidationStars, draw_batch, shard_batch
+from specjax.pretrain.config import PretrainConfig
+from specjax.pretrain.loop import StageAux, StageLoss
+from specjax.progress import Say
+from specjax.train.losses import label_loss
+from specjax.typing import AnyArray, Tree
 
-AT_ONCE = 256  # spectra that the towers embed at a time
+AT_ONCE = 256  # spectra to embed at a time
+
+
+class Trained(NamedTuple):
+    """The result of pretraining: {"params", "batch_stats"}, the scalers of each head, out-of-domain flags."""
+
+    variables: Tree
+    stats: Tree
+    ood: OutOfDomain
 
 
 class HeadTraining:
@@ -33,45 +45,48 @@ class HeadTraining:
         config: PretrainConfig,
         model_config: ModelConfig,
         data: Tree,
-        scored: Scored,
+        validation: ValidationStars,
         scaler: Tree,
         *,
         run_stage: Callable[..., tuple[Tree, Tree]],
-        say: Callable[[str], None],
+        say: Say,
     ) -> None:
-        """Make the modules; data, scored and scaler are those of `batches.make_data`.
+        """Make the modules.
 
-        `run_stage` is that of `stage`, bound to where states and reports go.
+        Args:
+            config: schedules and augmentation.
+            model_config: sizes of the model.
+            data: see `batches.make_data`, as are `validation` and `scaler`.
+            run_stage: `loop.run_stage` with the folder of its states and `say` bound.
+            say: takes lines of progress.
         """
         self.config, self.model_config, self.data = config, model_config, data
-        self.scored, self.scaler = scored, scaler
+        self.validation, self.scaler = validation, scaler
         self.run_stage, self.say = run_stage, say
         self.model, self.head = SpecCLIP(model_config), LabelHead(model_config.head)
 
-    def run(self, variables: Tree, outside: Mapping[str, Any], key: jax.Array) -> tuple[Tree, Tree, Domain]:
-        """Train both heads on the towers of `variables`.
-
-        Returns ({"params", "batch_stats"} with the heads, their stats, the domain, see `fit_domain`).
-        """
+    def run(self, variables: Tree, out_of_range: Mapping[str, AnyArray], key: jax.Array) -> Trained:
+        """Train both heads on the features of the towers in `variables`; see `fit_ood` for `out_of_range`."""
         params, batch_stats = dict(variables["params"]), dict(variables["batch_stats"])
         pools, labels = self.feature_pool(variables, key)
-        domain = self.fit_domain(variables, pools["mlp1"], outside, key)
+        ood = self.fit_ood(variables, pools["mlp1"], out_of_range, key)
         stats: Tree = {}
-        observed = self._observed(variables)
+        validation = self._validation_features(variables)
         for name, pool in pools.items():
             scaler = {"feature_mean": pool.mean(axis=0), "feature_std": pool.std(axis=0) + 1e-6}
             stats[name] = {**scaler, **self.scaler}
             standard = (pool - scaler["feature_mean"]) / scaler["feature_std"]
-            clean = (observed[name] - scaler["feature_mean"]) / scaler["feature_std"]
+            scored = (validation[name] - scaler["feature_mean"]) / scaler["feature_std"]
             head = self.head.init(key, pool[:2])
             data = {"pool": standard, "labels": labels}
-            params[name], batch_stats[name] = self._train(name, head, data, clean, key)
-        return {"params": params, "batch_stats": batch_stats}, jax.tree.map(np.asarray, stats), domain
+            params[name], batch_stats[name] = self._train(name, head, data, scored, key)
+        variables = {"params": params, "batch_stats": batch_stats}
+        return Trained(variables, jax.tree.map(np.asarray, stats), ood)
 
     def feature_pool(self, variables: Tree, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
-        """Draw `head_pool` varied spectra and embed them: {head: (pool, d)} and labels (pool, k)."""
+        """Draw and embed `head_pool` augmented spectra: {head: (pool, d)} and labels (pool, k)."""
         config = self.config
-        make = jax.jit(lambda key, data: draw(key, data, AT_ONCE, config.head_augment))
+        make = jax.jit(lambda key, data: draw_batch(key, data, AT_ONCE, config.head_augment))
         features: dict[str, list[jax.Array]] = {"mlp1": [], "mlp2": []}
         labels = []
         for index in range(config.head_pool // AT_ONCE):
@@ -79,30 +94,38 @@ class HeadTraining:
             for name, values in self.features(variables, batch["flux"], batch["valid"]).items():
                 features[name].append(values)
             labels.append(batch["labels"])
-        self.say(f"heads: features of {AT_ONCE * len(labels)} varied spectra")
+        self.say(f"heads: features of {AT_ONCE * len(labels)} augmented spectra")
         return {name: jnp.concatenate(values) for name, values in features.items()}, jnp.concatenate(labels)
 
-    def fit_domain(
-        self, variables: Tree, inside: jax.Array, outside: Mapping[str, Any], key: jax.Array
-    ) -> Domain:
-        """Fit the domain to features (n, d) of varied spectra inside, and of those outside, varied too.
+    def fit_ood(
+        self, variables: Tree, inside: jax.Array, out_of_range: Mapping[str, AnyArray], key: jax.Array
+    ) -> OutOfDomain:
+        """Fit the out-of-domain flags.
 
-        `outside` has spectra (m, k, p) of kinds of stars beyond the corpus, each as observed and rendered.
+        Args:
+            variables: of the towers.
+            inside: (n, d) features of augmented spectra of the corpus, input of MLP1.
+            out_of_range: spectra (m, 1 + k, p) by kind of star outside the corpus, as observed and at k lower
+                resolutions.
+            key: random key of their augmentation.
         """
-        found = {}
-        for name, spectra in outside.items():
-            # As many as observed as of all renditions together, each varied anew.
-            renditions = spectra.shape[1] - 1
-            column = np.r_[np.zeros(max(renditions, 1), int), 1 : renditions + 1]
-            flux = jnp.asarray(spectra[:, column].reshape(-1, spectra.shape[2]))
-            column = jnp.asarray(np.tile(column, len(spectra)))
-            parts = []
-            for start in range(0, len(flux), AT_ONCE):
-                rows = slice(start, start + AT_ONCE)
-                varied = self._varied(jax.random.fold_in(key, start), flux[rows], column[rows])
-                parts.append(self.features(variables, *varied))
-            found[name] = np.concatenate([np.asarray(part["mlp1"]) for part in parts])
-        return Domain.fit(inside, found)
+        outside = {
+            kind: self._augmented_features(variables, spectra, key) for kind, spectra in out_of_range.items()
+        }
+        return OutOfDomain.fit(inside, outside)
+
+    def _augmented_features(self, variables: Tree, spectra: AnyArray, key: jax.Array) -> AnyArray:
+        """Embed augmented spectra (m, 1 + k, p), each observed one as often as its k degraded copies."""
+        copies = spectra.shape[1] - 1
+        column = np.r_[np.zeros(max(copies, 1), int), 1 : copies + 1]
+        flux = jnp.asarray(spectra[:, column].reshape(-1, spectra.shape[2]))
+        column = jnp.asarray(np.tile(column, len(spectra)))
+        parts = []
+        for start in range(0, len(flux), AT_ONCE):
+            rows = slice(start, start + AT_ONCE)
+            augmented = self._augment(jax.random.fold_in(key, start), flux[rows], column[rows])
+            parts.append(np.asarray(self.features(variables, *augmented)["mlp1"]))
+        return np.concatenate(parts)
 
     @functools.cached_property
     def features(self) -> Callable[..., dict[str, jax.Array]]:
@@ -115,52 +138,36 @@ class HeadTraining:
                 return {"mlp1": embedded.mean(axis=1), "mlp2": model.lamost.projection(embedded)}
 
             tokens = tokenise(flux, self.model_config.specformer, valid)
-            return self.model.apply({"params": variables["params"]}, tokens, method=run)
+            embedded = self.model.apply({"params": variables["params"]}, tokens, method=run)
+            return cast(dict[str, jax.Array], embedded)
 
-        return features
+        return cast(Callable[..., dict[str, jax.Array]], features)
 
     @functools.cached_property
-    def _varied(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    def _augment(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        """The compiled augmentation: (key, flux (n, p), column of the resolution (n,)) -> flux, valid."""
         width = self.data["noise_width"]
         return jax.jit(
             lambda key, flux, column: augment(key, flux, self.config.head_augment, column > 0, width[column])
         )
 
-    def _observed(self, variables: Tree) -> dict[str, jax.Array]:
-        """Embed the stars that score the heads, as they are: {head: (n, d)}."""
-        flux = self.scored.flux
+    def _validation_features(self, variables: Tree) -> dict[str, jax.Array]:
+        """Embed the validation stars: {head: (m, d)}."""
+        flux = self.validation.flux
         starts = range(0, len(flux), AT_ONCE)
         parts = [self.features(variables, flux[start : start + AT_ONCE], None) for start in starts]
-        return jax.tree.map(lambda *each: jnp.concatenate(each), *parts)
+        return {name: jnp.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _train(
-        self, name: str, head: Tree, data: Tree, clean: jax.Array, key: jax.Array
+        self, name: str, head: Tree, data: Tree, scored: jax.Array, key: jax.Array
     ) -> tuple[Tree, Tree]:
-        size = self.config.heads.batch
-
-        def loss(params: Tree, stats: Tree, data: Tree, key: jax.Array) -> Any:
-            choose, drop = jax.random.split(key)
-            rows = jax.random.randint(choose, (size,), 0, len(data["pool"]))
-            batch = rows_apart(jax.tree.map(lambda leaf: leaf[rows], data))
-            predicted, updates = self.head.apply(
-                {"params": params, "batch_stats": stats},
-                batch["pool"],
-                use_running_average=False,
-                deterministic=False,
-                per_member=True,
-                rngs={"dropout": drop},
-                mutable=["batch_stats"],
-            )
-            targets = jnp.broadcast_to(batch["labels"], predicted.shape)
-            return label_loss(predicted, targets), (updates["batch_stats"], {})
-
         def validate(params: Tree, stats: Tree) -> dict[str, float]:
-            predicted = self.head.apply({"params": params, "batch_stats": stats}, clean)
-            return self.scored.scores(predicted, self.scaler, self.model_config.labels.index("fe_h"))
+            predicted = apply(self.head, {"params": params, "batch_stats": stats}, scored)
+            return self.validation.scores(predicted, self.scaler, self.model_config.labels.index("fe_h"))
 
         return self.run_stage(
             name,
-            loss,
+            _head_loss(self.head, self.config.heads.batch),
             self.config.heads,
             params=head["params"],
             batch_stats=head["batch_stats"],
@@ -168,3 +175,25 @@ class HeadTraining:
             key=key,
             validate=validate,
         )
+
+
+def _head_loss(head: LabelHead, size: int) -> StageLoss:
+    """Make the loss of a head on batches of `size` from the pool; each member has its own loss."""
+
+    def loss(params: Tree, stats: Tree, data: Tree, key: jax.Array) -> tuple[jax.Array, StageAux]:
+        choose, drop = jax.random.split(key)
+        rows = jax.random.randint(choose, (size,), 0, len(data["pool"]))
+        batch = shard_batch(jax.tree.map(lambda leaf: leaf[rows], data))
+        predicted, updates = head.apply(
+            {"params": params, "batch_stats": stats},
+            batch["pool"],
+            use_running_average=False,
+            deterministic=False,
+            per_member=True,
+            rngs={"dropout": drop},
+            mutable=["batch_stats"],
+        )
+        targets = jnp.broadcast_to(batch["labels"], predicted.shape)
+        return label_loss(predicted, targets), (updates["batch_stats"], {})
+
+    return loss

@@ -1,11 +1,10 @@
-"""One stage of pretraining: a jitted, scanned loop in chunks, with progress, validation and resuming.
+"""The training loop of a pretraining stage: a jitted scan over chunks of steps, which can be resumed.
 
-Where there are several devices, of this process or of all under `jax.distributed`, each has a copy of the
-parameters and takes its share of the rows of every batch (`batches.rows_apart`).
+With several devices, of this process or of all processes under `jax.distributed`, each has a copy of the
+parameters and computes its share of the rows of every batch (`batches.shard_batch`).
 """
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,32 +18,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from specjax.checkpoints import latest_step, restore_training_state, save_training_state
 from specjax.devices import mesh_for, replicate
+from specjax.pretrain.config import StageConfig
+from specjax.progress import Say, silent
 from specjax.typing import Tree
 
-# (params, batch_stats, data, key) -> loss, (batch_stats, metrics)
-StageLoss = Callable[[Tree, Tree, Tree, jax.Array], tuple[jax.Array, tuple[Tree, dict[str, jax.Array]]]]
+StageAux = tuple[Tree, dict[str, jax.Array]]
+"""The new batch statistics and the metrics to report."""
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StageConfig:
-    """Length and optimizer of a stage: AdamW with linear warm-up and cosine decay to zero."""
-
-    steps: int
-    batch: int
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.05
-    clip: float = 1.0
-    chunk: int = 100  # steps between two reports, validations and saved states
-
-    def optimizer(self) -> optax.GradientTransformation:
-        """Make the optimizer of the stage."""
-        warmup = max(1, round(self.warmup * self.steps))
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0, self.learning_rate, warmup, max(self.steps, warmup + 1)
-        )
-        adamw = optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=self.weight_decay)
-        return optax.chain(optax.clip_by_global_norm(self.clip), adamw)
+StageLoss = Callable[[Any, Tree, Tree, jax.Array], tuple[jax.Array, StageAux]]
+"""(params, batch_stats, data, key) -> loss, (batch_stats, metrics)"""
 
 
 def run_stage(
@@ -57,33 +39,38 @@ def run_stage(
     data: Tree,
     key: jax.Array,
     folder: Path | None = None,
-    validate: Callable[[Tree, Tree], dict[str, float]] | None = None,
-    say: Callable[[str], None] = print,
+    validate: Callable[[Any, Tree], dict[str, float]] | None = None,
+    say: Say = silent,
     devices: Sequence[jax.Device] | None = None,
-) -> tuple[Tree, Tree]:
-    """Train params from where `folder` left off, or from the start.
+) -> tuple[Any, Tree]:
+    """Train parameters from the last saved state in `folder`, or from the start.
 
     Args:
         name: of the stage, for the report and for the folder of its states.
-        loss: the objective; its batch comes out of `data` by `key`, which is fold_in(key, step).
-        params, batch_stats: starting state; it stays the caller's.
+        loss: the objective; it draws its batch from `data` with the key fold_in(key, step).
+        config: length and optimizer.
+        params: starting parameters; neither they nor `batch_stats` are modified.
+        batch_stats: starting batch statistics.
         data: arrays that the loss reads.
+        key: random key of the stage.
         folder: where training states are kept; None keeps none. Processes that share the work share it.
-        validate: scores of (params, batch_stats) on held-out stars, put into the report.
-        say: receives one line a chunk.
-        devices: that share the batches, as many of them as divide one; all of all processes by default.
+        validate: (params, batch_stats) -> scores, for the report.
+        say: takes one line of progress per chunk.
+        devices: devices that may share the batches; as many of them as divide a batch are used. The default
+            is all devices of all processes.
 
     Returns:
-        The trained (params, batch_stats), on one device.
+        The trained params and batch_stats, on one device.
     """
     optimizer = config.optimizer()
     state = {"params": params, "batch_stats": batch_stats, "optimizer": optimizer.init(params)}
+    states = None if folder is None else folder / name
     start = 0
-    if folder is not None and latest_step(folder / name) is not None:
-        state, start = restore_training_state(folder / name, state)
+    if states is not None and latest_step(states) is not None:
+        state, start = restore_training_state(states, state)
         say(f"{name}: resuming after step {start}")
     mesh = mesh_for(config.batch, devices)
-    state = jax.tree.map(jnp.copy, state)  # every chunk gives its state away to the next
+    state = jax.tree.map(jnp.copy, state)  # each chunk donates its state to the next one
     if mesh.size > 1:
         state, data = replicate((state, data), mesh)
     advance = chunk_program(loss, optimizer, key, mesh)
@@ -92,25 +79,25 @@ def run_stage(
         last = min(first + config.chunk, config.steps)
         with on_mesh(mesh):
             state, metrics = advance(state, data, np.arange(first, last))
-        scores = {key: float(value) for key, value in metrics.items()}
-        here = on_one_device(state)
+        local = on_one_device(state)
+        scores = {metric: float(value) for metric, value in metrics.items()}
         if validate is not None:
-            scores |= validate(here["params"], here["batch_stats"])
-        if folder is not None:
-            save_training_state(folder / name, _to_save(here), last)
-        shown = "  ".join(f"{key} {value:.4g}" for key, value in scores.items())
-        say(f"{name} {last}/{config.steps}  {time.monotonic() - began:.0f} s  {shown}")
-    here = on_one_device(state)
-    return here["params"], here["batch_stats"]
+            scores |= validate(local["params"], local["batch_stats"])
+        if states is not None:
+            save_training_state(states, _to_save(local), last)
+        report = "  ".join(f"{score} {value:.4g}" for score, value in scores.items())
+        say(f"{name} {last}/{config.steps}  {time.monotonic() - began:.0f} s  {report}")
+    local = on_one_device(state)
+    return local["params"], local["batch_stats"]
 
 
 def chunk_program(
     loss: StageLoss, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh
 ) -> Any:
-    """Jit a chunk of steps: (state, data, indices of the steps) -> the next state, mean metrics.
+    """Compile a chunk of steps: (state, data, indices of the steps) -> new state, mean metrics.
 
-    The state is donated: its successor takes its place in memory. With several devices it is traced and run
-    inside `on_mesh`.
+    The state is donated: the new one reuses its memory. With several devices, call the program inside
+    `on_mesh`.
     """
 
     def advance(state: Tree, data: Tree, indices: jax.Array) -> tuple[Tree, dict[str, jax.Array]]:
@@ -132,15 +119,15 @@ def chunk_program(
 
 
 def on_mesh(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
-    """Set the mesh that `batches.rows_apart` looks for, unless it is of one device."""
+    """Make the mesh current for `batches.shard_batch`, unless it has one device only."""
     return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
 
 
 def on_one_device(tree: Tree) -> Tree:
-    """Return the first of the copies of every leaf that this process holds, without moving anything."""
+    """Return this process's first copy of every leaf, without a transfer."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
 def _to_save(state: Tree) -> Tree:
-    """One process writes for all, and knows that by arrays on the host."""
+    """Move the state to the host if there are several processes: Orbax then lets one of them write."""
     return jax.tree.map(np.asarray, state) if jax.process_count() > 1 else state

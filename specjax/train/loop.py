@@ -91,8 +91,12 @@ def fit(
 def _seeds_of(result: Fit, seeds: int, mesh: Mesh) -> Fit:
     """Drop the copies of seeds; if processes share the mesh, give each the whole result."""
     if not mesh.is_multi_process:
-        return result if len(result.loss) == seeds else jax.tree.map(lambda leaf: leaf[:seeds], result)
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf[:seeds]), gather(result))
+        return result if len(result.loss) == seeds else Fit(*_first(result, seeds))
+    return Fit(*jax.tree.map(jnp.asarray, _first(gather(result), seeds)))
+
+
+def _first(result: Fit, seeds: int) -> Fit:
+    return Fit(*jax.tree.map(lambda leaf: leaf[:seeds], tuple(result)))
 
 
 @functools.lru_cache(maxsize=64)

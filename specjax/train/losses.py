@@ -1,24 +1,29 @@
-"""The objectives: masked modelling, contrastive alignment, reconstruction and robust regression.
+"""Training objectives: masked modelling, contrastive alignment, reconstruction and robust regression.
 
-All are means over the batch and take weights or masks where some entries do not count, so that every batch of
-a jitted program has one shape.
+Each is a mean over the batch, with weights or masks for entries to exclude, so that all batches of a jitted
+program have the same shape.
 """
+
+from typing import TypeVar, cast
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from specjax.config import SpecFormerConfig
+from specjax.typing import FloatArray
 
 LOGIT_SCALE = 15.5  # the published factor on the cosine similarities, used directly (no exponential)
-MIN_NORM = 1e-3  # features are divided by max(norm, this), as published
+MIN_NORM = 1e-3  # features are divided by max(norm, MIN_NORM), as published
+
+ArrayT = TypeVar("ArrayT", jax.Array, FloatArray)
 
 
 def chunk_mask(key: jax.Array, batch: int, config: SpecFormerConfig) -> jax.Array:
-    """Draw which tokens masked modelling hides: (batch, num_tokens) bool, True = hidden.
+    """Draw the tokens that masked modelling hides: (batch, num_tokens) bool, True = hidden.
 
-    As published: for chunk c of C, start = c T // C + randint(0, T // C - width), and the `width` tokens from
-    there are hidden, T being all tokens with the row of statistics.
+    As published, chunk c of C hides `width` tokens from c T // C + randint(0, T // C - width), where T counts
+    all tokens, including that of the statistics.
     """
     chunks, width, tokens = config.mask_chunks, config.mask_width, config.num_tokens
     first = jnp.arange(chunks) * tokens // chunks
@@ -31,8 +36,13 @@ def chunk_mask(key: jax.Array, batch: int, config: SpecFormerConfig) -> jax.Arra
 def masked_modelling(predicted: jax.Array, tokens: jax.Array, hidden: jax.Array) -> jax.Array:
     """Mean squared error over the hidden tokens.
 
-    predicted and tokens are (n, t, d), hidden (n, t) bool. Published form: the mean over all positions of the
-    masked squared error, divided by the mean of the mask. 0 where nothing is hidden.
+    The published form: the mean over all positions of the masked squared error, divided by the mean of the
+    mask. The loss is 0 if no token is hidden.
+
+    Args:
+        predicted: (n, t, d).
+        tokens: (n, t, d), the unmasked tokens.
+        hidden: (n, t) bool.
     """
     chex.assert_equal_shape((predicted, tokens))
     error = ((predicted - tokens) ** 2).mean(-1) * hidden
@@ -46,28 +56,38 @@ def contrastive(z_xp: jax.Array, z_lamost: jax.Array) -> jax.Array:
     logits = LOGIT_SCALE * z_xp @ z_lamost.T
     rows = jnp.diagonal(jax.nn.log_softmax(logits, axis=1)).mean()
     columns = jnp.diagonal(jax.nn.log_softmax(logits, axis=0)).mean()
-    return -0.5 * (rows + columns)
+    return cast(jax.Array, -0.5 * (rows + columns))
 
 
 def _unit(z: jax.Array) -> jax.Array:
-    """Divide by max(norm, MIN_NORM), with a finite gradient for a row of zeros too."""
+    """Divide by max(norm, MIN_NORM), with a finite gradient for rows of zeros."""
     square = (z**2).sum(axis=-1, keepdims=True)
     return z / jnp.sqrt(jnp.maximum(square, MIN_NORM**2))
 
 
 def l1(predicted: jax.Array, target: jax.Array, valid: jax.Array) -> jax.Array:
-    """Mean absolute error over the valid pixels, all three (n, p); the others may hold anything."""
+    """Mean absolute error over the valid pixels; all three are (n, p), invalid pixels may hold any value."""
     error = jnp.abs(jnp.where(valid, predicted - target, 0))
     return error.sum() / jnp.maximum(valid.sum(), 1)
 
 
-def pseudo_huber(residual: jax.Array, weight: jax.Array, delta: float = 0.3) -> jax.Array:
-    """Weighted mean of delta^2 (sqrt(1 + (r/delta)^2) - 1): r^2/2 for small residuals, delta |r| for large.
+def pseudo_huber(residual: ArrayT, delta: float = 0.3) -> ArrayT:
+    """Return delta^2 (sqrt(1 + (r/delta)^2) - 1) of each residual r, a NumPy or JAX array.
 
-    residual and weight have one shape; weight 0 leaves an entry out. Labels of stellar libraries have gross
-    errors, which a squared loss would follow.
+    This is r^2/2 for small residuals and delta |r| for large ones. Labels of stellar libraries have gross
+    errors, which would dominate a squared loss.
     """
+    numpy = residual.__array_namespace__()
+    return cast(ArrayT, delta**2 * (numpy.sqrt(1 + (residual / delta) ** 2) - 1))
+
+
+def pseudo_huber_loss(residual: jax.Array, weight: jax.Array) -> jax.Array:
+    """Weighted mean of `pseudo_huber` for arrays of the same shape; weight 0 excludes an entry."""
     chex.assert_equal_shape((residual, weight))
     residual = jnp.where(weight > 0, residual, 0)  # a missing label may be NaN
-    loss = delta**2 * (jnp.sqrt(1 + (residual / delta) ** 2) - 1)
-    return (loss * weight).sum() / jnp.maximum(weight.sum(), 1e-6)
+    return (pseudo_huber(residual) * weight).sum() / jnp.maximum(weight.sum(), 1e-6)
+
+
+def label_loss(predicted: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean of `pseudo_huber` over standardised labels of one shape, none of which is missing."""
+    return pseudo_huber_loss(predicted - labels, jnp.ones_like(labels))

@@ -7,6 +7,7 @@ import jax
 import optax
 
 from specjax.lora import partition_labels
+from specjax.train.schedules import warmup_cosine_adamw
 from specjax.typing import Tree
 
 
@@ -21,11 +22,7 @@ class GroupSchedule:
 
     def __call__(self, steps: int) -> optax.GradientTransformation:
         """Make the transformation for a run of that many steps."""
-        warmup = max(1, round(self.warmup * steps))
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0, self.learning_rate, warmup, max(steps, warmup + 1), self.final * self.learning_rate
-        )
-        return optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=self.weight_decay)
+        return warmup_cosine_adamw(steps, **dataclasses.asdict(self))
 
 
 def make_optimizer(

@@ -13,7 +13,7 @@ import specjax
 from checkpoints_convert import convert, keys
 from checkpoints_convert.torch_writer import write_torch_file
 from specjax.config import SpecFormerConfig
-from specjax.models import SpecCLIP, layers, projection, specformer, xp_autoencoder
+from specjax.models import SpecCLIP, layers, projection, specformer, tokens, xp_autoencoder
 from tests.checkpoints_convert import golden
 
 # The first numbers of each output for the first spectrum, by the PyTorch modules in float64.
@@ -147,14 +147,14 @@ def pooling_scaled_twice(monkeypatch):
 
 
 def biased_deviation(monkeypatch):
-    standardise = layers.standardise
+    standardise = tokens.standardise
 
     def biased(flux, valid=None):
         _, mean, std = standardise(flux, valid)
         std = std * np.float32((1 - 1 / flux.shape[-1]) ** 0.5)
         return (flux - mean) / std, mean, std
 
-    for module in (layers, xp_autoencoder):
+    for module in (tokens, xp_autoencoder):
         monkeypatch.setattr(module, "standardise", biased)
 
 

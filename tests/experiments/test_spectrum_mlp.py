@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import spectrum_mlp
-from specjax.pretrain.loop import StageConfig
+from specjax.pretrain.config import StageConfig
 from tests import synthetic
 
 
@@ -18,27 +18,27 @@ def _quick(monkeypatch):
 
 @pytest.fixture
 def source():
-    """Stars with a second label that the spectra do not show, in the place of log g."""
+    """Stars with a random second label, in place of log g, on which the spectra do not depend."""
     pairs = synthetic.corpus(80)
     teff, fe_h = pairs.labels.T
     logg = np.random.default_rng(0).uniform(1, 5, 80)
     return dataclasses.replace(pairs, labels=np.stack([teff, logg, fe_h], axis=1))
 
 
-def test_predicts_metallicity_and_trains_once_for_a_corpus(source, tmp_path):
+def test_predicts_metallicity_and_trains_once_per_corpus(source, tmp_path):
     values = synthetic.labels(30, seed=9)
     flux, _ = synthetic.spectra(values, seed=10)
     said = []
     first = spectrum_mlp.zero_shot(source, flux, tmp_path, said.append)
     assert first.shape == (30,)
-    assert np.std(first - values[:, 1]) < 0.6 * np.std(values[:, 1])  # it learnt, from 41 smoothed pixels
+    assert np.std(first - values[:, 1]) < 0.6 * np.std(values[:, 1])  # it learns from 41 smoothed pixels
     trained = len(said)
     assert trained == 1
     again = spectrum_mlp.zero_shot(source, flux[:3], tmp_path, said.append)
     assert len(said) == trained
-    # as 3 rows instead of 30: float32 sums in another order
+    # 3 rows instead of 30: float32 sums in another order
     np.testing.assert_allclose(again, first[:3], rtol=1e-4, atol=1e-5)
-    # Other labels are another baseline.
+    # Other labels need another training.
     moved = dataclasses.replace(source, labels=source.labels + np.array([0, 0, 1.0]))
     other = spectrum_mlp.zero_shot(moved, flux, tmp_path, said.append)
     assert len(said) == 2 * trained

@@ -19,7 +19,7 @@ from specjax.config import get_preset
 from specjax.foundation import Foundation, inference
 from specjax.foundation.networks import Networks
 from specjax.models import LabelHead, SpecCLIP
-from specjax.models.attention import attend
+from specjax.models.specformer import attend
 from specjax.train import loop
 from specjax.train.optimizer import GroupSchedule
 from tests.models.tiny import TINY, random_system

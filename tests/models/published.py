@@ -1,6 +1,6 @@
 """The published SpecCLIP networks in PyTorch, written from their description, with the published names.
 
-Only what parity needs: forward passes in evaluation mode.
+It has only what the parity tests need: forward passes in evaluation mode.
 """
 
 import re
@@ -30,7 +30,7 @@ class Attention(nn.Module):
         head_dim = d // self.heads
         q, (k, v) = self.q_proj(x), self.kv_proj(x).chunk(2, dim=-1)
         q, k, v = (a.reshape(n, t, self.heads, head_dim).transpose(1, 2) for a in (q, k, v))
-        # Scaled here and, by the fused kernel's own rule, again.
+        # Scaled here and again by the fused kernel.
         out = functional.scaled_dot_product_attention(q * head_dim**-0.5, k, v)
         return self.out_proj(out.transpose(1, 2).reshape(n, t, d))
 
@@ -263,9 +263,9 @@ class ParamRegressor(nn.Module):
 
 
 def randomised(module, seed=0):
-    """Put a module in evaluation mode with every scale, bias and running statistic away from its default.
+    """Put a module in evaluation mode, with every scale, bias and running statistic off its default.
 
-    Queries are enlarged, so that attention is far from uniform and what scales it is seen.
+    Queries are enlarged: attention is then far from uniform, and an error in its scale shows.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in module.state_dict().items():

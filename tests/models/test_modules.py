@@ -1,4 +1,4 @@
-"""Shapes, parameter counts and behaviour of the modules; their arithmetic is in tests/checkpoints_convert."""
+"""Shapes, parameter counts and behaviour of the modules; tests/checkpoints_convert tests their arithmetic."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ SPLIT = dataclasses.replace(
 
 
 def shapes_of(module, *shapes):
-    """Return the variables as shapes only: nothing is allocated."""
+    """Return the shapes of the variables without allocating them."""
     return jax.eval_shape(module.init, jax.random.key(0), *(jnp.zeros(shape) for shape in shapes))
 
 
@@ -67,7 +67,7 @@ def test_specclip_shapes(specclip):
     }
 
 
-def test_the_tree_is_the_one_that_the_rules_of_lora_know(specclip):
+def test_the_tree_has_the_names_that_the_lora_rules_expect(specclip):
     params = specclip[0]["params"]
     assert params.keys() == {
         "lamost",
@@ -88,7 +88,7 @@ def test_training_mode_returns_new_batch_statistics(specclip):
     assert jax.tree.map(lambda leaf: leaf.shape, update["batch_stats"]) == shapes
 
 
-def test_a_decoder_in_training_drops_units_and_moves_the_statistics_by_a_tenth(specclip):
+def test_a_decoder_in_training_applies_dropout_and_updates_the_statistics_by_a_tenth(specclip):
     variables = {name: tree["gaia_xp_decoder"] for name, tree in specclip[0].items()}
     decoder = Decoder(TINY.decoder.gaia_xp_hidden, 23, dropout=0.5)
     z = np.random.default_rng(0).normal(size=(6, TINY.projection.dim)).astype(np.float32)
@@ -128,12 +128,12 @@ class TestLabelHeadMembers:
     lora = LoRAConfig(rank=2, alpha=2.0)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 7)), jnp.float32)
 
-    def test_a_leading_axis_of_members_and_nothing_else(self):
+    def test_members_add_a_leading_axis(self):
         many = shapes_of(LabelHead(self.config, lora=self.lora), (4, 7))
         one = shapes_of(LabelHead(dataclasses.replace(self.config, members=1), lora=self.lora), (4, 7))
         assert jax.tree.map(lambda leaf: (3, *leaf.shape), one) == jax.tree.map(lambda leaf: leaf.shape, many)
 
-    def test_the_mean_of_independent_heads(self):
+    def test_the_output_is_the_mean_of_independent_heads(self):
         head = LabelHead(self.config)
         variables = random_like(shapes_of(head, self.x.shape))
         single = LabelHead(dataclasses.replace(self.config, members=1))
@@ -145,7 +145,7 @@ class TestLabelHeadMembers:
         mean = jax.jit(head.apply)(variables, self.x)
         np.testing.assert_allclose(mean, np.mean(alone, axis=0), atol=2e-6)
 
-    def test_members_are_initialised_apart(self):
+    def test_members_are_initialised_independently(self):
         kernel = jax.jit(LabelHead(self.config).init)(jax.random.key(0), self.x)["params"]["dense_0"][
             "kernel"
         ]

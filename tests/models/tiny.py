@@ -1,4 +1,4 @@
-"""A model with every part and odd sizes, small enough that nothing takes long to compile."""
+"""A complete model with unusual sizes, small enough to compile quickly."""
 
 import jax
 import jax.numpy as jnp
@@ -34,9 +34,9 @@ TINY = ModelConfig(
 
 
 def random_system(config: ModelConfig = TINY, seed: int = 0) -> dict:
-    """Draw {"params", "batch_stats"} of SpecCLIP with both heads, biases and running statistics included.
+    """Draw {"params", "batch_stats"} of SpecCLIP and both heads, including biases and running statistics.
 
-    Drawn with NumPy for the shapes of init: compiling init itself takes longer than most tests.
+    NumPy draws them for the shapes of init: compiling init itself takes longer than most tests.
     """
     key = jax.random.key(0)
     lamost = jnp.zeros((1, config.specformer.num_pixels))
@@ -50,7 +50,7 @@ def random_system(config: ModelConfig = TINY, seed: int = 0) -> dict:
 
 
 def random_like(shapes: dict, seed: int = 0) -> dict:
-    """Draw arrays of those shapes, sensible for the name of each leaf."""
+    """Draw arrays of those shapes, with a scale that suits the name of each leaf."""
     rng = np.random.default_rng(seed)
     return jax.tree_util.tree_map_with_path(lambda path, leaf: _draw(rng, path[-1].key, leaf.shape), shapes)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from specjax.config import get_preset
-from specjax.models.layers import tokenise
+from specjax.models.tokens import tokenise
 from specjax.preprocess import to_lamost
 from specjax.spectra import Spectra
 from specjax.wavelength import LAMOST_WAVELENGTH

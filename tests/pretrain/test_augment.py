@@ -1,12 +1,13 @@
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from specjax.errors import ConfigError
-from specjax.pretrain.augment import AugmentConfig, augment, mix, smooth_and_shift
+from specjax.pretrain.augment import AugmentConfig, augment, extend_blue, mix, smooth_and_shift
 from tests.synthetic import NOTHING
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -41,7 +42,7 @@ class TestSmoothAndShift:
         # A Fourier transform of 1600 float32 numbers: a few roundings of the value.
         np.testing.assert_allclose(out, flux, rtol=2e-6)
 
-    def test_nothing_is_the_identity(self):
+    def test_zero_width_and_shift_are_the_identity(self):
         flux = spectra()
         np.testing.assert_allclose(
             move(flux, column(0, 0, 0), column(0, 0, 0)), flux, atol=2e-6
@@ -51,10 +52,10 @@ class TestSmoothAndShift:
     def test_whole_pixels_move_lines_to_the_red(self, shift):
         flux = spectra()
         out = np.asarray(move(flux, column(0, 0, 0), column(shift, shift, shift)))
-        inside = slice(30, PIXELS - 30)  # beyond the ends there is no line to move in
+        inside = slice(30, PIXELS - 30)  # no line moves in from beyond the ends
         np.testing.assert_allclose(out[:, inside], np.roll(flux, shift, axis=1)[:, inside], atol=2e-6)
 
-    def test_parts_of_a_pixel_follow_the_line(self):
+    def test_fractions_of_a_pixel_shift_lines(self):
         pixel = np.arange(PIXELS)
         line = lambda at: 1 - 0.5 * np.exp(-0.5 * ((pixel - at) / 3) ** 2)  # noqa: E731
         flux = jnp.asarray(np.stack([line(700), line(300)]), jnp.float32)
@@ -62,7 +63,7 @@ class TestSmoothAndShift:
         expected = np.stack([line(700.4), line(298.75)])
         np.testing.assert_allclose(out, expected, atol=2e-6)  # sampled far above its bandwidth: float32 only
 
-    def test_smoothing_is_a_gaussian_of_that_width(self):
+    def test_smoothing_is_a_convolution_with_a_gaussian_of_the_given_width(self):
         pixel, narrow, widths = np.arange(PIXELS), 2.0, (0.7, 2.5, 12.0)
         flux = jnp.asarray(np.tile(np.exp(-0.5 * ((pixel - 700) / narrow) ** 2), (3, 1)), jnp.float32)
         out = np.asarray(move(flux, column(*widths), column(0, 0, 0)))
@@ -71,16 +72,16 @@ class TestSmoothAndShift:
             expected = narrow / total * np.exp(-0.5 * ((pixel - 700) / total) ** 2)
             np.testing.assert_allclose(row, expected, atol=3e-6)  # float32 FFT
 
-    def test_the_ends_do_not_see_each_other(self):
-        """Without the repeated ends a Fourier transform would smooth across them."""
+    def test_the_ends_do_not_affect_each_other(self):
+        """Without the padding a Fourier transform would smooth across the ends."""
         flux = jnp.asarray(np.linspace(0.5, 1.5, PIXELS)[None], jnp.float32)
         out = move(flux, column(5.0), column(0.0))
-        # The repeated end value bends a slope of 7e-4 a pixel by less than sigma times that.
+        # Repeating the end value changes a slope of 7e-4 per pixel by less than sigma times that.
         np.testing.assert_allclose(out, flux, atol=5 * 7e-4)
 
     def test_gradients_are_finite(self):
         gradient = jax.grad(lambda f: (smooth_and_shift(f, column(2.0), column(0.5)) ** 2).sum())(spectra(1))
-        assert np.isfinite(gradient).all()
+        chex.assert_tree_all_finite(gradient)
 
 
 class TestAugment:
@@ -93,8 +94,7 @@ class TestAugment:
     def test_depends_on_the_key_alone(self):
         flux, config = spectra(), AugmentConfig(gap_probability=0.5)
         first, again, other = (run(jax.random.key(k), flux, config) for k in (0, 0, 1))
-        for a, b in zip(first, again, strict=True):
-            np.testing.assert_array_equal(a, b)
+        chex.assert_trees_all_equal(first, again)
         assert not np.allclose(first[0], other[0], atol=1e-3)
 
     def test_rows_vary_differently(self):
@@ -110,46 +110,46 @@ class TestAugment:
             np.testing.assert_allclose(together[0][index], out, atol=2e-6)  # another batch of float32 FFTs
             np.testing.assert_array_equal(together[1][index], valid)
 
-    def test_values_outside_the_range_of_a_survey_stay_finite(self):
+    def test_extreme_fluxes_stay_finite(self):
         flux = jnp.concatenate([jnp.zeros((1, PIXELS)), jnp.ones((1, PIXELS)), 50 * spectra(1)])
         out, _ = run(jax.random.key(0), flux, AugmentConfig(smoothing=(2.5, 12.0)))
-        assert np.isfinite(out).all()
+        chex.assert_tree_all_finite(out)
 
     def test_noise_is_log_uniform_in_its_range(self):
         out, _ = run(jax.random.key(0), jnp.ones((400, PIXELS)), only(noise=(0.003, 0.03)))
         sigma = np.asarray(out).std(axis=1)
-        # The standard deviation of 1462 numbers is known to 1.9%, here 5 sigma.
+        # The standard deviation of 1462 numbers has an error of 1.9%; the limits are 5 sigma.
         assert sigma.min() > 0.003 * 0.9
         assert sigma.max() < 0.03 * 1.1
         # Uniform in the logarithm over a decade: mean -2.02, sigma 0.289 / sqrt(400).
         np.testing.assert_allclose(np.log10(sigma).mean(), np.log10(0.003) + 0.5, atol=5 * 0.289 / 20)
 
-    def test_continuum_errors_are_smooth_and_of_that_size(self):
+    def test_continuum_errors_are_smooth_and_have_the_given_size(self):
         out, _ = run(jax.random.key(0), jnp.ones((2000, PIXELS)), only(continuum=0.02))
         error = np.asarray(out) - 1
         x = np.linspace(-1, 1, PIXELS)
         series = np.polynomial.chebyshev.chebvander(x, 6)
         coefficients = np.linalg.lstsq(series, error.T, rcond=None)[0]
-        np.testing.assert_allclose(series @ coefficients, error.T, atol=1e-5)  # nothing but degree 6; float32
+        np.testing.assert_allclose(series @ coefficients, error.T, atol=1e-5)  # degree 6 at most; float32
         # A standard deviation of 2000 draws has an error of 1.6%.
         np.testing.assert_allclose(coefficients.std(axis=1), 0.02, rtol=5 * 0.016)
 
-    def test_a_flux_calibration_errs_on_finer_scales_and_not_on_coarser(self):
+    def test_flux_calibration_errors_have_small_scales_only(self):
         out, _ = run(jax.random.key(0), jnp.ones((2000, PIXELS)), only(response=0.004, response_degree=24))
         error = np.asarray(out) - 1
         series = np.polynomial.chebyshev.chebvander(np.linspace(-1, 1, PIXELS), 24)
         coefficients = np.linalg.lstsq(series, error.T, rcond=None)[0]
         np.testing.assert_allclose(series @ coefficients, error.T, atol=1e-5)  # float32
-        np.testing.assert_allclose(coefficients[:7], 0, atol=1e-5)  # those are the continuum's
+        np.testing.assert_allclose(coefficients[:7], 0, atol=1e-5)  # those degrees belong to the continuum
         np.testing.assert_allclose(coefficients[7:].std(axis=1), 0.004, rtol=5 * 0.016)  # of 2000 draws
 
-    def test_noise_of_renditions_is_as_strong_and_wide_as_told(self):
-        rendered, width = jnp.arange(600) % 2 == 0, jnp.where(jnp.arange(600) % 2 == 0, 6.0, 0.0)
-        config = only(noise=(0.01, 0.01), rendition_noise=(0.08, 0.08))
-        out, _ = run(jax.random.key(0), jnp.ones((600, PIXELS)), config, rendered, width)
+    def test_noise_of_degraded_copies_has_the_given_strength_and_width(self):
+        degraded, width = jnp.arange(600) % 2 == 0, jnp.where(jnp.arange(600) % 2 == 0, 6.0, 0.0)
+        config = only(noise=(0.01, 0.01), degraded_noise=(0.08, 0.08))
+        out, _ = run(jax.random.key(0), jnp.ones((600, PIXELS)), config, degraded, width)
         error = np.asarray(out) - 1
-        # White noise behind a Gaussian of sigma w keeps 1 / sqrt(2 w sqrt(pi)) of its strength; 300 rows of
-        # 1462 / (2 w sqrt(pi)) independent stretches know it to half a percent.
+        # White noise smoothed by a Gaussian of sigma w keeps 1 / sqrt(2 w sqrt(pi)) of its strength; 300 rows
+        # of 1462 / (2 w sqrt(pi)) independent stretches determine it to half a percent.
         expected = 0.08 / np.sqrt(2 * 6 * np.sqrt(np.pi))
         np.testing.assert_allclose(error[::2].std(), expected, rtol=0.025)
         np.testing.assert_allclose(error[1::2].std(), 0.01, rtol=0.01)
@@ -160,7 +160,7 @@ class TestAugment:
         line = 1 - jnp.exp(-0.5 * ((jnp.arange(PIXELS) - 700.0) / 2) ** 2)[None]
         out, _ = run(jax.random.key(0), jnp.tile(line, (1000, 1)), only(smoothing=(1.0, 10.0)))
         depth = 1 - np.asarray(out).min(axis=1)
-        # A line of sigma 2 keeps 2 / sqrt(4 + s^2) of its depth when it is smoothed by s.
+        # A line of sigma 2 smoothed by s keeps 2 / sqrt(4 + s^2) of its depth.
         width = np.sqrt((2 / depth) ** 2 - 4)
         assert width.min() > 1 - 1e-3  # float32 FFT
         assert width.max() < 10 + 1e-2
@@ -177,9 +177,9 @@ class TestAugment:
         np.testing.assert_allclose(shift.std(), 1.5 / np.sqrt(3), rtol=0.1)  # 1000 draws: 2%
         np.testing.assert_allclose(shift.mean(), 0, atol=5 * 0.87 / np.sqrt(1000))
 
-    @pytest.mark.parametrize("name", ["noise", "rendition_noise", "smoothing"])
+    @pytest.mark.parametrize("name", ["noise", "degraded_noise", "smoothing"])
     @pytest.mark.parametrize("bounds", [(0.0, 0.1), (0.2, 0.1), (-0.1, 0.1)])
-    def test_ranges_that_cannot_be_drawn_log_uniformly(self, name, bounds):
+    def test_ranges_without_a_logarithm_are_refused(self, name, bounds):
         with pytest.raises(ConfigError, match=f"^{name} must"):
             AugmentConfig(**{name: bounds})
 
@@ -189,7 +189,7 @@ class TestGaps:
         _, valid = run(jax.random.key(0), jnp.ones((3000, 400)), only(gap_probability=0.3, gap_width=100))
         missing = ~np.asarray(valid)
         edges = np.diff(np.pad(missing, ((0, 0), (1, 1))).astype(int), axis=1)
-        assert ((edges == 1).sum(1) <= 1).all()  # one stretch
+        assert ((edges == 1).sum(1) <= 1).all()  # one stretch at most
         width = missing.sum(1)
         assert width.max() <= 100
         # One gap in 101 is narrower than two pixels and may fall between them.
@@ -199,7 +199,7 @@ class TestGaps:
         middle = (missing * np.arange(400)).sum(1)[width > 0] / width[width > 0]
         np.testing.assert_allclose(middle.mean(), 200, atol=5 * 115 / np.sqrt(len(middle)))
 
-    def test_flux_is_not_touched(self):
+    def test_gaps_leave_the_flux_unchanged(self):
         flux = spectra()
         out, valid = run(jax.random.key(0), flux, only(gap_probability=1.0))
         assert (~np.asarray(valid)).any(axis=1).all()
@@ -216,7 +216,7 @@ class TestMix:
         partner, share = mix(jax.random.key(key), self.index, self.neighbours, mixing)
         return np.asarray(partner), np.asarray(share)
 
-    def test_every_neighbour_is_drawn_equally_often_and_nobody_else(self):
+    def test_all_neighbours_and_no_others_are_drawn_equally_often(self):
         partner, _ = self.draw()
         star = int(self.index[0])
         mine = partner[np.asarray(self.index) == star]
@@ -235,3 +235,28 @@ class TestMix:
     def test_depends_on_the_key_alone(self):
         np.testing.assert_array_equal(self.draw(1)[0], self.draw(1)[0])
         assert (self.draw(1)[0] != self.draw(2)[0]).any()
+
+
+class TestBlueEnd:
+    def test_extrapolates_half_of_the_spectra_linearly(self):
+        flux = jnp.tile(jnp.asarray([[0.0] * 5 + [2.0] + [1.0] * 14]), (400, 1))
+        valid = jnp.tile(jnp.arange(20) >= 5, (400, 1)) & (jnp.arange(20) != 15)
+        out, now = (np.asarray(a) for a in extend_blue(jax.random.key(0), flux, valid))
+        extended = now[:, 0]
+        assert abs(extended.mean() - 0.5) < 5 * 0.5 / np.sqrt(400)
+        np.testing.assert_array_equal(out[:, 5:], flux[:, 5:])
+        np.testing.assert_array_equal(now[:, 5:], valid[:, 5:])
+        np.testing.assert_array_equal(now[:, :5], np.tile(extended[:, None], (1, 5)))
+        np.testing.assert_array_equal(out[~extended], flux[~extended])
+        line = out[extended, :6]
+        np.testing.assert_allclose(np.diff(line, 2, axis=1), 0, atol=1e-6)  # float32 of 2
+        ratio = line[:, 0] / 2
+        assert ratio.min() > 0.2
+        assert ratio.max() < 1.3
+
+    def test_complete_and_empty_spectra_stay_unchanged(self):
+        flux = jnp.ones((50, 8))
+        for valid in (jnp.ones((50, 8), bool), jnp.zeros((50, 8), bool)):
+            out, now = extend_blue(jax.random.key(0), flux, valid)
+            np.testing.assert_array_equal(out, flux)
+            np.testing.assert_array_equal(now, valid)

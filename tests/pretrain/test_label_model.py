@@ -11,8 +11,8 @@ def stars(n=300, seed=0):
     return np.random.default_rng(seed).normal(size=(n, 3)).astype(np.float32)
 
 
-def test_a_quadratic_label_model_is_found_again():
-    """Spectra of The Cannon's form, at labels that no star has."""
+def test_quadratic_spectra_are_predicted():
+    """Spectra of The Cannon's form, at labels between those of the stars."""
     labels, new = stars(), 0.7 * stars(50, seed=1)
     shape = np.random.default_rng(2).normal(size=(10, 20))
 
@@ -21,22 +21,22 @@ def test_a_quadratic_label_model_is_found_again():
         return np.concatenate([np.ones((len(x), 1)), x, squares], axis=1) @ shape
 
     predicted = np.asarray(LabelModel.fit(labels).weights(jnp.asarray(new))) @ spectra(labels)
-    # The trend has a finite variance, and so pulls towards zero by some NOISE / stars / variance.
+    # The trend has a finite variance, which biases towards zero by about NOISE / stars / variance.
     assert np.abs(predicted - spectra(new)).max() < 0.02 * spectra(new).std()
 
 
-def test_what_is_local_is_found_and_what_is_peculiar_is_not():
+def test_local_features_are_predicted_and_individual_ones_are_not():
     labels = stars(600)
     bump = np.exp(-0.5 * (labels**2).sum(1))
     noise = np.random.default_rng(3).normal(size=len(labels))
     weights = np.asarray(LabelModel.fit(labels).weights(jnp.asarray(labels)))
     inside = (np.abs(labels) < 1).all(axis=1)
     assert np.abs(weights @ bump - bump)[inside].max() < 0.1 * bump.max()
-    assert (weights @ noise).std() < 0.5 * noise.std()  # most of it is left to the stars themselves
+    assert (weights @ noise).std() < 0.5 * noise.std()  # most of it stays with the stars
 
 
-def test_weights_are_those_of_the_equations():
-    """Against the solution by numpy in double precision, term by term of the covariance."""
+def test_weights_solve_the_equations():
+    """Against NumPy's solution in double precision, with the covariance computed element by element."""
     labels, new = stars(40).astype(np.float64), stars(5, seed=4).astype(np.float64)
 
     def covariance(a, b):
@@ -56,11 +56,11 @@ def test_weights_are_those_of_the_equations():
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
-def test_a_step_is_the_change_of_the_weights():
+def test_weight_change_is_the_difference_of_the_weights():
     model, before = LabelModel.fit(stars(40)), jnp.asarray(stars(5, seed=4))
     after = before + 0.3 * jnp.asarray(stars(5, seed=5))
-    # The rounding of the two sets of weights, as above.
+    # Rounding of both sets of weights, as above.
     np.testing.assert_allclose(
-        model.step(before, after), model.weights(after) - model.weights(before), atol=2e-4
+        model.weight_change(before, after), model.weights(after) - model.weights(before), atol=2e-4
     )
-    assert not np.asarray(model.step(before, before)).any()
+    assert not np.asarray(model.weight_change(before, before)).any()

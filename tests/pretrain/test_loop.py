@@ -8,7 +8,8 @@ import pytest
 
 from specjax.devices import mesh_for
 from specjax.errors import ModelError
-from specjax.pretrain.loop import StageConfig, chunk_program, run_stage
+from specjax.pretrain.config import StageConfig
+from specjax.pretrain.loop import chunk_program, run_stage
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -40,7 +41,7 @@ def whole():
 
 
 def stop_after(step):
-    """Interrupt as a user does, after the report of a chunk."""
+    """Interrupt the run as a user would, after the report of a chunk."""
 
     def say(text):
         if f" {step}/" in text:
@@ -49,7 +50,7 @@ def stop_after(step):
     return say
 
 
-def test_counts_its_steps_and_learns(whole):
+def test_runs_all_steps_and_learns(whole):
     params, stats = whole
     assert stats["count"] == CONFIG.steps
     params = run(dataclasses.replace(CONFIG, steps=300, chunk=100, weight_decay=0.0))[0]
@@ -57,9 +58,9 @@ def test_counts_its_steps_and_learns(whole):
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 12, 100])
-def test_chunks_change_nothing(whole, chunk):
-    """Random numbers and schedule follow the step, not the chunk."""
-    # Scans of other lengths are other programs: float32 rounding.
+def test_the_result_does_not_depend_on_the_chunk_size(whole, chunk):
+    """Random numbers and schedule depend on the step, not on the chunk."""
+    # Scans of different lengths are different programs: float32 rounding.
     chex.assert_trees_all_close(run(dataclasses.replace(CONFIG, chunk=chunk)), whole, rtol=1e-5)
 
 
@@ -106,8 +107,8 @@ def test_reports_and_validates_each_chunk():
         assert all(word in line for line in said)
 
 
-def test_the_next_state_takes_the_place_of_the_one_before():
-    """All but the data and the numbers of the steps is given back in the memory that it came in."""
+def test_the_state_is_donated():
+    """The new state reuses the memory of all arguments but the data and the step numbers."""
     optimizer = CONFIG.optimizer()
     params = {"w": jnp.zeros(5)}
     state = {"params": params, "batch_stats": {"count": jnp.zeros(())}, "optimizer": optimizer.init(params)}
@@ -117,13 +118,13 @@ def test_the_next_state_takes_the_place_of_the_one_before():
     assert memory.alias_size_in_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
 
-def test_what_a_stage_starts_from_stays_the_callers():
+def test_the_starting_state_is_not_donated():
     params, stats = {"w": jnp.ones(5)}, {"count": jnp.zeros(())}
     data = {"x": jnp.ones((30, 5)), "y": jnp.ones(30)}
     run_stage(
         "toy", loss, CONFIG, params=params, batch_stats=stats, data=data, key=KEY, say=lambda text: None
     )
-    np.testing.assert_array_equal(params["w"], 1)  # a buffer that was given away cannot be read
+    np.testing.assert_array_equal(params["w"], 1)  # a donated buffer cannot be read
     np.testing.assert_array_equal(stats["count"], 0)
 
 
@@ -137,6 +138,6 @@ def test_the_schedule_warms_up_and_decays_to_zero():
         return state, -updates[0]
 
     _, rates = jax.lax.scan(step, optimizer.init(params), length=40)
-    # Adam's step under constant gradients is the rate.
+    # Under constant gradients the step of Adam is the learning rate.
     expected = np.concatenate([0.5 * np.arange(10) / 10, 0.25 * (1 + np.cos(np.pi * np.arange(30) / 30))])
     np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-9)  # float32, and Adam's eps

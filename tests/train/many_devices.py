@@ -14,9 +14,9 @@ from specjax.adapt.configuration import Configuration
 from specjax.adapt.splits import draw_splits
 from specjax.devices import mesh_for
 from specjax.pretrain import stages
-from specjax.pretrain.batches import rows_apart
-from specjax.pretrain.loop import StageConfig, chunk_program, on_mesh, run_stage
-from specjax.pretrain.recipe import PretrainConfig
+from specjax.pretrain.batches import shard_batch
+from specjax.pretrain.config import PretrainConfig, StageConfig
+from specjax.pretrain.loop import chunk_program, on_mesh, run_stage
 from specjax.train import loop
 from specjax.train.optimizer import GroupSchedule, make_optimizer
 from tests import synthetic
@@ -71,7 +71,7 @@ def check_seeds():
 def batch_loss(params, stats, data, key):
     """Least squares on a drawn batch, which is spread; the statistics see all its rows."""
     rows = jax.random.randint(key, (CONFIG.batch,), 0, len(data["x"]))
-    batch = rows_apart(jax.tree.map(lambda leaf: leaf[rows], data))
+    batch = shard_batch(jax.tree.map(lambda leaf: leaf[rows], data))
     hidden = jnp.tanh(batch["x"] @ params["w"])
     error = hidden.sum(axis=1) - batch["y"]
     return (error**2).mean(), ({"mean": 0.9 * stats["mean"] + 0.1 * hidden.mean(axis=0)}, {})

@@ -1,0 +1,51 @@
+"""Configuration of a pretraining run: schedules of the stages and augmentation of their spectra."""
+
+import dataclasses
+
+import optax
+
+from specjax.pretrain.augment import AugmentConfig
+from specjax.train.schedules import warmup_cosine_adamw
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """Length and optimizer of a stage: AdamW with linear warm-up and cosine decay to zero."""
+
+    steps: int
+    batch: int
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.05  # fraction of the steps
+    clip: float = 1.0  # global norm of the gradient
+    chunk: int = 100  # steps between progress reports, validations and saved states
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """Make the optimizer of the stage."""
+        adamw = warmup_cosine_adamw(
+            self.steps,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            warmup=self.warmup,
+        )
+        return optax.chain(optax.clip_by_global_norm(self.clip), adamw)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Schedules and augmentation of a pretraining run, chosen on held-out MILES stars (see docs/mini.md)."""
+
+    preset: str = "mini"
+    seed: int = 0
+    held_out: float = 0.1  # fraction of the stars kept for validation
+    neighbours: int = 6  # nearest stars in label space, with which a star may be mixed
+    masked_weight: float = 0.1  # of masked modelling in the loss of the backbone
+    label_weight: float = 1.0  # of the labels in the losses of backbone and alignment
+    xp_noise: float = 0.01  # standard deviation, relative to the flux at 550 nm
+    head_pool: int = 20480  # augmented spectra on whose features the heads train
+    augment: AugmentConfig = AugmentConfig(noise=(0.003, 0.05), degraded_probability=0.5)  # for the towers
+    head_augment: AugmentConfig = AugmentConfig(degraded_probability=0.5)
+    backbone: StageConfig = StageConfig(steps=5000, batch=64, learning_rate=1.5e-3, chunk=250)
+    autoencoder: StageConfig = StageConfig(steps=2000, batch=128, learning_rate=1e-3)
+    alignment: StageConfig = StageConfig(steps=800, batch=128, learning_rate=2e-3)
+    heads: StageConfig = StageConfig(steps=2000, batch=512, learning_rate=2e-3, chunk=500)
