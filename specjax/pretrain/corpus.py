@@ -153,8 +153,8 @@ def in_range(labels: FloatArray) -> BoolArray:
 def noise_width(fwhm: FloatArray) -> Float32Array:
     """Return the Gaussian sigma, in LAMOST pixels, by which `to_lamost` smooths spectra of FWHM (Angstrom).
 
-    `to_lamost` smooths a spectrum from its FWHM to OVERSMOOTH times that, or not at all if it is oversampled.
-    As pixels are logarithmic, the sigma is that at the centre of the grid.
+    `to_lamost` smooths spectra with a FWHM above OVERSAMPLED to OVERSMOOTH times that and leaves the others
+    unchanged (sigma 0). As pixels are logarithmic, the sigma is that at the centre of the grid.
     """
     pixel = float(np.median(np.diff(LAMOST_WAVELENGTH)))
     sigma = np.sqrt(OVERSMOOTH**2 - 1) * fwhm * SIGMA_PER_FWHM / pixel
