@@ -129,6 +129,7 @@ def _scores(
         fe_h=target.fe_h[rows],
         reference=None if reference is None else _taken(reference, rows),
         stars=target.labelled.id[rows],
+        n_train=splits.train.shape[1],
     )
 
 

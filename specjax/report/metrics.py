@@ -1,20 +1,21 @@
-"""Accuracy of predicted labels: robust scatter, R2 and bias, by metallicity range, with errors over seeds.
+"""Accuracy of predicted labels: robust scatter, R2 and bias, by metallicity range, with intervals over stars.
 
 `robust_sigma`, `r2` and `bias` take NumPy or JAX arrays, traced ones included, so that they can be jitted and
 vmapped. `summarise` makes the rows of a table, in NumPy.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from specjax.typing import BoolArray, FloatArray
+from specjax.report import intervals
+from specjax.typing import BoolArray, FloatArray, IntArray
 
 Array = Any  # a NumPy or a JAX array; the result is of the same kind
 
 SUBSETS = ("all", "fe_h>=-1", "fe_h<-1")
+SCORES = ("sigma", "r2", "bias", "sigma_gain", "r2_gain")
 MIN_STARS = 10  # the robust scatter of fewer residuals is dominated by small-number noise
 
 
@@ -79,101 +80,118 @@ def summarise(
     predicted: ArrayLike,
     *,
     fe_h: ArrayLike,
+    stars: ArrayLike,
     reference: ArrayLike | None = None,
-    stars: ArrayLike | None = None,
+    n_train: int | None = None,
     min_stars: int = MIN_STARS,
 ) -> list[dict[str, Any]]:
-    """Score one configuration: one row per subset of `SUBSETS`, with standard errors over seeds.
+    """Score one configuration: one row per subset of `SUBSETS`, with 95% intervals over stars.
 
-    If every seed tests at least ``min_stars`` stars of the subset, each seed is scored: the row has the mean
-    over the S seeds, the standard deviation ``_std`` (ddof 1) and the error ``_err`` = ``_std`` / sqrt(S).
-    Otherwise the predictions of all seeds are pooled and scored once: ``_err`` is the jackknife error over
-    seeds, sqrt((S-1)/S sum_k (x_(-k) - mean)^2), and ``_std`` = sqrt(S) ``_err``, as for a mean.
+    If every seed tests at least ``min_stars`` stars of the subset, the score is the mean over the S seeds,
+    and ``_std`` the standard deviation over them (ddof 1). Otherwise the predictions of all seeds are pooled
+    and scored once, and ``_std`` is NaN.
 
-    ``_err`` is the error over splits and initialisations for these stars; it excludes the variance between
-    samples of stars. ``sigma_gain`` is the sigma of ``reference`` minus this one, paired by seed.
+    ``_lo`` and ``_hi`` are the ends of `intervals.bootstrap_interval`. A sample of the distinct stars of the
+    subset is applied to all seeds; ``_std`` / sqrt(S) would be too small, because the seeds test the same
+    stars. ``sigma_gain`` is the sigma of ``reference`` minus this one, paired by seed and by bootstrap
+    sample.
 
     Args:
         truth: (seeds, n) literature labels of each seed's test stars.
         predicted: (seeds, n) predictions for them. NaN makes the scores NaN.
         fe_h: (seeds, n) literature [Fe/H], which assigns stars to subsets; equals ``truth`` for that label.
-        reference: (seeds, n) predictions of the zero-shot configuration; without it the gain is NaN.
-        stars: (seeds, n) integer or string identifiers of the test stars, for ``n_distinct``.
+        stars: (seeds, n) integer or string identifiers of the test stars.
+        reference: (seeds, n) predictions of the zero-shot configuration; without it the gains are NaN.
+        n_train: number of training stars of each seed, for the p value of the gain in sigma.
         min_stars: smallest number of stars in a subset for which each seed is scored on its own.
 
     Returns:
         Rows with subset, pooled (bool), n_seeds, n_stars (mean number of test stars per seed), n_predictions,
-        n_distinct, and sigma, r2, bias, sigma_gain, each with _err and _std.
+        n_distinct; sigma, r2, bias, sigma_gain and r2_gain, each with _lo, _hi and _std; and sigma_gain_p,
+        the p value of `intervals.corrected_t_test`, NaN for pooled subsets and without ``n_train``.
 
     Raises:
         ValueError: the arrays differ in shape.
     """
-    y, p = np.asarray(truth, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
-    q = np.full_like(p, np.nan) if reference is None else np.asarray(reference, dtype=np.float64)
-    if y.ndim != 2 or not y.shape == p.shape == q.shape == np.shape(fe_h):
+    if reference is None:
+        reference = np.full(np.shape(truth), np.nan)
+    arrays = [np.asarray(a, dtype=np.float64) for a in (truth, predicted, reference)]
+    ids, shape = np.asarray(stars), np.shape(truth)
+    shapes = [a.shape for a in (*arrays, np.asarray(fe_h), ids)]
+    if len(shape) != 2 or len(set(shapes)) > 1:
         raise ValueError(
-            f"truth {y.shape}, predicted {p.shape}, reference {q.shape} and fe_h {np.shape(fe_h)} must have"
-            " the same shape (seeds, n)"
+            "truth, predicted, reference, fe_h and stars must have the same shape (seeds, n), not "
+            + ", ".join(map(str, shapes))
         )
     rows = []
     for subset, where in subset_masks(fe_h).items():
         counts = where.sum(axis=1)
         pooled = bool(counts.min() < min_stars)
+        distinct, index = np.unique(ids[where], return_inverse=True)
         row: dict[str, Any] = {
             "subset": subset,
             "pooled": pooled,
-            "n_seeds": len(y),
+            "n_seeds": shape[0],
             "n_stars": _whole(float(counts.mean())),
             "n_predictions": int(counts.sum()),
-            "n_distinct": None if stars is None else len(np.unique(np.asarray(stars)[where])),
+            "n_distinct": len(distinct),
         }
-        estimate = _jackknife if pooled else _per_seed
-        for name, score in _SCORES.items():
-            row[name], row[f"{name}_std"], row[f"{name}_err"] = estimate(score, where, y, p, q)
+        y, p, q = (array[where] for array in arrays)
+        parts = [slice(None)] if pooled else _slices(counts)
+        scores = [_scores(y[part], p[part], q[part]) for part in parts]
+        weights = intervals.star_weights(len(distinct))
+        drawn = [_sampled(y[part], p[part], q[part], weights[:, index[part]]) for part in parts]
+        for name in SCORES:
+            values = np.array([one[name] for one in scores])
+            row[name] = float(values.mean())
+            samples = np.mean([one[name] for one in drawn], axis=0)
+            row[f"{name}_lo"], row[f"{name}_hi"] = intervals.bootstrap_interval(samples, row[name])
+            row[f"{name}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
+        gains, ratio = [one["sigma_gain"] for one in scores], shape[1] / (n_train or np.nan)
+        row["sigma_gain_p"] = np.nan if pooled else intervals.corrected_t_test(gains, ratio)[1]
         rows.append(row)
     return rows
 
 
-Score = Callable[[FloatArray, FloatArray, FloatArray], float]
-
-_SCORES: dict[str, Score] = {  # functions of truth, predictions and reference predictions
-    "sigma": lambda y, p, q: float(robust_sigma(p - y)),
-    "r2": lambda y, p, q: float(r2(y, p)) if len(y) > 1 else np.nan,
-    "bias": lambda y, p, q: float(bias(y, p)) if len(y) else np.nan,
-    "sigma_gain": lambda y, p, q: float(robust_sigma(q - y)) - float(robust_sigma(p - y)),
-}
-
-
-def _per_seed(score: Score, where: BoolArray, *arrays: FloatArray) -> tuple[float, float, float]:
-    """Mean over seeds of a score, its standard deviation and standard error."""
-    values = [score(*(a[k][where[k]] for a in arrays)) for k in range(len(where))]
-    return _over_seeds(np.array(values))
+def _scores(truth: FloatArray, predicted: FloatArray, reference: FloatArray) -> dict[str, float]:
+    """Scores of (n,) predictions."""
+    ours, theirs = (
+        {
+            "sigma": float(robust_sigma(values - truth)),
+            "r2": float(r2(truth, values)) if len(truth) > 1 else np.nan,
+            "bias": float(bias(truth, values)) if len(truth) else np.nan,
+        }
+        for values in (predicted, reference)
+    )
+    return {**ours, "sigma_gain": theirs["sigma"] - ours["sigma"], "r2_gain": ours["r2"] - theirs["r2"]}
 
 
-def _jackknife(score: Score, where: BoolArray, *arrays: FloatArray) -> tuple[float, float, float]:
-    """Score of the pooled predictions, with spread and error by leaving out one seed at a time."""
-    seeds = np.arange(len(where))
+def _sampled(
+    truth: FloatArray, predicted: FloatArray, reference: FloatArray, weights: IntArray
+) -> dict[str, FloatArray]:
+    """Scores of (n,) predictions for each of (samples, n) bootstrap weights; NaN without predictions."""
+    if len(truth) == 0:
+        return dict.fromkeys(SCORES, np.full(len(weights), np.nan))
+    ours, theirs = (
+        {
+            "sigma": intervals.weighted_sigma(values - truth, weights),
+            "r2": intervals.weighted_r2(truth, values, weights),
+            "bias": intervals.weighted_bias(truth, values, weights),
+        }
+        for values in (predicted, reference)
+    )
+    return {**ours, "sigma_gain": theirs["sigma"] - ours["sigma"], "r2_gain": ours["r2"] - theirs["r2"]}
 
-    def pooled(rows: BoolArray) -> float:
-        return score(*(a[rows][where[rows]] for a in arrays))
 
-    value = pooled(seeds >= 0)
-    if len(seeds) < 2:
-        return value, np.nan, np.nan
-    left_out = np.array([pooled(seeds != k) for k in seeds])
-    error = float(np.sqrt((len(seeds) - 1) / len(seeds) * np.sum((left_out - left_out.mean()) ** 2)))
-    return value, error * np.sqrt(len(seeds)), error
+def _slices(counts: IntArray) -> list[slice]:
+    """Slices of consecutive runs of the given lengths."""
+    ends = np.cumsum(counts).tolist()
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _whole(value: float) -> float:
     """Turn a whole number into an int; round others to two decimals."""
     return int(value) if value == int(value) else round(value, 2)
-
-
-def _over_seeds(values: FloatArray) -> tuple[float, float, float]:
-    """Mean, standard deviation (ddof 1) and standard error of the mean; the last two are NaN for one seed."""
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
-    return float(np.mean(values)), deviation, deviation / np.sqrt(len(values))
 
 
 def _namespace(array: Array) -> Any:

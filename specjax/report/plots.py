@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from specjax.atomic import atomic_file
 from specjax.report.metrics import r2, robust_sigma
-from specjax.report.results import Kind, value_and_error
+from specjax.report.results import Kind, value_and_interval
 from specjax.typing import FloatArray
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def plot_sigma(
     label_scatter: Mapping[str, float] | None = None,
     title: str = "",
 ) -> Path:
-    """Plot the robust scatter of all configurations with standard errors, one panel per target.
+    """Plot the robust scatter of all configurations with 95% intervals over stars, one panel per target.
 
     Args:
         path: PNG to write.
@@ -208,7 +208,7 @@ def _scores(stars: StarPredictions, row: Mapping[str, Any] | None) -> str:
     if row is None:
         sigma, score = robust_sigma(stars.residual), r2(stars.truth, stars.predicted)
         return f"for means over seeds:\nσ = {sigma:.3f}\nR² = {score:.3f}\n{n} stars"
-    return f"σ = {value_and_error(row['sigma'], row['sigma_err'])}\nR² = {row['r2']:.3f}\n{n} stars"
+    return f"σ = {value_and_interval(row, 'sigma')}\nR² = {row['r2']:.3f}\n{n} stars"
 
 
 def _draw_sigmas(
@@ -220,7 +220,7 @@ def _draw_sigmas(
         _draw_sigma(axis, row, names.index(row["configuration"]))
     if label_scatter is not None:
         axis.axvline(label_scatter, color=GREEN, ls="--", lw=1.4, label=LABEL_SCATTER, zorder=1)
-    ends = [row["sigma"] + sign * np.nan_to_num(row["sigma_err"]) for row in rows for sign in (-1, 1)]
+    ends = [end for row in rows for end in _interval(row)]
     ends = [*ends, label_scatter] if label_scatter else ends
     low, high = min(ends, default=0.0), max(ends, default=1.0)
     width = high - low or high
@@ -232,15 +232,23 @@ def _draw_sigmas(
 
 
 def _draw_sigma(axis: "Axes", row: Mapping[str, Any], place: int) -> None:
-    sigma, error, style = row["sigma"], np.nan_to_num(row["sigma_err"]), STYLES[row["kind"]]
+    sigma, style = row["sigma"], STYLES[row["kind"]]
+    low, high = _interval(row)
     axis.errorbar(
-        [sigma], [place], xerr=[error], label=style.legend, zorder=3, color=style.edge, elinewidth=1.8,
-        capsize=4, fmt=style.marker, mfc=style.face, mec=style.edge, mew=1.5, ms=5.5,
+        [sigma], [place], xerr=[[sigma - low], [high - sigma]], label=style.legend, zorder=3,
+        color=style.edge, elinewidth=1.8, capsize=4, fmt=style.marker, mfc=style.face, mec=style.edge,
+        mew=1.5, ms=5.5,
     )  # fmt: skip
     axis.annotate(
-        value_and_error(sigma, row["sigma_err"]), (sigma + error, place), (8, 0), textcoords="offset points",
+        value_and_interval(row, "sigma"), (high, place), (8, 0), textcoords="offset points",
         va="center", fontsize=8.5, color=style.values,
     )  # fmt: skip
+
+
+def _interval(row: Mapping[str, Any]) -> tuple[float, float]:
+    """The ends of the interval of sigma, both equal to sigma if there is none."""
+    low, high = row["sigma_lo"], row["sigma_hi"]
+    return (low, high) if np.isfinite([low, high]).all() else (row["sigma"], row["sigma"])
 
 
 def _add_legend(figure: "Figure", axes: Iterable["Axes"]) -> None:

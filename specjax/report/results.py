@@ -27,6 +27,7 @@ Row = dict[str, Any]
 Kind = Literal["baseline", "zero-shot", "adapted"]
 """Without the foundation model, by the model as pretrained, or by the model with trained LoRA factors."""
 
+WIDTH = 120  # columns that the printed tables need
 CONFIG, TABLE, PREDICTIONS = "config.json", "table.json", "predictions"
 
 
@@ -73,52 +74,69 @@ def read_table(folder: str | Path) -> list[Row]:
 def print_table(
     rows: Sequence[Mapping[str, Any]], *, unit: str = "dex", console: "Console | None" = None
 ) -> None:
-    """Print one table per target: sigma, R2 and gain for all stars, sigma and R2 for both metallicity ranges.
+    """Print two tables per target: scores and gains of all stars, and scores in both metallicity ranges.
 
-    The smallest sigma of each column is bold; gains and losses beyond two standard errors are green and red.
-    The table is not fitted to the width of a terminal if the output is not one.
+    The smallest sigma of each column is bold; gains whose interval excludes zero are green, losses red.
+    The console is widened if it is too narrow for the tables.
     """
     from rich.console import Console
 
     console = console or Console()
-    if not console.is_terminal:
-        console = Console(file=console.file, width=140, color_system=None)
+    # In a narrower terminal or a file, long lines lose nothing; cells cut to fit would.
+    console.width = max(console.width, WIDTH)
     for target in dict.fromkeys(row["target"] for row in rows):
-        console.print(format_table([row for row in rows if row["target"] == target], target, unit))
+        for table in format_tables([row for row in rows if row["target"] == target], target, unit):
+            console.print(table)
 
 
-def format_table(rows: Sequence[Mapping[str, Any]], title: str, unit: str = "dex") -> "Table":
-    """Build the rich table of one target's rows."""
+def format_tables(
+    rows: Sequence[Mapping[str, Any]], title: str, unit: str = "dex"
+) -> tuple["Table", "Table"]:
+    """Build the rich tables of one target's rows."""
+    overall = _empty_table(title, ("σ", "R²", "gain in σ", "gain in R²"))
+    ranges = _empty_table(f"{title} by metallicity", ("σ [Fe/H] ≥ -1", "R²", "σ [Fe/H] < -1", "R²"))
+    ranges.caption = _caption(rows, unit)
+    scores = {(row["configuration"], row["subset"]): row for row in rows}
+    best = {name: _best([row for row in rows if row["subset"] == name]) for name in SUBSETS}
+    for configuration in dict.fromkeys(row["configuration"] for row in rows):
+        cells = []
+        for subset in SUBSETS:
+            row = scores.get((configuration, subset), {})
+            sigma = value_and_interval(row, "sigma")
+            is_best = bool(row) and row["sigma"] == best[subset]
+            cells += [f"[bold]{sigma}[/]" if is_best else sigma, value_and_interval(row, "r2")]
+        everything = scores.get((configuration, SUBSETS[0]), {})
+        gains = [_gain(everything, name) for name in ("sigma_gain", "r2_gain")]
+        kind = next(row["kind"] for row in rows if row["configuration"] == configuration)
+        style = "dim" if kind == "baseline" else None
+        overall.add_row(configuration, *cells[:2], *gains, style=style)
+        ranges.add_row(configuration, *cells[2:], style=style)
+    return overall, ranges
+
+
+def _empty_table(title: str, headings: Iterable[str]) -> "Table":
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, caption=_caption(rows, unit), box=box.SIMPLE_HEAD, title_justify="left")
-    table.caption_justify = "left"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
     table.add_column("configuration", no_wrap=True)
-    for heading in ("σ all", "R²", "gain", "σ [Fe/H] ≥ -1", "R²", "σ [Fe/H] < -1", "R²"):
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    subsets: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for row in rows:
-        subsets.setdefault(row["configuration"], {})[row["subset"]] = row
-    best = {name: _best([row for row in rows if row["subset"] == name]) for name in SUBSETS}
-    for configuration, by_subset in subsets.items():
-        cells = []
-        for subset in SUBSETS:
-            row = by_subset.get(subset, {})
-            sigma = value_and_error(row.get("sigma"), row.get("sigma_err"))
-            is_best = bool(row) and row["sigma"] == best[subset]
-            cells += [f"[bold]{sigma}[/]" if is_best else sigma, value_and_error(row.get("r2"))]
-            cells += [_gain(row)] if subset == "all" else []
-        kind = next(iter(by_subset.values()))["kind"]
-        table.add_row(configuration, *cells, style="dim" if kind == "baseline" else None)
     return table
 
 
-def value_and_error(value: float | None, error: float | None = None) -> str:
-    """Format "value ± error" with three decimals; "-" without a value, the value alone without an error."""
-    if value is None or not np.isfinite(value):
+def value_and_interval(row: Mapping[str, Any], name: str, *, signed: bool = False) -> str:
+    """Format "value [low, high]" of a row with three decimals.
+
+    Returns "-" without a value, and the value alone without an interval.
+    """
+    numbers = [row.get(key) for key in (name, f"{name}_lo", f"{name}_hi")]
+    value, *ends = (math.nan if number is None else number for number in numbers)
+    if not math.isfinite(value):
         return "-"
-    return f"{value:.3f}" if error is None or not np.isfinite(error) else f"{value:.3f} ± {error:.3f}"
+    sign = "+" if signed else ""
+    text = f"{value:{sign}.3f}"
+    return f"{text} [{ends[0]:{sign}.3f}, {ends[1]:{sign}.3f}]" if all(map(math.isfinite, ends)) else text
 
 
 def write_predictions(folder: str | Path, columns: Mapping[str, Any], *, suffix: str = ".ecsv") -> Path:
@@ -177,17 +195,17 @@ def _caption(rows: Sequence[Mapping[str, Any]], unit: str) -> str:
     """State the numbers of stars and seeds, and the subsets that are pooled."""
     first = next((row for row in rows if row["subset"] == "all"), rows[0])
     pooled = sorted({row["subset"] for row in rows if row.get("pooled")})
-    caption = f"σ and gain in {unit} ± standard error over {first['n_seeds']} seeds"
+    caption = f"σ in {unit}; 95% intervals over stars; {first['n_seeds']} seeds"
     caption += f"; {first['n_stars']:g} test stars per seed"
     return caption + (f"; all seeds pooled: {', '.join(pooled)}" if pooled else "")
 
 
-def _gain(row: Mapping[str, Any]) -> str:
-    """Format the signed gain, coloured if it exceeds two standard errors; blank if there is no gain."""
-    gain, error = row.get("sigma_gain", math.nan), row.get("sigma_gain_err", math.nan)
-    if not np.isfinite(gain) or (gain == 0 and not error > 0):
+def _gain(row: Mapping[str, Any], name: str) -> str:
+    """Format the signed gain, coloured if its interval excludes zero; blank if there is no gain."""
+    gain, low, high = (row.get(f"{name}{end}", math.nan) for end in ("", "_lo", "_hi"))
+    if not math.isfinite(gain) or (gain == 0 and not high > low):
         return ""
-    text = f"{gain:+.3f}" + (f" ± {error:.3f}" if np.isfinite(error) else "")
-    if np.isfinite(error) and abs(gain) > 2 * error:
-        return f"[green]{text}[/]" if gain > 0 else f"[red]{text}[/]"
+    text = value_and_interval(row, name, signed=True)
+    if low > 0 or high < 0:
+        return f"[green]{text}[/]" if low > 0 else f"[red]{text}[/]"
     return text

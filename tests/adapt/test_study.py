@@ -108,7 +108,7 @@ class TestFolder:
         out, rows, _ = run
         table = read_table(out)
         keys = ["target", "configuration", "subset", "n_stars", "n_seeds"]
-        scores = [f"{name}{end}" for name in ("sigma", "r2", "sigma_gain") for end in ("", "_err")]
+        scores = [f"{name}{end}" for name in ("sigma", "r2", "sigma_gain") for end in ("", "_lo", "_hi")]
         assert set(keys + scores) <= set(table[0])
         assert len(table) == 2 * 5 * 3
         assert [row["configuration"] for row in table[:15:3]] == [*NAMES, "oracle"]
@@ -150,7 +150,8 @@ class TestFolder:
                     if (r["target"], r["configuration"], r["subset"]) == (target.name, name, "all")
                 ]
                 assert row["sigma"] == pytest.approx(np.mean(sigma))
-                assert row["sigma_err"] == pytest.approx(np.std(sigma, ddof=1) / np.sqrt(3))
+                assert row["sigma_std"] == pytest.approx(np.std(sigma, ddof=1))
+                assert row["sigma_lo"] < row["sigma"] < row["sigma_hi"]
                 assert row["n_stars"] == 16
 
     def test_adapters_give_the_predictions_again(self, run, model):

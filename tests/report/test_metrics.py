@@ -112,86 +112,96 @@ def test_subsets_split_at_minus_one_and_exclude_unknown_metallicity():
     assert masks["fe_h<-1"].tolist() == [False, True, False, False]
 
 
-def test_the_gain_is_paired_by_seed():
+def splits_of(fe_h, seeds, tested):
+    """Test stars of each seed (seeds, tested), and their labels."""
+    stars = np.array([np.random.default_rng(k).permutation(len(fe_h))[:tested] for k in range(seeds)])
+    return stars, fe_h[stars]
+
+
+def test_the_gain_is_paired_by_seed_and_by_star():
     rng = np.random.default_rng(2)
-    truth = rng.normal(size=(16, 56))
-    residual = rng.normal(size=truth.shape)
-    residual /= np.array([metrics.robust_sigma(one) for one in residual])[:, None]  # a scatter of 1
-    shared = rng.normal(0.3, 0.05, size=(16, 1))
-    arrays = truth, truth + (shared - 0.01) * residual, truth + shared * residual
-    row = gain_row(*arrays)
-    # Identical differences: only float64 rounding of residuals and labels of order one is left of the error.
-    assert row["sigma_gain"] == pytest.approx(0.01, abs=1e-15)
-    assert row["sigma_gain_err"] < 1e-15
-    assert row["sigma_err"] > 0.005
-    assert np.isnan(gain_row(*(a[:1] for a in arrays))["sigma_gain_err"])
-
-
-def gain_row(truth, predicted, reference):
-    return metrics.summarise(truth, predicted, fe_h=truth, reference=reference)[0]
+    stars, truth = splits_of(rng.normal(size=126), 16, 56)
+    residual = rng.normal(size=126)[stars] * rng.uniform(0.2, 0.4, size=(16, 1))
+    arrays = truth, truth + 0.9 * residual, truth + residual
+    row = metrics.summarise(arrays[0], arrays[1], fe_h=truth, stars=stars, reference=arrays[2])[0]
+    # One configuration is a tenth better whatever the sample: the interval of the gain is a tenth as wide.
+    width, gain_width = (row[f"{name}_hi"] - row[f"{name}_lo"] for name in ("sigma", "sigma_gain"))
+    assert row["sigma_gain"] == pytest.approx(row["sigma"] / 9)
+    assert gain_width == pytest.approx(width / 9, rel=1e-6)
+    assert row["sigma_gain_lo"] > 0
 
 
 @pytest.fixture
 def scored():
     rng = np.random.default_rng(3)
-    fe_h = np.concatenate(
-        [rng.uniform(-0.9, 0.4, size=(16, 48)), rng.uniform(-2.5, -1.1, size=(16, 8))], axis=1
-    )
-    adapted, zero = fe_h + rng.normal(0.05, 0.1, fe_h.shape), fe_h + rng.normal(0.0, 0.3, fe_h.shape)
-    stars = rng.integers(0, 126, size=fe_h.shape)
-    return fe_h, adapted, zero, stars
+    fe_h = np.concatenate([rng.uniform(-0.9, 0.4, size=108), rng.uniform(-2.5, -1.1, size=18)])
+    stars, truth = splits_of(fe_h, 16, 56)
+    adapted, zero = truth + rng.normal(0.05, 0.1, truth.shape), truth + rng.normal(0.0, 0.3, truth.shape)
+    return truth, adapted, zero, stars
 
 
 def test_subset_with_enough_stars_is_scored_per_seed(scored):
     fe_h, adapted, zero, stars = scored
-    rows = {r["subset"]: r for r in metrics.summarise(fe_h, adapted, fe_h=fe_h, reference=zero, stars=stars)}
+    scores = metrics.summarise(fe_h, adapted, fe_h=fe_h, reference=zero, stars=stars, n_train=56)
+    rows = {r["subset"]: r for r in scores}
     sigmas = np.array([metrics.robust_sigma(adapted[k] - fe_h[k]) for k in range(16)])
     row = rows["all"]
     assert (row["n_seeds"], row["n_stars"], row["n_predictions"], row["pooled"]) == (16, 56, 896, False)
     assert row["n_distinct"] == len(np.unique(stars))
     assert row["sigma"] == pytest.approx(sigmas.mean())
     assert row["sigma_std"] == pytest.approx(sigmas.std(ddof=1))
-    assert row["sigma_err"] == pytest.approx(sigmas.std(ddof=1) / 4)
     gains = [metrics.robust_sigma(zero[k] - fe_h[k]) for k in range(16)] - sigmas
     assert row["sigma_gain"] == pytest.approx(gains.mean())
-    assert row["sigma_gain_err"] == pytest.approx(gains.std(ddof=1) / 4)
+    assert row["sigma_gain_p"] == pytest.approx(metrics.intervals.corrected_t_test(gains, 1.0)[1])
+    for name in metrics.SCORES:
+        assert row[f"{name}_lo"] < row[name] < row[f"{name}_hi"]
 
 
-def test_small_subset_is_pooled_with_a_jackknife_error(scored):
-    fe_h, adapted, zero, _ = scored
-    rows = {r["subset"]: r for r in metrics.summarise(fe_h, adapted, fe_h=fe_h, reference=zero)}
+def test_small_subset_is_pooled(scored):
+    fe_h, adapted, zero, stars = scored
+    rows = {r["subset"]: r for r in metrics.summarise(fe_h, adapted, fe_h=fe_h, reference=zero, stars=stars)}
     row, poor = rows["fe_h<-1"], fe_h < -1
-    assert (row["pooled"], row["n_stars"], row["n_predictions"]) == (True, 8, 128)
+    assert (row["pooled"], row["n_predictions"], row["n_distinct"]) == (True, poor.sum(), 18)
     assert row["sigma"] == pytest.approx(metrics.robust_sigma((adapted - fe_h)[poor]))
     assert row["r2"] == pytest.approx(metrics.r2(fe_h[poor], adapted[poor]))
-    # For N independent normal residuals the relative error is 1 / sqrt(2 N) = 6%; allow a factor of two.
-    assert 0.03 < row["sigma_err"] / row["sigma"] < 0.12
-    assert row["sigma_gain"] > 5 * row["sigma_gain_err"]
+    assert np.isnan(row["sigma_std"])
+    assert np.isnan(row["sigma_gain_p"])
+    assert row["sigma_lo"] < row["sigma"] < row["sigma_hi"]
+    assert row["sigma_gain_lo"] > 0
 
 
-def test_jackknife_error_of_a_mean_is_its_standard_error():
-    values = np.random.default_rng(4).normal(size=(9, 1))
-    where = np.ones((9, 1), dtype=bool)
-    mean, std, error = metrics._jackknife(lambda v: float(v.mean()), where, values)
-    assert (mean, std, error) == pytest.approx(metrics._over_seeds(values[:, 0]))
+def test_more_seeds_on_the_same_stars_do_not_shrink_the_interval():
+    # A residual that is a property of the star is the same in every seed: 64 seeds know no more than 4.
+    rng = np.random.default_rng(5)
+    fe_h, offset = rng.uniform(-0.9, 0.4, size=100), rng.normal(0.0, 0.1, size=100)
+    widths = []
+    for seeds in (4, 64):
+        stars, truth = splits_of(fe_h, seeds, 80)
+        row = metrics.summarise(truth, truth + offset[stars], fe_h=truth, stars=stars)[0]
+        widths.append(row["sigma_hi"] - row["sigma_lo"])
+    assert widths[1] > 0.8 * widths[0]
+    # For n independent normal residuals the scatter has a relative error of 1 / sqrt(2 n), here 7%.
+    assert widths[1] == pytest.approx(2 * 1.96 * 0.1 / np.sqrt(200), rel=0.4)
 
 
-def test_without_reference_or_seeds_gain_and_errors_are_nan(scored):
-    fe_h, adapted, *_ = scored
-    rows = metrics.summarise(fe_h[:1], adapted[:1], fe_h=fe_h[:1])
+def test_without_reference_or_seeds_gain_and_spread_are_nan(scored):
+    fe_h, adapted, _, stars = scored
+    rows = metrics.summarise(fe_h[:1], adapted[:1], fe_h=fe_h[:1], stars=stars[:1], n_train=50)
     for row in rows:
-        assert np.isnan(row["sigma_gain"])
-        assert np.isfinite(row["sigma"])
-        assert np.isnan(row["sigma_err"])
+        for missing in ("sigma_gain", "sigma_gain_lo", "sigma_gain_p", "sigma_std"):
+            assert np.isnan(row[missing])
+        assert row["sigma_lo"] <= row["sigma"] <= row["sigma_hi"]
 
 
 def test_an_empty_subset_scores_nan_without_a_warning():
-    fe_h = np.zeros((3, 12))
-    row = metrics.summarise(fe_h, fe_h, fe_h=fe_h)[2]
-    assert row["n_predictions"] == 0
+    fe_h, stars = np.zeros((3, 12)), np.tile(np.arange(12), (3, 1))
+    row = metrics.summarise(fe_h, fe_h, fe_h=fe_h, stars=stars)[2]
+    assert row["n_predictions"] == row["n_distinct"] == 0
     assert np.isnan(row["sigma"])
+    assert np.isnan(row["sigma_lo"])
 
 
 def test_shapes_must_agree():
+    zeros = np.zeros((2, 5))
     with pytest.raises(ValueError, match="same"):
-        metrics.summarise(np.zeros((2, 5)), np.zeros((2, 4)), fe_h=np.zeros((2, 5)))
+        metrics.summarise(zeros, np.zeros((2, 4)), fe_h=zeros, stars=zeros)

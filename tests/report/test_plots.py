@@ -20,7 +20,7 @@ def run():
         predicted = truth[stars] + rng.normal(0, scatter, stars.shape)
         predicted[stars == 7] += 5.0
         panels[name] = plots.per_star(stars, truth[stars], predicted, kind=kind)
-        scores = metrics.summarise(truth[stars], predicted, fe_h=truth[stars])
+        scores = metrics.summarise(truth[stars], predicted, fe_h=truth[stars], stars=stars)
         rows += results.table_rows("stelib", name, scores, kind=kind)
     return panels, rows
 
@@ -55,6 +55,6 @@ def test_sigma_is_plotted_for_any_number_of_targets(tmp_path, run, targets):
     assert imread(path)[..., :3].std() > 0.05
 
 
-def test_sigma_is_plotted_for_the_pooled_subset_of_one_seed(tmp_path, run):
-    rows = [{**row, "sigma_err": np.nan} for row in run[1]]
+def test_sigma_is_plotted_for_a_pooled_subset_without_intervals(tmp_path, run):
+    rows = [{**row, "sigma_lo": np.nan, "sigma_hi": np.nan} for row in run[1]]
     assert plots.plot_sigma(tmp_path / "s.png", rows, subset="fe_h<-1").is_file()

@@ -24,9 +24,10 @@ def rows():
     rng = np.random.default_rng(0)
     fe_h = rng.uniform(-2.5, 0.4, size=(4, 30))
     zero, adapted = fe_h + rng.normal(0, 0.3, fe_h.shape), fe_h + rng.normal(0, 0.1, fe_h.shape)
-    scores = metrics.summarise(fe_h, zero, fe_h=fe_h)
-    gains = metrics.summarise(fe_h, adapted, fe_h=fe_h, reference=zero)
-    baseline = metrics.summarise(fe_h, zero + 0.1, fe_h=fe_h)
+    stars = np.tile(np.arange(30), (4, 1))
+    scores = metrics.summarise(fe_h, zero, fe_h=fe_h, stars=stars)
+    gains = metrics.summarise(fe_h, adapted, fe_h=fe_h, stars=stars, reference=zero)
+    baseline = metrics.summarise(fe_h, zero + 0.1, fe_h=fe_h, stars=stars)
     return [
         *results.table_rows("stelib", "gp-target", baseline, kind="baseline"),
         *results.table_rows("stelib", "zero-shot-mlp2", scores, kind="zero-shot"),
@@ -46,8 +47,8 @@ def test_the_table_round_trips_with_all_its_digits(tmp_path, rows):
     np.testing.assert_equal(again, rows)  # equal to the last digit, NaN equal to NaN
     on_disk = json.loads(path.read_text())
     assert on_disk[0]["sigma_gain"] is None
-    wanted = {"target", "configuration", "subset", "n_stars", "n_seeds", "sigma", "sigma_err", "sigma_std"}
-    wanted |= {"r2", "r2_err", "r2_std", "sigma_gain", "sigma_gain_err", "bias"}
+    wanted = {"target", "configuration", "subset", "n_stars", "n_seeds", "sigma_gain_p"}
+    wanted |= {f"{name}{end}" for name in metrics.SCORES for end in ("", "_lo", "_hi", "_std")}
     assert wanted <= on_disk[0].keys()
 
 
@@ -89,32 +90,49 @@ def printed(rows, **options):
     return stream.getvalue()
 
 
-def test_the_printed_table_has_every_configuration_once_per_target(rows):
+def test_the_printed_tables_have_every_configuration_once_and_all_intervals(rows):
     text = printed(rows)
-    lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
-    assert text.count("lora4") == 1
-    assert text.count("zero-shot-mlp2") == 2
-    row = next(r for r in rows if r["configuration"] == "lora4" and r["subset"] == "all")
-    assert f"{row['sigma']:.3f} ± {row['sigma_err']:.3f}" in lines["lora4"]
-    assert f"{row['sigma_gain']:+.3f} ± {row['sigma_gain_err']:.3f}" in lines["lora4"]
+    assert text.count("lora4") == 2
+    assert text.count("zero-shot-mlp2") == 4
+    lines = [line for line in text.splitlines() if line.split()[:1] == ["lora4"]]
+    subsets = {r["subset"]: r for r in rows if r["configuration"] == "lora4"}
+    for line, subset, name, sign in (
+        (0, "all", "sigma", ""),
+        (0, "all", "r2", ""),
+        (0, "all", "sigma_gain", "+"),
+        (0, "all", "r2_gain", "+"),
+        (1, "fe_h>=-1", "sigma", ""),
+        (1, "fe_h<-1", "r2", ""),
+    ):
+        value, low, high = (f"{subsets[subset][f'{name}{end}']:{sign}.3f}" for end in ("", "_lo", "_hi"))
+        assert f"{value} [{low}, {high}]" in lines[line]
     assert "nan" not in text
-    assert "…" not in text
+
+
+def test_nothing_is_cut_in_a_narrow_terminal(rows):
+    wide, narrow = (printed(rows, force_terminal=True, width=width, no_color=True) for width in (120, 60))
+    assert narrow == wide
+    assert "…" not in wide
 
 
 def test_the_best_row_is_bold_and_a_significant_gain_green(rows):
-    text = printed(rows, force_terminal=True, width=140, color_system="standard")
+    text = printed(rows, force_terminal=True, width=150, color_system="standard")
     gain = next(r for r in rows if r["configuration"] == "lora4" and r["subset"] == "all")
     assert f"\x1b[1m{gain['sigma']:.3f}" in text
     assert f"\x1b[32m{gain['sigma_gain']:+.3f}" in text
-    loss = {**gain, "sigma_gain": -gain["sigma_gain"]}
-    assert "\x1b[31m-" in printed([loss], force_terminal=True, width=140, color_system="standard")
+    loss = {**gain, "sigma_gain": -0.2, "sigma_gain_lo": -0.3, "sigma_gain_hi": -0.1}
+    options = {"force_terminal": True, "width": 150, "color_system": "standard"}
+    assert "\x1b[31m-0.200 [-0.300, -0.100]" in printed([loss], **options)
+    unclear = printed([{**loss, "sigma_gain_hi": 0.1}], **options)
+    assert "-0.200 [-0.300, +0.100]" in unclear
+    assert "\x1b[31m" not in unclear
 
 
-def test_one_seed_prints_without_errors():
-    row = {"subset": "all", "n_seeds": 1, "n_stars": 9, "sigma": 0.1, "sigma_err": math.nan, "r2": 0.9}
+def test_a_score_without_an_interval_is_printed_alone():
+    row = {"subset": "all", "n_seeds": 1, "n_stars": 9, "sigma": 0.1, "sigma_lo": math.nan, "r2": 0.9}
     text = printed(results.table_rows("t", "lora4", [row], kind="adapted"))
     assert "0.100" in text
-    assert "0.100 ±" not in text
+    assert "0.100 [" not in text
 
 
 PREDICTIONS = {
