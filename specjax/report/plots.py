@@ -224,7 +224,7 @@ def _draw_sigmas(
     ends = [*ends, label_scatter] if label_scatter else ends
     low, high = min(ends, default=0.0), max(ends, default=1.0)
     width = high - low or high
-    axis.set_xlim(low - 0.07 * width, high + 0.38 * width)  # the numbers need room on the right
+    axis.set_xlim(low - 0.07 * width, high + 0.5 * width)  # the numbers need room on the right
     axis.grid(color="#E6E6E6", lw=0.8)
     axis.set_axisbelow(True)
     axis.tick_params(axis="y", length=0)
