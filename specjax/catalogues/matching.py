@@ -1,7 +1,5 @@
 """Label spectra from a catalogue: one row per spectrum, with its labels and quality flag."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

