@@ -23,7 +23,7 @@ from specjax.wavelength import (
 _HUGE = 1e150  # the square of such a flux overflows
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Spectra:
     """n spectra of p pixels each.
 
@@ -194,6 +194,11 @@ class Spectra:
 
     def __len__(self) -> int:
         return int(self.flux.shape[0])
+
+    def __repr__(self) -> str:
+        count, pixels = self.flux.shape
+        tower = f", input of the {self.prepared['tower']} tower" if self.prepared else ""
+        return f"<Spectra {self.survey!r}: {count} spectra of {pixels} pixels in {self.medium}{tower}>"
 
     def __getitem__(self, rows: int | slice | ArrayLike) -> Self:
         """Return the selected rows; `rows` is an index, a slice, an index array or a boolean array."""
