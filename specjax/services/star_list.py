@@ -92,7 +92,7 @@ def from_ids(
     Args:
         kind: the column that the ids belong to.
         values: (n,) ids, which may repeat.
-        names: (n,) the user's names; the ids where None.
+        names: (n,) the user's names; the ids by default.
         where: where the ids come from, for error messages.
 
     Raises:
