@@ -23,8 +23,12 @@ _PREFIX = "base_model.model."
 _DIGEST = "specjax_sha256"
 # Settings that would change the meaning of the factors.
 _UNSUPPORTED = (
-    *("use_dora", "fan_in_fan_out", "use_bdlora", "lora_bias"),
-    *("layer_replication", "modules_to_save"),
+    "use_dora",
+    "fan_in_fan_out",
+    "use_bdlora",
+    "lora_bias",
+    "layer_replication",
+    "modules_to_save",
 )
 _MAX_ALPHA = 1e9  # far above any real alpha; keeps scaled factors within float32
 _HASHED_SETTINGS = ("peft_type", "lora_alpha", "alpha_pattern", "use_rslora", "bias", *_UNSUPPORTED)

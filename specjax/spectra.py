@@ -1,10 +1,8 @@
 """`Spectra`, the container for spectra with their masks and uncertainties."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,7 +23,7 @@ from specjax.wavelength import (
 _HUGE = 1e150  # the square of such a flux overflows
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Spectra:
     """n spectra of p pixels each.
 
@@ -85,7 +83,7 @@ class Spectra:
         medium: str = "vacuum",
         survey: str = "",
         unit: str | None = None,
-    ) -> Spectra:
+    ) -> Self:
         """Build spectra from arrays as files hold them.
 
         Casts to native float64, sorts by wavelength together with flux, ivar and mask, and turns one spectrum
@@ -148,7 +146,7 @@ class Spectra:
         mask: ArrayLike | None = None,
         id: Sequence[str] | AnyArray | None = None,
         survey: str = "lamost",
-    ) -> Spectra:
+    ) -> Self:
         """Build spectra from flux that is already model input.
 
         `to_lamost` and `to_gaia_xp` return such spectra unchanged. Pixels that are masked or have ivar 0 may
@@ -197,7 +195,12 @@ class Spectra:
     def __len__(self) -> int:
         return int(self.flux.shape[0])
 
-    def __getitem__(self, rows: int | slice | ArrayLike) -> Spectra:
+    def __repr__(self) -> str:
+        count, pixels = self.flux.shape
+        tower = f", input of the {self.prepared['tower']} tower" if self.prepared else ""
+        return f"<Spectra {self.survey!r}: {count} spectra of {pixels} pixels in {self.medium}{tower}>"
+
+    def __getitem__(self, rows: int | slice | ArrayLike) -> Self:
         """Return the selected rows; `rows` is an index, a slice, an index array or a boolean array."""
         if isinstance(rows, int | np.integer):
             rows = [int(rows)]
@@ -217,7 +220,7 @@ class Spectra:
         """(n, p) True where a pixel may be used: not masked, and ivar > 0."""
         return ~self.mask & (self.ivar > 0)
 
-    def select(self, ids: Sequence[str] | StrArray) -> Spectra:
+    def select(self, ids: Sequence[str] | StrArray) -> Self:
         """Return the spectra with these ids, in this order.
 
         Raises:
@@ -235,18 +238,18 @@ class Spectra:
                 )
         return self[np.asarray(rows, dtype=int)]
 
-    def with_meta(self, **columns: ArrayLike) -> Spectra:
+    def with_meta(self, **columns: ArrayLike) -> Self:
         """Return a copy with these columns added to or replaced in `meta`."""
         return replace(self, meta={**self.meta, **{key: np.asarray(value) for key, value in columns.items()}})
 
-    def to_vacuum(self) -> Spectra:
+    def to_vacuum(self) -> Self:
         """Return the spectra with vacuum wavelengths; flux per Angstrom is not rescaled (a 3e-4 effect)."""
         if self.medium == "vacuum":
             return self
         return replace(self, wavelength=air_to_vacuum(self.wavelength), medium="vacuum")
 
     @staticmethod
-    def concatenate(parts: Sequence[Spectra]) -> Spectra:
+    def concatenate(parts: Sequence["Spectra"]) -> "Spectra":
         """Concatenate spectra. Different grids become (n, p), shorter ones padded with masked pixels.
 
         Only meta columns that every part has are kept. `has_ivar` is False if any part has no uncertainties.

@@ -1,7 +1,5 @@
 """Wavelengths: the grids of the models, units, air and vacuum, and gaps in a grid."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike
 

@@ -49,7 +49,7 @@ def test_the_estimate_of_activations_agrees_with_the_compiler():
     assert 0.25 < used / estimate < 1.5
 
 
-def test_the_rows_follow_from_memory():
+def test_the_batch_fits_in_memory():
     row = batching.training_bytes(MINI)
 
     def rows(fitting, batch=16, seeds=4):
@@ -64,7 +64,7 @@ def test_the_rows_follow_from_memory():
     assert rows(6.9, batch=7) == 1
 
 
-def test_a_cpu_trains_on_what_is_near(monkeypatch):
+def test_a_cpu_block_fits_in_cache(monkeypatch):
     monkeypatch.setattr(batching, "CPU_BLOCK_BYTES", 4 * 8 * batching.activation_bytes(MINI))
     assert batching.micro_batch_size(MINI, 16, 4, device=Device(None)) == 8
     assert batching.micro_batch_size(MINI, 16, 64, device=Device(None)) == 1

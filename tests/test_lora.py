@@ -339,7 +339,7 @@ class TestCost:
 
 
 class TestScalingUpdates:
-    def test_scales_the_product_and_keeps_the_start(self):
+    def test_the_product_is_scaled_and_lora_a_kept(self):
         tree = {"mlp1": {"dense_0": {"lora_a": jnp.ones((2, 3, 1)), "lora_b": jnp.ones((2, 1, 4))}}}
         half = lora.scale_updates(tree, jnp.asarray([0.5, 0.0]))["mlp1"]["dense_0"]
         np.testing.assert_array_equal(half["lora_a"], 1)
@@ -347,6 +347,6 @@ class TestScalingUpdates:
         np.testing.assert_array_equal(half["lora_b"][1], 0)
         assert half["lora_b"].dtype == jnp.float32
 
-    def test_by_nothing_also_where_training_left_no_number(self):
+    def test_a_scale_of_zero_removes_even_nan(self):
         tree = {"mlp1": {"dense_0": {"lora_b": jnp.full((2, 1, 4), jnp.nan)}}}
         np.testing.assert_array_equal(lora.scale_updates(tree, jnp.zeros(2))["mlp1"]["dense_0"]["lora_b"], 0)

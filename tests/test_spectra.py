@@ -258,3 +258,10 @@ def one_pixel(value):
 def test_on_grid_refuses_anything_else(arguments, message):
     with pytest.raises(DataError, match=message):
         Spectra.on_grid(**{"flux": np.ones((1, 1462)), **arguments})
+
+
+def test_the_representation_is_one_line():
+    spectra = Spectra.build(np.linspace(4000, 5000, 50), np.ones((3, 50)), survey="demo", medium="air")
+    assert repr(spectra) == "<Spectra 'demo': 3 spectra of 50 pixels in air>"
+    prepared = Spectra.on_grid(np.ones((2, 1462)))
+    assert repr(prepared).endswith("of 1462 pixels in vacuum, input of the lamost tower>")

@@ -18,7 +18,7 @@ from specjax.progress import Say, silent
 from specjax.spectra import Spectra
 from specjax.surveys import read
 from specjax.surveys.io.many import read_each
-from specjax.surveys.io.tables import write_table
+from specjax.surveys.io.tables import write_table, written_format
 from specjax.typing import AnyArray
 
 _ROWS_AT_ONCE = 8192  # of a prepared file, which may be larger than memory
@@ -40,6 +40,7 @@ def predict_survey(
     Raises:
         SpecjaxError: one line on what is wrong with a file, the model or the adapter.
     """
+    written_format(out)
     foundation = load(model)
     stored = load_adapter(adapter, base=foundation.digest)
 
@@ -48,7 +49,7 @@ def predict_survey(
         say(f"{path}: {len(observed)} spectra")
         return predict(foundation, observed, stored.arrays, stored.config)
 
-    parts, _ = read_each(spectra, predict_file, "one of spectra")  # a bad file does not stop the others
+    parts, _ = read_each(spectra, predict_file, "a file of spectra")  # a bad file does not stop the others
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     for flag, count in Counter(columns["flag"].tolist()).items():
         if flag != Flag.GOOD:

@@ -1,7 +1,5 @@
 """Read Teff, log g, [Fe/H] and [alpha/M] from the catalogue allStar of APOGEE DR17, with quality cuts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 

@@ -1,12 +1,10 @@
 """Parse and apply conditions on the columns of a table, such as "flag_sp == 0" or "snr > 30"."""
 
-from __future__ import annotations
-
 import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -45,7 +43,7 @@ class Condition:
     value: float | str
 
     @classmethod
-    def parse(cls, text: str) -> Condition:
+    def parse(cls, text: str) -> Self:
         """Parse COLUMN OP VALUE or COLUMN & BITS OP VALUE.
 
         Raises:

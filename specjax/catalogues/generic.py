@@ -1,7 +1,5 @@
 """Read labels from any catalogue with one row per star by mapping its columns, for example GALAH's."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Tables of stellar labels: reading them, and joining them to spectra on `id`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

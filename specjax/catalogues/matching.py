@@ -1,7 +1,5 @@
 """Label spectra from a catalogue: one row per spectrum, with its labels and quality flag."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from specjax.preprocess import to_lamost
 from specjax.progress import Say, silent
 from specjax.spectra import Spectra
 from specjax.surveys import read
-from specjax.surveys.io.tables import write_table
+from specjax.surveys.io.tables import write_table, written_format
 from specjax.typing import AnyArray, StrArray
 
 _RENAMED = {"id": "label_id", "snr": "label_snr"}  # columns of the catalogue that the spectra have too
@@ -46,7 +44,7 @@ def label_files(
         cuts: quality cuts on APOGEE, see `apogee.CUTS`.
         columns, where: columns of and conditions on another catalogue, see `generic`.
         radius, on: see `label_spectra`.
-        survey: a key of `surveys.SURVEYS`; recognised from the files where None.
+        survey: a key of `surveys.SURVEYS`; recognised from the files if None.
         say: takes lines on the numbers of rows.
 
     Raises:
@@ -54,6 +52,7 @@ def label_files(
     """
     if columns is None and where:
         raise ConfigError("conditions need the columns of a catalogue; APOGEE's allStar has cuts instead")
+    written_format(out)
     if columns is None:
         labels = apogee.read_labels(catalogue, cuts=cuts)
     else:

@@ -1,7 +1,5 @@
 """Match the rows of two catalogues one to one by position on the sky."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

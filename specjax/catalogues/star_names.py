@@ -1,7 +1,5 @@
 """Normalise star names and match them between catalogues."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 

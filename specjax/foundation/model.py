@@ -26,7 +26,7 @@ from specjax.preprocess.fill import PrincipalFill
 from specjax.typing import Float32Array, FloatArray, StrArray
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Foundation:
     """A model that can embed, reconstruct, translate and predict.
 
@@ -61,6 +61,9 @@ class Foundation:
         # and device_put alone shares the memory of a NumPy array, which its owner may change.
         mine = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else np.array(x), dict(self.variables))
         object.__setattr__(self, "variables", jax.device_put(mine))
+
+    def __repr__(self) -> str:
+        return f"<Foundation {self.config.name!r}: {', '.join(sorted(self.params))}>"
 
     @property
     def params(self) -> Mapping[str, Any]:

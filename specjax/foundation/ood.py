@@ -7,10 +7,9 @@ contain, lie in known directions: one linear discriminant per kind (hotter, cool
 of that kind.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -46,7 +45,7 @@ class OutOfDomain:
     sides: Mapping[str, FloatArray] = field(default_factory=dict)
 
     @classmethod
-    def fit(cls, features: ArrayLike, outside: Mapping[str, ArrayLike] | None = None) -> OutOfDomain:
+    def fit(cls, features: ArrayLike, outside: Mapping[str, ArrayLike] | None = None) -> Self:
         """Fit to features (n, d) of training spectra; `outside` has those (m, d) of stars outside.
 
         The direction of each kind is Fisher's linear discriminant, S^-1 (mean of the kind - mean) with S the
@@ -89,7 +88,7 @@ class OutOfDomain:
         }
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, AnyArray]) -> OutOfDomain:
+    def from_arrays(cls, arrays: Mapping[str, AnyArray]) -> Self:
         """Restore from the output of `to_arrays`.
 
         Raises:

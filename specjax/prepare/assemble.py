@@ -1,7 +1,5 @@
 """Assembly of the parts into one HDF5 file with a Gaia XP side, and the report on its input."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

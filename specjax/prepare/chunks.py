@@ -1,7 +1,5 @@
 """Preparation of one chunk of files, with the reason for everything that is refused."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Prepared spectra of one chunk, and the .npz files that hold them until all chunks are finished."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

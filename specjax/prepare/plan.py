@@ -1,7 +1,5 @@
 """The plan of a run: files, options and chunks, and a record of them to detect changes."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Worker processes that prepare chunks in parallel and end with their parent process."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -1,7 +1,5 @@
 """Run the preparation: resume finished chunks, prepare the rest, assemble the file and report."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections import Counter

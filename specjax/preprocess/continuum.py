@@ -8,8 +8,6 @@ positive the pixel is masked, instead of setting the continuum to 1. The publish
 (window 3, order 2) is omitted, because a parabola through three points is the identity.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,9 +1,8 @@
 """Filling of masked pixels by principal components."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -36,7 +35,7 @@ class PrincipalFill:
     @classmethod
     def fit(
         cls, flux: FloatArray, mask: BoolArray, k: int = 20, *, rounds: int = 10, tolerance: float = 1e-3
-    ) -> PrincipalFill:
+    ) -> "PrincipalFill":
         """Fit the model by expectation maximisation, alternating between filling and principal components.
 
         The initial model comes from the complete spectra if there are enough, else from mean-filled ones.
@@ -114,7 +113,7 @@ class PrincipalFill:
         }
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> PrincipalFill:
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
         """Build the model from the arrays of `to_arrays`.
 
         Raises:

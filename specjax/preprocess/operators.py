@@ -1,7 +1,5 @@
 """Sparse linear operators between wavelength grids, applied to flux with mask and ivar."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 

@@ -1,7 +1,5 @@
 """Quality checks on spectra: spikes, featureless spectra, failed continua and high velocities."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

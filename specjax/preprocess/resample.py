@@ -4,8 +4,6 @@ A pixel that is masked or has ivar 0 has no weight; an output pixel without enou
 usual libraries, specutils and spectres, let masked pixels through.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Conversion of observed spectra into the inputs of the two towers, on the LAMOST and Gaia XP grids."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal

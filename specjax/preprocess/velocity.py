@@ -1,7 +1,5 @@
 """Approximate radial velocity from the strongest lines, to detect spectra that are not at rest."""
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 

@@ -1,7 +1,5 @@
 """Descriptions of models and of spectra, as printed by `specjax info`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +44,7 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
     }
 
 
-def describe_model(model: Foundation) -> dict[str, Any]:
+def describe_model(model: "Foundation") -> dict[str, Any]:
     """Return the name and labels of a loaded model, the parameter counts of its parts, and its digest."""
     from specjax import lora
 

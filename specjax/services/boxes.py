@@ -1,7 +1,5 @@
 """Find all records of SPARCL in a part of the sky by halving boxes until the records of each fit one call."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -38,7 +36,7 @@ class Box:
         whole = self.ra[0] <= 0.0 and self.ra[1] >= 360.0 and self.dec[0] <= -90.0 and self.dec[1] >= 90.0
         return {} if whole else {"ra": list(self.ra), "dec": list(self.dec)}
 
-    def halves(self) -> list[Box]:
+    def halves(self) -> list["Box"]:
         """Cut the box across its longer side; only the lower half includes the cut."""
         width, height = self.ra[1] - self.ra[0], self.dec[1] - self.dec[0]
         along_ra = width * np.cos(np.radians(sum(self.dec) / 2)) >= height
@@ -47,7 +45,7 @@ class Box:
         parts = [(low, middle), (float(np.nextafter(middle, np.inf)), top)]
         return [replace(self, ra=part) if along_ra else replace(self, dec=part) for part in parts]
 
-    def around_targets(self, radius: float) -> Box | None:
+    def around_targets(self, radius: float) -> "Box | None":
         """Shrink the box to what lies within `radius` degrees of its targets; None if there are none."""
         if self.targets is None:
             return self

@@ -6,8 +6,6 @@ The folder gets `spectra.h5`, which `specjax.read` and `specjax adapt` take (ids
 `specjax.read` takes, so that the same command resumes an interrupted download.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence

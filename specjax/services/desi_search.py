@@ -1,7 +1,5 @@
 """Find the spectra of DESI to fetch: the query, the search of SPARCL, and the match to a star list."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Request Gaia XP spectra through GaiaXPy or astroquery, which come with the extra specjax[gaia]."""
 
-from __future__ import annotations
-
 import http.client
 import importlib
 import sys

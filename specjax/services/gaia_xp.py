@@ -6,8 +6,6 @@ The folder gets `gaia_xp.fits`, with one row per source (flux and flux_error at 
 interrupted download.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path

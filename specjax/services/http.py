@@ -1,7 +1,5 @@
 """A JSON client over HTTP with retries: every failure is either retried or reported in one line."""
 
-from __future__ import annotations
-
 import json
 import re
 import urllib.request

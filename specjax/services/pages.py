@@ -4,8 +4,6 @@
 file that appears whole or not at all, and a page that is present is not fetched again.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import math
@@ -14,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from specjax.atomic import atomic_file
 from specjax.errors import ConfigError, DownloadError
@@ -60,7 +58,7 @@ class DownloadFolder:
     say: Say
 
     @classmethod
-    def open(cls, path: Path, query: Mapping[str, Any], say: Say) -> DownloadFolder:
+    def open(cls, path: Path, query: Mapping[str, Any], say: Say) -> Self:
         """Open the folder of a query, or create it empty.
 
         Raises:

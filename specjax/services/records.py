@@ -1,7 +1,5 @@
 """Check records of SPARCL, and write the table of those that were found."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path

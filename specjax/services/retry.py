@@ -1,7 +1,5 @@
 """Retry requests that fail for a transient reason: exponential back-off with jitter, and a limit."""
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Callable

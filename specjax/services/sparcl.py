@@ -6,13 +6,11 @@ return a list whose first element is a header. The service uses other field name
 lists both. (Its own client unpickles the responses and pins NumPy below the version that JAX needs.)
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from specjax.errors import ConfigError, DataError
 from specjax.progress import Say, say
@@ -62,7 +60,7 @@ class Sparcl:
     @classmethod
     def connect(
         cls, release: str, url: str | None = None, retry: Retry | None = None, say: Say = say
-    ) -> Sparcl:
+    ) -> Self:
         """Return the archive at `url`, else at $SPECJAX_SPARCL_URL, else at `URL`; no request is sent yet."""
         root = (url or os.environ.get(URL_VARIABLE) or URL).rstrip("/").removesuffix("/api")
         return cls(JsonService(root=f"{root}/api", retry=retry or Retry(), say=say), release)

@@ -53,7 +53,7 @@ def fetch_specclip(
 
     Args:
         source: a repository of the hub, or a folder with its files.
-        out: folder for the model folders; `specclip` in the cache where None. A file encoders/x.ckpt becomes
+        out: folder for the model folders; by default `specclip` in the cache. A file encoders/x.ckpt becomes
             the model folder encoders/x. Files that were converted before are not converted again.
         convert: converts one file, as `checkpoints_convert.convert` does.
         only: shell patterns on names, such as "*_mlp.ckpt"; all files if empty.

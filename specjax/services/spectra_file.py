@@ -1,11 +1,9 @@
 """Write spectra on one grid to an HDF5 file in the layout that `surveys.arrays` reads, a page at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import h5py
 import numpy as np
@@ -31,7 +29,7 @@ class SpectraFile:
         self._file["wavelength"] = grid
         self._file["wavelength"].attrs["unit"] = "Angstrom"
 
-    def __enter__(self) -> SpectraFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

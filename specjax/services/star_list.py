@@ -1,7 +1,5 @@
 """Read the list of stars that a user wants from a service: ids or positions in a table, or a list of ids."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,7 +92,7 @@ def from_ids(
     Args:
         kind: the column that the ids belong to.
         values: (n,) ids, which may repeat.
-        names: (n,) the user's names; the ids where None.
+        names: (n,) the user's names; the ids by default.
         where: where the ids come from, for error messages.
 
     Raises:

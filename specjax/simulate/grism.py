@@ -1,7 +1,5 @@
 """Observed spectra, degraded as a slitless low-resolution survey would record them."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import replace
 

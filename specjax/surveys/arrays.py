@@ -1,7 +1,5 @@
 """Reader and writer of arrays in .npz or .h5 files: `wavelength`, `flux`, optionally `ivar`, `mask`, `id`."""
 
-from __future__ import annotations
-
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -111,7 +109,7 @@ def row_count(path: Path) -> int:
 
 
 @contextmanager
-def open_hdf5(path: Path) -> Iterator[h5py.File]:
+def open_hdf5(path: Path) -> Iterator["h5py.File"]:
     """Open an HDF5 file for reading, for the duration of a `with` block.
 
     Raises:

@@ -1,7 +1,5 @@
 """Reader of .csv, .ecsv and .parquet tables: one spectrum in columns, or one spectrum per row."""
 
-from __future__ import annotations
-
 import csv
 import re
 from pathlib import Path

@@ -4,8 +4,6 @@ Files have two layouts: coadds as published by DESI, with separate HDUs for each
 flux alone with one column per target.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from dataclasses import dataclass

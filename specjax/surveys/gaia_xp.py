@@ -5,8 +5,6 @@ row per source (structure RAW) or per sample (INDIVIDUAL, COMBINED), or an .npz 
 flux_error and optionally wavelength_nm.
 """
 
-from __future__ import annotations
-
 import importlib
 import operator
 import sys

@@ -1,7 +1,5 @@
 """Reader of FITS files with spectra as images: HDUs FLUX, WAVE or WAVELENGTH, optionally IVAR and MASK."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -6,8 +6,6 @@ continuum-subtracted flux in place of wavelengths (pilot survey), and a table CO
 later).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Reader of mean MaStar spectra: 65 averages of similar stars (mastarhc_v2), 3632-10323 A in vacuum."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -3,8 +3,6 @@
 Sanchez-Blazquez et al. (2006, MNRAS 371, 703); labels of Cenarro et al. (2007, MNRAS 374, 664).
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

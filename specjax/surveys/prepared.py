@@ -5,8 +5,6 @@ are Gaia XP spectra, a group gaia_xp with the same on 343 samples. Attributes re
 Arrays are contiguous, so that processing a part of a large file reads only that part.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,7 +91,7 @@ def _side(path: Path, group: str) -> Spectra | None:
             raise DataError(f"{path} is not a complete prepared file: {error}") from None
 
 
-def _mapped(path: Path, dataset: h5py.Dataset) -> AnyArray:
+def _mapped(path: Path, dataset: "h5py.Dataset") -> AnyArray:
     """Map a dataset into memory; read it if the file was repacked and the dataset is not contiguous."""
     offset = dataset.id.get_offset()
     if offset is None or not dataset.size:

@@ -1,7 +1,5 @@
 """Classifications of DESI targets by redrock: star, galaxy or quasar, and redshift."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The table of supported surveys, and `read`, which finds the reader for a file or folder."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 They cover 3600-10400 A in vacuum, heliocentric, with pixels of 1e-4 in log10 wavelength.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

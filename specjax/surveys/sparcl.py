@@ -1,7 +1,5 @@
 """Reader of JSON records of SPARCL, the spectral archive of NOIRLab (DESI, SDSS, BOSS)."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from collections.abc import Mapping, Sequence

@@ -6,8 +6,6 @@ axis of length 1 is common. LAMOST flux is continuum-normalised and interpolated
 at 550 nm.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -259,6 +259,14 @@ def test_one_bad_file_is_left_out_and_said(files, adapted, tmp_path, caplog):
         predict_module.predict_survey(**options, spectra=[tmp_path / "bad.npz"], out=tmp_path / "none.ecsv")
 
 
+def test_an_unknown_format_is_refused_before_anything_is_read(tmp_path):
+    nothing = tmp_path / "nothing"
+    with pytest.raises(DataError, match=r"the suffix must be one of \.ecsv"):
+        predict_module.predict_survey(
+            model=nothing, adapter=nothing, spectra=[nothing], out=tmp_path / "labels.txt"
+        )
+
+
 def test_an_adapter_of_another_model_is_refused(files, adapted, tmp_path):
     (adapter,) = (adapted[0] / "adapters").glob("*/lora4")
     other = dataclasses.replace(load(files["model"]), stats={})

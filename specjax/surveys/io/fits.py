@@ -1,7 +1,5 @@
 """Opening FITS files, with every fault of a file turned into one clear error."""
 
-from __future__ import annotations
-
 import warnings
 import zlib
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Reading many files: skip and report the unreadable ones, and put the spectra on one grid."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Recognise FITS files: names of files, and the contents of headers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Signal-to-noise ratios of spectra, and the choice of the best of several spectra of one star."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from specjax.typing import BoolArray, FloatArray, IntArray, StrArray

@@ -1,7 +1,5 @@
 """Reading and writing tables of any format that astropy supports."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -47,6 +45,18 @@ def read_table(path: str | Path, *, texts: Sequence[str] = ("id",)) -> Table:
         raise DataError(f"{path} is not a table that astropy reads: {line[0]}") from None
 
 
+def written_format(path: Path) -> str:
+    """Return astropy's name of the format that the suffix selects; call it before a long computation.
+
+    Raises:
+        DataError: the suffix is unknown.
+    """
+    form = _WRITTEN.get(path.suffix.lower())
+    if form is None:
+        raise DataError(f"cannot write {path.name}: the suffix must be one of {', '.join(_WRITTEN)}")
+    return form
+
+
 def write_table(path: str | Path, columns: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> None:
     """Write columns with their units as .ecsv, .fits, .parquet or .csv, atomically.
 
@@ -59,9 +69,7 @@ def write_table(path: str | Path, columns: Mapping[str, Any], meta: Mapping[str,
         DataError: the suffix is unknown, columns differ in length, or pyarrow is missing for .parquet.
     """
     path = Path(path)
-    form = _WRITTEN.get(path.suffix.lower())
-    if form is None:
-        raise DataError(f"cannot write {path.name}: the suffix must be one of {', '.join(_WRITTEN)}")
+    form = written_format(path)
     lengths = {name: np.shape(values)[:1] for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(f"columns of {path.name} differ in length: {lengths}")

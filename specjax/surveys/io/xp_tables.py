@@ -1,7 +1,5 @@
 """Columns of Gaia XP files: csv, ECSV, FITS, VOTable and npz, with one row per source or per sample."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import re
