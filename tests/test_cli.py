@@ -40,6 +40,7 @@ def calls(monkeypatch):
     stub("specjax.pretrain.run", "pretrain")
     stub("specjax.adapt.survey", "adapt_survey", [])
     stub("specjax.adapt.predict", "predict_survey")
+    stub("specjax.report.results", "print_table")
     stub("specjax.cache", "use_compilation_cache")
     return made
 
@@ -156,6 +157,13 @@ def test_the_commands_of_the_readme_call_the_library(calls, capsys):
     _, options = calls["predict_survey"]
     assert [str(p) for p in options["spectra"]] == ["one.fits", "two.fits"]
     assert (str(options["out"]), options["model"]) == ("labels.ecsv", "m")
+
+
+@pytest.mark.parametrize(("label", "unit"), [("fe_h", "dex"), ("teff", "K")])
+def test_the_printed_table_has_the_unit_of_the_label(calls, label, unit):
+    line = f"adapt --spectra s.npz --labels t.csv --label {label} --configuration lora2 --out run"
+    assert cli.main(line.split()) == 0
+    assert calls["print_table"][1] == {"unit": unit}
 
 
 def test_version(capsys):

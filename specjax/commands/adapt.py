@@ -51,6 +51,7 @@ class Adapt:
         from specjax.adapt.adaptation import AdaptConfig
         from specjax.adapt.survey import adapt_survey
         from specjax.report.results import print_table
+        from specjax.units import symbol_and_unit
 
         rows = adapt_survey(
             model=self.model,
@@ -67,5 +68,5 @@ class Adapt:
             fwhm=self.fwhm,
             say=say,
         )
-        print_table(rows)
+        print_table(rows, unit=symbol_and_unit(self.label)[1])
         print(self.out)

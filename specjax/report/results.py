@@ -126,7 +126,7 @@ def _empty_table(title: str, headings: Iterable[str]) -> "Table":
 
 
 def value_and_interval(row: Mapping[str, Any], name: str, *, signed: bool = False) -> str:
-    """Format "value [low, high]" of a row with three decimals.
+    """Format "value [low, high]" of a row with three decimals, or one for values of ten and more (in K).
 
     Returns "-" without a value, and the value alone without an interval.
     """
@@ -134,9 +134,9 @@ def value_and_interval(row: Mapping[str, Any], name: str, *, signed: bool = Fals
     value, *ends = (math.nan if number is None else number for number in numbers)
     if not math.isfinite(value):
         return "-"
-    sign = "+" if signed else ""
-    text = f"{value:{sign}.3f}"
-    return f"{text} [{ends[0]:{sign}.3f}, {ends[1]:{sign}.3f}]" if all(map(math.isfinite, ends)) else text
+    form = ("+" if signed else "") + (".3f" if abs(value) < 10 else ".1f")
+    text = format(value, form)
+    return f"{text} [{ends[0]:{form}}, {ends[1]:{form}}]" if all(map(math.isfinite, ends)) else text
 
 
 def write_predictions(folder: str | Path, columns: Mapping[str, Any], *, suffix: str = ".ecsv") -> Path:

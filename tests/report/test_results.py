@@ -135,6 +135,14 @@ def test_a_score_without_an_interval_is_printed_alone():
     assert "0.100 [" not in text
 
 
+def test_scores_in_kelvin_have_their_unit_and_fewer_decimals(rows):
+    kelvin = {**rows[0], "sigma": 112.04, "sigma_lo": 98.96, "sigma_hi": 130.0}
+    stream = io.StringIO()
+    results.print_table([kelvin], unit="K", console=Console(file=stream))
+    assert "112.0 [99.0, 130.0]" in stream.getvalue()
+    assert "σ in K" in stream.getvalue()
+
+
 PREDICTIONS = {
     "id": np.array(["HD 1", "HD 22"]),
     "fe_h": np.array([-0.25, np.nan]),
