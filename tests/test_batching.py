@@ -64,7 +64,7 @@ def test_the_batch_fits_in_memory():
     assert rows(6.9, batch=7) == 1
 
 
-def test_a_cpu_block_fits_in_cache(monkeypatch):
+def test_the_activations_of_a_cpu_block_stay_below_the_limit(monkeypatch):
     monkeypatch.setattr(batching, "CPU_BLOCK_BYTES", 4 * 8 * batching.activation_bytes(MINI))
     assert batching.micro_batch_size(MINI, 16, 4, device=Device(None)) == 8
     assert batching.micro_batch_size(MINI, 16, 64, device=Device(None)) == 1

@@ -28,6 +28,7 @@ Kind = Literal["baseline", "zero-shot", "adapted"]
 """Without the foundation model, by the model as pretrained, or by the model with trained LoRA factors."""
 
 WIDTH = 120  # columns that the printed tables need
+HEADINGS = dict(zip(SUBSETS, ("all stars", "[Fe/H] ≥ -1", "[Fe/H] < -1"), strict=True))
 CONFIG, TABLE, PREDICTIONS = "config.json", "table.json", "predictions"
 
 
@@ -94,7 +95,9 @@ def format_tables(
 ) -> tuple["Table", "Table"]:
     """Build the rich tables of one target's rows."""
     overall = _empty_table(title, ("σ", "R²", "gain in σ", "gain in R²"))
-    ranges = _empty_table(f"{title} by metallicity", ("σ [Fe/H] ≥ -1", "R²", "σ [Fe/H] < -1", "R²"))
+    ranges = _empty_table(
+        f"{title} by metallicity", [h for name in SUBSETS[1:] for h in (f"σ {HEADINGS[name]}", "R²")]
+    )
     ranges.caption = _caption(rows, unit)
     scores = {(row["configuration"], row["subset"]): row for row in rows}
     best = {name: _best([row for row in rows if row["subset"] == name]) for name in SUBSETS}
@@ -194,7 +197,9 @@ def _best(rows: Sequence[Mapping[str, Any]]) -> float:
 def _caption(rows: Sequence[Mapping[str, Any]], unit: str) -> str:
     """State the numbers of stars and seeds, and the subsets that are pooled."""
     first = next((row for row in rows if row["subset"] == "all"), rows[0])
-    pooled = sorted({row["subset"] for row in rows if row.get("pooled")})
+    pooled = [
+        HEADINGS[name] for name in SUBSETS if any(r["subset"] == name and r.get("pooled") for r in rows)
+    ]
     caption = f"σ in {unit}; 95% intervals over stars; {first['n_seeds']} seeds"
     caption += f"; {first['n_stars']:g} test stars per seed"
     return caption + (f"; all seeds pooled: {', '.join(pooled)}" if pooled else "")

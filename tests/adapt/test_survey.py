@@ -114,7 +114,7 @@ def test_adapting_writes_the_folder(adapted):
     assert content["refused"] == {}
 
 
-def test_a_table_of_labels_with_splits_says_who_trains(files, tmp_path):
+def test_the_splits_of_a_table_of_labels_are_followed(files, tmp_path):
     table = Table.read(files["labels"])
     spare = Table({"id": [f"star {k}" for k in range(18, 24)], "fe_h": np.full(6, np.nan)})
     config = SplitConfig(train=11, validate=1, test=4, unlabelled=5, min_snr=0, seeds=3, stratify="fe_h")
@@ -246,7 +246,7 @@ def test_flagged_rows_have_no_number(files, adapted):
     assert np.isnan(nothing["fe_h"]).all()
 
 
-def test_one_bad_file_is_left_out_and_said(files, adapted, tmp_path, caplog):
+def test_one_bad_file_is_left_out_with_a_warning(files, adapted, tmp_path, caplog):
     (adapter,) = (adapted[0] / "adapters").glob("*/lora4")
     (tmp_path / "bad.npz").write_text("no spectra")
     options = {"model": files["model"], "adapter": adapter, "say": lambda text: None}
@@ -286,7 +286,7 @@ def test_an_adapter_of_another_model_is_refused(files, adapted, tmp_path):
         ({"config": dataclasses.replace(CONFIG, train=16)}, DataError, "18 labelled stars"),
     ],
 )
-def test_what_cannot_be_adapted_is_one_line(files, tmp_path, options, error, message):
+def test_a_survey_that_cannot_be_adapted_is_an_error_of_one_line(files, tmp_path, options, error, message):
     given = {"configurations": ["lora4"], "config": CONFIG} | options
     with pytest.raises(error, match=message) as caught:
         survey.adapt_survey(
