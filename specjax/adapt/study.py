@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -69,6 +70,7 @@ def run_study(
     unit = symbol_and_unit(targets[0].label)[1]
     rows: list[results.Row] = []
     columns: list[dict[str, Any]] = []
+    outside: dict[str, dict[str, str]] = {}
     with atomic_folder(out) as folder, ThreadPoolExecutor(1) as thread:
         for target in targets:
             drawn = (splits or {}).get(target.name) or draw_splits(
@@ -76,6 +78,8 @@ def run_study(
             )
             pending = thread.submit(baselines, target, drawn) if baselines is not None else None
             adaptation = Adaptation(model, target, drawn, config, say)
+            outside[target.name] = adaptation.towers.outside_training()
+            _warn_of_outside(target, outside[target.name], say)
             adapted: list[AdaptationResult] = []
             for configuration in wanted:
                 say(f"{target.name}: {configuration.name}")
@@ -87,7 +91,8 @@ def run_study(
             _save_adapters(folder / "adapters" / target.name, model, target, config, adapted, scored)
             _plot_target(folder, target, drawn, adapted, scored)
         names = [configuration.name for configuration in wanted]
-        results.write_config(folder, {"adapt": config, "configurations": names, **(record or {})})
+        about = {"adapt": config, "configurations": names, "outside_training": outside}
+        results.write_config(folder, {**about, **(record or {})})
         results.write_table(folder, rows)
         joined = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
         results.write_predictions(folder, joined)
@@ -113,6 +118,16 @@ def score(
         scores = _scores(target, splits, predictions)
         rows += results.table_rows(target.name, name, scores, kind="baseline")
     return rows
+
+
+def _warn_of_outside(target: Target, outside: Mapping[str, str], say: Say) -> None:
+    """Report labelled stars that the model was not trained for; they can spoil training and scores."""
+    if outside:
+        kinds = ", ".join(f"{count} {flag}" for flag, count in Counter(outside.values()).items())
+        say(
+            f"{target.name}: {len(outside)} of {len(target.labelled)} labelled spectra are outside the"
+            f" model's training range ({kinds}); config.json lists them"
+        )
 
 
 def _kind(configuration: Configuration) -> results.Kind:

@@ -19,6 +19,7 @@ from specjax.adapt.target import Target
 from specjax.batching import micro_batch_size
 from specjax.config import LORA_GROUPS
 from specjax.errors import DataError
+from specjax.flags import Flag
 from specjax.foundation import BackboneFeatures, Foundation, ModelInput
 from specjax.progress import Say, silent
 from specjax.train.loop import fit
@@ -78,6 +79,17 @@ class Towers:
         if head == "mlp1":
             return jnp.asarray(features.mean)
         return forward.project(self.model, self._scaled(projection, scale), features.mixed)
+
+    def outside_training(self) -> dict[str, str]:
+        """Return the flags of labelled stars that are unlike the base model's training spectra, by id.
+
+        Empty if the model does not know its training domain.
+        """
+        if self.model.ood is None:
+            return {}
+        flags = self.model.ood.flags(self._labelled_features({}, 0.0).mean[0])
+        pairs = zip(self.target.labelled.id.tolist(), flags.tolist(), strict=True)
+        return {name: flag for name, flag in pairs if flag != Flag.GOOD}
 
     def _masked_modelling(self) -> Tree:
         model, config = self.model, self.model.config

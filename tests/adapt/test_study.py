@@ -15,6 +15,7 @@ from specjax.atomic import MARKERS
 from specjax.checkpoints import load_adapter
 from specjax.errors import ConfigError, DataError, ModelError, SpecjaxError
 from specjax.foundation import load
+from specjax.foundation.ood import OutOfDomain
 from specjax.report.metrics import robust_sigma
 from specjax.report.results import read_table
 from tests import synthetic
@@ -99,6 +100,7 @@ class TestFolder:
 
     def test_config(self, run):
         content = json.loads((run[0] / "config.json").read_text())
+        assert content["outside_training"] == {"tilted": {}, "shallow": {}}  # the model knows no domain
         assert content["configurations"] == NAMES
         assert content["model"] == "somewhere"
         assert content["adapt"]["seeds"] == 3
@@ -267,3 +269,19 @@ def test_scores_use_test_stars_only():
     assert rows[0]["sigma"] == 0
     assert rows[0]["r2"] == 1
     assert rows[0]["n_distinct"] == len(np.unique(SPLITS.test))
+
+
+def test_labelled_stars_outside_the_training_range_are_reported(model, tmp_path):
+    target = targets()[0]
+    features = model.backbone_features(target.labelled).mean
+    distance = np.linalg.norm(features - features[3], axis=1)
+    limit = float(np.sort(distance)[-3:-1].mean())  # the two stars most unlike star 3 are beyond it
+    d = features.shape[1]
+    domain = OutOfDomain(mean=features[3], whitening=np.eye(d), limit=limit)
+    said = []
+    options = {"config": CONFIG, "configurations": parsed("zero-shot-mlp2"), "say": said.append}
+    run_study(dataclasses.replace(model, ood=domain), [target], out=tmp_path / "run", **options)
+    flagged = json.loads((tmp_path / "run" / "config.json").read_text())["outside_training"]["tilted"]
+    assert flagged == dict.fromkeys(target.labelled.id[distance > limit].tolist(), "unlike_training")
+    assert len(flagged) == 2
+    assert any("2 of 40 labelled spectra are outside" in line for line in said)
