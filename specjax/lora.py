@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -112,6 +113,7 @@ def scale_updates(factors: Tree, scale: jax.Array) -> Tree:
 
     Only lora_b is multiplied, so that the product B A is. A scale of 0 gives zeros even if training diverged.
     """
+    chex.assert_tree_shape_prefix(factors, scale.shape)
 
     def scaled(path: Any, leaf: jax.Array) -> jax.Array:
         by = jnp.reshape(scale, (-1,) + (1,) * (leaf.ndim - 1)).astype(leaf.dtype)

@@ -347,6 +347,12 @@ class TestScalingUpdates:
         np.testing.assert_array_equal(half["lora_b"][1], 0)
         assert half["lora_b"].dtype == jnp.float32
 
+    def test_there_must_be_one_scale_for_each_seed(self):
+        tree = {"mlp1": {"dense_0": {"lora_b": jnp.ones((2, 1, 4))}}}
+        for scale in (jnp.ones(1), jnp.ones(3)):  # the first would otherwise be broadcast
+            with pytest.raises(AssertionError):
+                lora.scale_updates(tree, scale)
+
     def test_a_scale_of_zero_removes_even_nan(self):
         tree = {"mlp1": {"dense_0": {"lora_b": jnp.full((2, 1, 4), jnp.nan)}}}
         np.testing.assert_array_equal(lora.scale_updates(tree, jnp.zeros(2))["mlp1"]["dense_0"]["lora_b"], 0)

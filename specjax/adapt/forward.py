@@ -13,6 +13,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,6 +59,7 @@ def backbone(model: Foundation, adapters: Tree, data: ModelInput) -> BackboneFea
 
 def project(model: Foundation, adapters: Tree, mixed: Any) -> jax.Array:
     """Project pooled tokens (S, n, dim), or (1, n, dim) for all seeds, with each adapter: (S, n, dim)."""
+    chex.assert_rank(mixed, 3)
     seeds = count_seeds(adapters) if adapters else len(mixed)
     program = _projection_program(model.config, groups_of(adapters), model.dtype)
     frozen = {"lamost": {"projection": model.params["lamost"]["projection"]}}
@@ -66,6 +68,7 @@ def project(model: Foundation, adapters: Tree, mixed: Any) -> jax.Array:
 
 def run_head(model: Foundation, head: str, adapters: Tree, features: jax.Array) -> jax.Array:
     """Map standardised features (S, n, d) to standardised labels (S, n, labels) with each seed's head."""
+    chex.assert_rank(features, 3)
     program = _head_program(model.config, head, groups_of(adapters))
     frozen, stats = {head: model.params[head]}, model.variables["batch_stats"][head]
     return program(np.arange(len(features)), frozen, adapters, stats, features)

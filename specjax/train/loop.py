@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,9 +75,11 @@ def fit(
 
     Raises:
         ValueError: steps is not a multiple of snapshots.
+        AssertionError: a leaf of `trainable` or `per_seed` does not have a leading axis S.
     """
     if steps < 1 or steps % snapshots:
         raise ValueError(f"{steps} steps cannot be cut into {snapshots} equal parts")
+    chex.assert_tree_shape_prefix((trainable, per_seed), keys.shape)
     program = _program(loss, optimizer, steps, snapshots)
     chosen = list(jax.devices() if devices is None else devices)
     if len(chosen) == 1 or len(keys.sharding.device_set) > 1:

@@ -45,12 +45,14 @@ def masked_modelling(predicted: jax.Array, tokens: jax.Array, hidden: jax.Array)
         hidden: (n, t) bool.
     """
     chex.assert_equal_shape((predicted, tokens))
+    chex.assert_shape(hidden, tokens.shape[:-1])
     error = ((predicted - tokens) ** 2).mean(-1) * hidden
     return error.mean() / jnp.maximum(hidden.mean(), 1 / hidden.size)
 
 
 def contrastive(z_xp: jax.Array, z_lamost: jax.Array) -> jax.Array:
     """Symmetric cross entropy of matching the rows of z_xp (n, d) with those of z_lamost (n, d)."""
+    chex.assert_rank(z_xp, 2)
     chex.assert_equal_shape((z_xp, z_lamost))
     z_xp, z_lamost = (_unit(z) for z in (z_xp, z_lamost))
     logits = LOGIT_SCALE * z_xp @ z_lamost.T
@@ -67,6 +69,7 @@ def _unit(z: jax.Array) -> jax.Array:
 
 def l1(predicted: jax.Array, target: jax.Array, valid: jax.Array) -> jax.Array:
     """Mean absolute error over the valid pixels; all three are (n, p), invalid pixels may hold any value."""
+    chex.assert_equal_shape((predicted, target, valid))
     error = jnp.abs(jnp.where(valid, predicted - target, 0))
     return error.sum() / jnp.maximum(valid.sum(), 1)
 

@@ -119,6 +119,13 @@ def test_steps_that_cannot_be_cut(problem, steps, snapshots):
         train(problem, steps=steps, snapshots=snapshots)
 
 
+@pytest.mark.parametrize("name", ["trainable", "per_seed"])
+def test_every_seed_needs_its_own_factors_and_data(problem, name):
+    fewer = jax.tree.map(lambda leaf: leaf[:-1], problem[name])
+    with pytest.raises(AssertionError):
+        train({**problem, name: fewer})
+
+
 def test_a_second_call_does_not_recompile(problem, result):
     program = loop._program(head_loss, OPTIMIZER, STEPS, 3)
     compiled = program._cache_size()

@@ -84,6 +84,8 @@ class TestMaskedModelling:
     def test_shapes_must_agree(self):
         with pytest.raises(AssertionError):
             losses.masked_modelling(normal(2, 13, 7), normal(2, 13, 6), jnp.ones((2, 13), bool))
+        with pytest.raises(AssertionError):  # would otherwise be broadcast over the spectra
+            losses.masked_modelling(normal(2, 13, 7), normal(2, 13, 7), jnp.ones((1, 13), bool))
 
 
 class TestContrastive:
