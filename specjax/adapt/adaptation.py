@@ -8,9 +8,10 @@ The stages of a configuration run in this order, each as one program over all se
 | lora3        | contrastive, against Gaia XP of the same stars  | unlabelled pairs            |
 | lora2, lora4 | robust regression of the label                  | labelled training stars     |
 
-Sixty stars can harm a model as easily as help it. The adaptation strength is therefore selected for each seed
-by cross-validation within its training stars: how long the head is trained, and by what factor the low-rank
-updates of head and tower are multiplied, 0 included. Validation and test stars are not used for this.
+Training on sixty stars can make a model worse as easily as better. The adaptation strength is therefore
+selected for each seed by cross-validation within its training stars: how long the head is trained, and by
+what factor the low-rank updates of head and tower are multiplied, 0 included. Validation and test stars are
+not used for this.
 """
 
 import dataclasses
@@ -53,7 +54,7 @@ class AdaptationResult:
     """The result of one configuration, for S seeds.
 
     Attributes:
-        configuration: what was adapted.
+        configuration: the groups that were adapted and the heads that predict.
         predictions: (S, n) the label of all labelled stars, in physical units.
         adapters: the low-rank factors, leaves (S, ...); {} for zero-shot.
         chosen: for each head {"tower": (S,), "head": (S,), "step": (S,)}, as selected by cross-validation.
@@ -66,7 +67,7 @@ class AdaptationResult:
 
 
 class Adaptation:
-    """Runs configurations on one target; what several of them share is computed once."""
+    """Runs configurations on one target; results that several of them share are computed once."""
 
     def __init__(
         self, model: Foundation, target: Target, splits: Splits, config: AdaptConfig, say: Say = silent

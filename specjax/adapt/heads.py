@@ -42,9 +42,16 @@ class Heads:
         folds: int,
         shrinkage: tuple[float, ...],
     ) -> None:
-        """Take S splits and as many random keys, and the settings of an `AdaptConfig`.
+        """Store the arguments.
 
-        The model must predict the target's label.
+        Args:
+            model: the base model, which must predict the target's label.
+            target: the survey, with n labelled stars.
+            splits: S splits of these stars.
+            keys: (S,) random keys.
+            stage: settings of the training.
+            folds: number of folds of the cross-validation.
+            shrinkage: factors by which the low-rank updates may be multiplied.
         """
         self.model, self.target, self.splits, self.keys = model, target, splits, keys
         self.stage, self.folds, self.shrinkage = stage, folds, shrinkage
@@ -101,7 +108,7 @@ class Heads:
                 yield predictions[:, None], parted[:, *place][:, None]
 
     def _training_data(self, head: str, features: jax.Array) -> Tree:
-        """Each run's x, y and weight, leaves (S x runs, a, ...): all training stars, then all but a fold."""
+        """Return x, y and weight, leaves (S x runs, a, ...); runs use all stars, then all but one fold."""
         rows, folds = self.splits.train, self.folds
         fold = fold_of(rows.shape[1], folds)
         used = np.stack([np.ones(len(fold))] + [fold != k for k in range(folds)])  # (runs, a)

@@ -29,7 +29,7 @@ from specjax.typing import BoolArray, Float32Array, Tree
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UnlabelledStage:
-    """LoRA1 or LoRA3: the number of steps, on batches of unlabelled spectra."""
+    """Settings of LoRA1 or LoRA3: optimizer steps on batches of unlabelled spectra."""
 
     steps: int
     batch: int
@@ -47,7 +47,7 @@ class Towers:
         keys: jax.Array,
         say: Say = silent,
     ) -> None:
-        """Check and fill the target's labelled spectra; keys (S,) are those of the seeds."""
+        """Check the target's labelled spectra and fill masked pixels; keys (S,) are those of the seeds."""
         self.model, self.target, self.stages, self.keys, self.say = model, target, stages, keys, say
         self._labelled = model.model_input(target.labelled)
         self._features: list[tuple[list[jax.Array], float, BackboneFeatures]] = []
@@ -69,7 +69,7 @@ class Towers:
         return self._trained[groups]
 
     def features(self, head: str, factors: Tree, scale: float = 1.0) -> jax.Array:
-        """Return what a head reads of the labelled stars: (S, n, d), or (1, n, d) without factors.
+        """Return the features of the labelled stars for a head: (S, n, d), or (1, n, d) without factors.
 
         The factors are multiplied by `scale`. The backbone runs once for both heads, and for all trees with
         the same LoRA1 factors.

@@ -64,7 +64,7 @@ def r2(truth: Array, predicted: Array) -> Array:
 
 
 def bias(truth: Array, predicted: Array) -> Array:
-    """Median of (predicted - truth) in the unit of the label, an offset that `robust_sigma` does not see."""
+    """Median of (predicted - truth) in the unit of the label; `robust_sigma` does not include it."""
     xp = _namespace(predicted)
     return xp.median(predicted - truth)
 
