@@ -143,7 +143,7 @@ def batch_norm(use_running_average: bool, name: str) -> nn.BatchNorm:
     """Return a BatchNorm over the batch axis with PyTorch's epsilon and momentum.
 
     Flax's momentum is one minus PyTorch's (0.9 for 0.1). Its running variance is the biased estimate,
-    PyTorch's is n/(n - 1) times that; inference is the same.
+    PyTorch's the unbiased one, larger by n/(n - 1); inference is the same.
     """
     return nn.BatchNorm(
         use_running_average=use_running_average,

@@ -1,6 +1,6 @@
 """Data augmentation with differences between surveys, such as resolution, velocity, continuum and noise.
 
-A model that sees its source stars through one instrument only learns that instrument too. The augmentation is
+A model trained on spectra of a single instrument adopts the signature of that instrument. The augmentation is
 applied to flux on the LAMOST grid (69 km/s per pixel), in JAX, inside the training step.
 """
 
@@ -32,7 +32,7 @@ class AugmentConfig:
         noise: standard deviation per pixel, relative to the continuum, drawn log-uniformly.
         mixing: largest weight of a neighbour in label space, see `mix`.
         moving: standard deviation of the change of each standardised label, see `label_model`.
-        degraded_probability: probability to draw a star at one of its lower resolutions.
+        degraded_probability: probability of drawing a star at one of its lower resolutions.
         degraded_noise: as `noise`, for degraded copies, whose noise is smoothed as preprocessing smooths it.
         gap_probability: probability of one missing stretch.
         gap_width: largest width of that stretch in pixels.

@@ -56,7 +56,9 @@ class HeadTraining:
         Args:
             config: schedules and augmentation.
             model_config: sizes of the model.
-            data: see `batches.make_data`, as are `validation` and `scaler`.
+            data: see `batches.make_data`.
+            validation: likewise.
+            scaler: likewise.
             run_stage: `loop.run_stage` with the folder of its states and `say` bound.
             say: takes lines of progress.
         """
