@@ -71,6 +71,6 @@ class Configuration:
         return Configuration.parse(f"zero-shot-{self.heads[-1]}")
 
     def head_group(self, head: str) -> str | None:
-        """Return the group that adapts a head; None if the head stays as it is."""
+        """Return the group that adapts a head; None if it is not adapted."""
         group = HEAD_GROUPS[head]
         return group if group in self.groups else None

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from specjax.typing import Tree
 
-# (what is trained, what is constant, one part of the batch) -> scalar
+# (trained tree, constant tree, one part of the batch) -> scalar
 PartLoss = Callable[[Tree, Tree, Tree], jax.Array]
 
 
