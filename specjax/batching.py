@@ -23,9 +23,9 @@ def inference_batch_size(config: ModelConfig, itemsize: int = 4, device: jax.Dev
     one block, but nothing of earlier blocks.
 
     Args:
-        config: Sizes of the model.
-        itemsize: Bytes per number of the activations.
-        device: By default the first one of this process.
+        config: sizes of the model.
+        itemsize: bytes per number of the activations.
+        device: by default the first one of this process.
     """
     stats = _memory_stats(device)
     if "bytes_limit" not in stats:

@@ -44,12 +44,12 @@ class SpecFormerConfig:
     """A masked transformer over windows of a spectrum; the defaults are the published LAMOST LRS encoder.
 
     Attributes:
-        statistics: Statistics prepended as columns to the token array; row 0 holds their values, the other
+        statistics: statistics prepended as columns to the token array; row 0 holds their values, the other
             rows hold zero.
-        drop_last: Whether the last window is dropped, as in the published code, which thereby ignores the
+        drop_last: whether the last window is dropped, as in the published code, which thereby ignores the
             last two LAMOST pixels.
-        logit_scale: Factor on q.k in attention; None is the published 1/head_dim (head_dim^-1/2, twice).
-        flux_scale: With a number, the windows contain (flux - 1)/flux_scale of continuum-normalised flux.
+        logit_scale: factor on q.k in attention; None is the published 1/head_dim (head_dim^-1/2, twice).
+        flux_scale: with a number, the windows contain (flux - 1)/flux_scale of continuum-normalised flux.
             With None, as published, each spectrum is divided by its own standard deviation, so that only the
             row of statistics carries the depth of its lines.
     """
@@ -120,7 +120,7 @@ class ProjectionConfig:
     Attributes:
         private_dim: 0 for the published "base" and "pr" models. A positive width adds private projection
             networks to the shared ones ("split").
-        num_heads: Attention heads of the shared and the private network.
+        num_heads: attention heads of the shared and the private network.
     """
 
     shared_dim: int = 768
@@ -159,7 +159,7 @@ class LabelHeadConfig:
     """A regression head: (Linear, BatchNorm, ReLU, Dropout) for each hidden width, then Linear to the labels.
 
     Attributes:
-        members: Number of heads in a deep ensemble, whose predictions are averaged. If it is above 1, the
+        members: number of heads in a deep ensemble, whose predictions are averaged. If it is above 1, the
             parameters have a leading axis of this length.
     """
 
@@ -177,7 +177,7 @@ class ModelConfig:
     """The configuration of a whole model, which determines all parameter shapes.
 
     Attributes:
-        xp_transformer: A masked transformer as Gaia XP encoder in place of the autoencoder; as published, it
+        xp_transformer: a masked transformer as Gaia XP encoder in place of the autoencoder; as published, it
             is supported as a bare encoder only.
         decoder: None for the published "base" model, which has only the contrastive objective.
     """
@@ -250,7 +250,7 @@ def get_preset(name: str) -> ModelConfig:
     """Return a preset by name.
 
     Raises:
-        ConfigError: There is no preset of this name.
+        ConfigError: there is no preset of this name.
     """
     _require(name in PRESETS, f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
     return PRESETS[name]
@@ -266,7 +266,7 @@ def from_dict(data: Mapping[str, Any]) -> ModelConfig:
     """Build a configuration from the dict that `to_dict` returned; missing keys keep the "paper" value.
 
     Raises:
-        ConfigError: An unknown key or a value of the wrong type, named by its dotted path.
+        ConfigError: an unknown key or a value of the wrong type, named by its dotted path.
     """
     return _build(ModelConfig, data, "config")
 

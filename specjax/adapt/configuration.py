@@ -15,7 +15,7 @@ PAPER = ("zero-shot-mlp1", "lora2", "lora1+lora2", "zero-shot-mlp2", "lora4", "l
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """What an adaptation trains, and where its label comes from.
+    """The groups that an adaptation trains and the heads that predict the label.
 
     Attributes:
         name: as it was given; names rows of the table and folders of adapters.

@@ -27,9 +27,12 @@ DEFAULT_MIB = 256
 
 
 def cached(compute: Callable[[], BackboneFeatures], model: Foundation, data: ModelInput) -> BackboneFeatures:
-    """Return what `compute` gives for n spectra, from disk if it was computed before.
+    """Return the features of n spectra from disk, or compute and store them.
 
-    `compute` must run `model`'s backbone without any adapter.
+    Args:
+        compute: runs the backbone of `model` on `data` without any adapter.
+        model: the base model.
+        data: n spectra.
 
     Raises:
         ConfigError: $SPECJAX_FEATURES_MIB is not a number.
@@ -67,7 +70,7 @@ def _key(model: Foundation, data: ModelInput) -> str:
 
 @functools.cache
 def _code() -> str:
-    """Return a hash of the modules that compute features, so that those of another version are not used."""
+    """Return a hash of the modules that compute features, so that files of other versions are not used."""
     package = Path(__file__).parents[1]
     files = [*sorted((package / "models").glob("*.py")), package / "foundation" / "networks.py"]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -35,10 +35,23 @@ def predict_survey(
     wavelength_unit: str | None = None,
     say: Say = silent,
 ) -> dict[str, AnyArray]:
-    """Predict the label of spectra with an adapter and write a table; returns its columns (see `predict`).
+    """Predict the label of spectra with an adapter and write a table.
+
+    Args:
+        model: a model folder, or "mini".
+        adapter: an adapter folder, made from this model.
+        spectra: files or folders that `surveys.read` takes; unreadable ones are left out and reported.
+        out: the table to write.
+        survey: as in `surveys.read`.
+        wavelength_medium: likewise.
+        wavelength_unit: likewise.
+        say: receives lines of progress.
+
+    Returns:
+        The columns of the table, see `predict`.
 
     Raises:
-        SpecjaxError: one line on what is wrong with a file, the model or the adapter.
+        SpecjaxError: no file is readable, or the model or the adapter is invalid.
     """
     written_format(out)
     foundation = load(model)
@@ -75,10 +88,10 @@ def predict(
         Columns (n,) of a table: id; LABEL, the mean over seeds; LABEL_std, their standard deviation;
         LABEL_err, that and the scatter of the adaptation's test stars in quadrature, NaN if the latter is
         unknown, as for an imported adapter; flag and masked_fraction from preprocessing; and distance, above
-        1 for a spectrum unlike those that the model was trained on (NaN if the model cannot tell).
-        Out-of-domain spectra without another flag are flagged "unlike_training", "hotter_than_training" or
-        "cooler_than_training". These and "masked_fraction" keep their labels; spectra with any other flag get
-        NaN.
+        1 for a spectrum unlike those that the model was trained on (NaN if the model has no out-of-domain
+        flags). Out-of-domain spectra without another flag are flagged "unlike_training",
+        "hotter_than_training" or "cooler_than_training". These and "masked_fraction" keep their labels;
+        spectra with any other flag get NaN.
     """
     configuration = Configuration.parse(config["configuration"])
     rows = _ROWS_AT_ONCE // config["seeds"] if changes_backbone(adapter) else _ROWS_AT_ONCE

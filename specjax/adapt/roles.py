@@ -38,8 +38,11 @@ class SplitConfig:
         min_snr: S/N that these must exceed; 0 accepts any.
         seeds: splits.
         seed: number of the first seed.
-        stratify: a column, usually fe_h, that all parts shall have the same distribution of; None draws at
+        stratify: a column, usually fe_h, whose distribution is to be the same in all parts; None draws at
             random.
+
+    Raises:
+        ConfigError: too few training stars, a negative number, or no seeds or test stars.
     """
 
     label: str = "fe_h"
@@ -53,7 +56,6 @@ class SplitConfig:
     stratify: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse sizes that make no sense: ConfigError."""
         if self.train < MIN_TRAIN:
             raise ConfigError(f"{self.train} training stars are too few: at least {MIN_TRAIN} are needed")
         if self.validate < 0 or self.unlabelled < 0 or self.seeds < 1 or self.seed < 0:
@@ -80,7 +82,7 @@ class Roles:
         return int(self.role.shape[1])
 
     def labelled(self, ids: Sequence[str] | StrArray) -> BoolArray:
-        """Return (m,) whether spectra of these ids are training, validation or test stars in any split."""
+        """Return (m,) bool, True for ids of training, validation or test stars of any split."""
         chosen = self.id[np.isin(self.role, (TRAIN, VALIDATE, TEST)).any(axis=1)]
         return np.isin(np.asarray(ids), chosen)
 
@@ -159,7 +161,7 @@ def split_file(labels: Path, out: Path, config: SplitConfig, *, say: Say = silen
     """Apply `split_table` to a file and write the result; `say` receives the sizes.
 
     Raises:
-        SpecjaxError: one line on what is wrong with the table, or too few stars.
+        SpecjaxError: an invalid table, or too few stars.
     """
     table = split_table(read_table(labels), config)
     table["id"] = id_texts(table["id"])
@@ -178,7 +180,7 @@ def read_roles(path: str | Path) -> Roles | None:
     """Read the columns split_0, split_1, ... of a table of labels; None if it has none.
 
     Raises:
-        DataError: not a table, no ids, or an unknown role.
+        DataError: the file is not a table, has no ids or an unknown role.
     """
     table = read_table(path)
     numbered = sorted((int(found[1]), name) for name in table.colnames if (found := _COLUMN.fullmatch(name)))
@@ -229,7 +231,7 @@ def apply_roles(roles: Roles, target: Target) -> tuple[Target, Splits]:
 
 
 def _texts(table: Table, name: str) -> StrArray:
-    """Return a column of texts; all "" if the table does not have it."""
+    """Return a column of strings; all "" if the table does not have it."""
     return id_texts(table[name]) if name in table.colnames else np.full(len(table), "")
 
 

@@ -8,7 +8,7 @@ from specjax.errors import DataError
 from specjax.typing import FloatArray, IntArray
 
 MIN_TRAIN = 10
-"""Training stars below which cross-validation within them means nothing."""
+"""Fewest training stars on which cross-validation is meaningful."""
 
 _STRATA = 10  # groups of stars of similar label, of equal size
 
@@ -59,10 +59,10 @@ def draw_splits(
         validate: validation stars in each split.
         test: test stars in each split; all remaining ones by default.
         first_seed: the number of the first seed.
-        stratify: (n,) values, such as [Fe/H], that all parts shall have the same distribution of.
+        stratify: (n,) values, such as [Fe/H], whose distribution is to be the same in all parts.
 
     Raises:
-        DataError: too few stars, or sizes that make no sense.
+        DataError: too few stars, or invalid sizes.
     """
     if seeds < 1 or validate < 0:
         raise DataError(f"cannot draw {seeds} seeds with {validate} validation stars")

@@ -62,7 +62,7 @@ def run_study(
         say: receives lines of progress.
 
     Raises:
-        SpecjaxError: what is wrong with a target, the model or the folder.
+        SpecjaxError: an invalid target, model or folder.
     """
     wanted = _with_zero_shot(configurations)
     if any(configuration.is_adapted for configuration in wanted):
@@ -106,7 +106,17 @@ def score(
     adapted: Sequence[AdaptationResult],
     baselines: Mapping[str, FloatArray] | None = None,
 ) -> list[results.Row]:
-    """Score predictions on the test stars of each seed; gains are against zero-shot with the same head."""
+    """Score predictions on the test stars of each seed; gains are against zero-shot with the same head.
+
+    Args:
+        target: the survey, with n labelled stars.
+        splits: S splits of these stars.
+        adapted: results, including the zero-shot ones that gains refer to.
+        baselines: further predictions (S, n) by name.
+
+    Returns:
+        Rows of table.json: one per configuration or baseline and subset.
+    """
     by_name = {one.configuration.name: one.predictions for one in adapted}
     rows = []
     for one in adapted:

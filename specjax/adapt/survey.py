@@ -64,7 +64,7 @@ def adapt_survey(
         say: receives lines of progress.
 
     Raises:
-        SpecjaxError: one line on what is wrong with an option, a file, the model or the data.
+        SpecjaxError: an invalid option, file or model, or unsuitable data.
     """
     parsed = [Configuration.parse(name) for name in configurations]
     foundation = load(model)

@@ -41,7 +41,7 @@ class Target:
 
     @property
     def preparation(self) -> Mapping[str, Any]:
-        """How the spectra were put on the grid (`Spectra.prepared`); spectra to predict need the same."""
+        """How the spectra were preprocessed (`Spectra.prepared`), as spectra to predict must be."""
         return dict(self.labelled.prepared or {})
 
 

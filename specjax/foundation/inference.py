@@ -127,7 +127,8 @@ def next_size(left: int, sizes: tuple[int, ...]) -> int:
     """Return the size of the next batch, one of `sizes` (ascending), when `left` rows remain.
 
     It is the smallest size that holds them all, unless that batch would be at least half empty: then the next
-    smaller size is used several times. Padding so never doubles the work, except below the smallest size.
+    smaller size is used several times. Padding therefore never doubles the work, except below the smallest
+    size.
     """
     fitting = next((size for size in sizes if left <= size), sizes[-1])
     below = [size for size in sizes if size < fitting]
@@ -141,14 +142,17 @@ def in_batches(
     mesh: Mesh | None = None,
     axis: int = 0,
 ) -> Any:
-    """Apply a compiled program to rows in padded batches; returns NumPy.
+    """Apply a compiled program to rows in padded batches.
 
     Args:
         run: maps batches of the arrays to a pytree.
         sizes: ascending batch sizes.
         *arrays: (n, ...) inputs.
         mesh: devices over which the rows of a batch are spread.
-        axis: of the rows in the results, along which those of the batches are joined.
+        axis: the axis of the rows in the results.
+
+    Returns:
+        The results for all n rows, as NumPy arrays.
     """
     total, start = len(arrays[0]), 0
     pending: list[Any] = []

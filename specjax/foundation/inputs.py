@@ -1,4 +1,4 @@
-"""Spectra on a model grid as the networks take them: checked, with masked pixels marked or filled."""
+"""Input of the networks from spectra on a model grid: checked, with masked pixels filled or marked."""
 
 from typing import Any, NamedTuple
 
@@ -21,17 +21,17 @@ _SMALLEST, _LARGEST = 1e-15, 1e15
 
 
 class ModelInput(NamedTuple):
-    """What the networks read: flux (n, pixels) float32, and valid (n, pixels), True where it may be used."""
+    """Input of the networks: flux (n, pixels) float32, and valid (n, pixels), True where it may be used."""
 
     flux: Float32Array
     valid: BoolArray
 
 
 def survey_of(spectra: SpectraLike, survey: str | None) -> str:
-    """Return whose model grid spectra are on; bare arrays are LAMOST's unless `survey` says otherwise.
+    """Return the survey on whose model grid spectra are; by default arrays are LAMOST spectra.
 
     Raises:
-        DataError: an unknown survey, or Spectra that are not on a model grid or not on that one.
+        DataError: an unknown survey, or Spectra that are not on its grid or on any model grid.
     """
     if isinstance(spectra, Spectra):
         tower = (spectra.prepared or {}).get("tower")
@@ -51,7 +51,7 @@ def survey_of(spectra: SpectraLike, survey: str | None) -> str:
 def model_input(
     spectra: SpectraLike, survey: str, config: ModelConfig, fill: PrincipalFill | None
 ) -> ModelInput:
-    """Check spectra and return what the networks read.
+    """Check spectra and convert them to input of the networks.
 
     A pixel counts as masked where the mask is set or the inverse variance is not positive. With `fill`,
     masked pixels are replaced by it and count as valid, except in spectra without any valid pixel.
