@@ -94,10 +94,10 @@ def predict(
         spectra with any other flag get NaN.
     """
     configuration = Configuration.parse(config["configuration"])
-    rows = _ROWS_AT_ONCE // config["seeds"] if changes_backbone(adapter) else _ROWS_AT_ONCE
+    rows = max(_ROWS_AT_ONCE // config["seeds"], 1) if changes_backbone(adapter) else _ROWS_AT_ONCE
     blocks = [
         _predict_block(model, spectra[start : start + rows], configuration, adapter, config)
-        for start in range(0, max(len(spectra), 1), max(rows, 1))
+        for start in range(0, max(len(spectra), 1), rows)
     ]
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
