@@ -138,9 +138,12 @@ def summarise(
         }
         y, p, q = (array[where] for array in arrays)
         parts = [slice(None)] if pooled else _slices(counts)
-        scores = [_scores(y[part], p[part], q[part]) for part in parts]
+        scores = [_with_gains(_scores(y[i], p[i]), _scores(y[i], q[i])) for i in parts]
         weights = intervals.star_weights(len(distinct))
-        drawn = [_sampled(y[part], p[part], q[part], weights[:, index[part]]) for part in parts]
+        drawn = [
+            _with_gains(*(_sampled(y[i], values[i], weights[:, index[i]]) for values in (p, q)))
+            for i in parts
+        ]
         for name in SCORES:
             values = np.array([one[name] for one in scores])
             row[name] = float(values.mean())
@@ -153,34 +156,33 @@ def summarise(
     return rows
 
 
-def _scores(truth: FloatArray, predicted: FloatArray, reference: FloatArray) -> dict[str, float]:
+def _scores(truth: FloatArray, predicted: FloatArray) -> dict[str, Any]:
     """Scores of (n,) predictions."""
-    ours, theirs = (
-        {
-            "sigma": float(robust_sigma(values - truth)),
-            "r2": float(r2(truth, values)) if len(truth) > 1 else np.nan,
-            "bias": float(bias(truth, values)) if len(truth) else np.nan,
-        }
-        for values in (predicted, reference)
-    )
-    return {**ours, "sigma_gain": theirs["sigma"] - ours["sigma"], "r2_gain": ours["r2"] - theirs["r2"]}
+    return {
+        "sigma": float(robust_sigma(predicted - truth)),
+        "r2": float(r2(truth, predicted)) if len(truth) > 1 else np.nan,
+        "bias": float(bias(truth, predicted)) if len(truth) else np.nan,
+    }
 
 
-def _sampled(
-    truth: FloatArray, predicted: FloatArray, reference: FloatArray, weights: IntArray
-) -> dict[str, FloatArray]:
+def _sampled(truth: FloatArray, predicted: FloatArray, weights: IntArray) -> dict[str, Any]:
     """Scores of (n,) predictions for each of (samples, n) bootstrap weights; NaN without predictions."""
     if len(truth) == 0:
-        return dict.fromkeys(SCORES, np.full(len(weights), np.nan))
-    ours, theirs = (
-        {
-            "sigma": intervals.weighted_sigma(values - truth, weights),
-            "r2": intervals.weighted_r2(truth, values, weights),
-            "bias": intervals.weighted_bias(truth, values, weights),
-        }
-        for values in (predicted, reference)
-    )
-    return {**ours, "sigma_gain": theirs["sigma"] - ours["sigma"], "r2_gain": ours["r2"] - theirs["r2"]}
+        return dict.fromkeys(("sigma", "r2", "bias"), np.full(len(weights), np.nan))
+    return {
+        "sigma": intervals.weighted_sigma(predicted - truth, weights),
+        "r2": intervals.weighted_r2(truth, predicted, weights),
+        "bias": intervals.weighted_bias(truth, predicted, weights),
+    }
+
+
+def _with_gains(scores: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
+    """Add the gains over the scores of the reference, numbers or arrays."""
+    return {
+        **scores,
+        "sigma_gain": reference["sigma"] - scores["sigma"],
+        "r2_gain": scores["r2"] - reference["r2"],
+    }
 
 
 def _slices(counts: IntArray) -> list[slice]:

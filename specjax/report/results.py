@@ -65,9 +65,7 @@ def read_table(folder: str | Path) -> list[Row]:
     path = Path(folder) / TABLE
     try:
         rows = json.loads(path.read_text())
-        return [
-            {k: math.nan if v is None and k != "n_distinct" else v for k, v in row.items()} for row in rows
-        ]
+        return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise DataError(f"{path} is not a table of scores: {error}") from None
 
