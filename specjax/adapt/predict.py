@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from specjax.adapt.configuration import Configuration
-from specjax.adapt.forward import changes_backbone, predict_label
+from specjax.adapt.forward import predict_label
 from specjax.checkpoints import load_adapter
 from specjax.errors import ConfigError
 from specjax.flags import FLAG_DTYPE, USABLE, Flag
@@ -94,10 +94,9 @@ def predict(
         spectra with any other flag get NaN.
     """
     configuration = Configuration.parse(config["configuration"])
-    rows = max(_ROWS_AT_ONCE // config["seeds"], 1) if changes_backbone(adapter) else _ROWS_AT_ONCE
     blocks = [
-        _predict_block(model, spectra[start : start + rows], configuration, adapter, config)
-        for start in range(0, max(len(spectra), 1), rows)
+        _predict_block(model, spectra[start : start + _ROWS_AT_ONCE], configuration, adapter, config)
+        for start in range(0, max(len(spectra), 1), _ROWS_AT_ONCE)
     ]
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
@@ -117,10 +116,10 @@ def _predict_block(
     distance = np.full(len(lamost), np.nan)
     if usable.any():
         rows = lamost[np.flatnonzero(usable)]
-        base = model.backbone_features(rows)
-        values[:, usable] = predict_label(model, configuration.heads, adapter, rows, label, base)
         # The training domain is that of the base model.
-        if (outside := model.out_of_domain(base)) is not None:
+        base = None if model.ood is None else model.backbone_features(rows)
+        values[:, usable] = predict_label(model, configuration.heads, adapter, rows, label, base)
+        if base is not None and (outside := model.out_of_domain(base)) is not None:
             distance[usable] = outside[0]
             flag[usable] = np.where(flag[usable] == Flag.GOOD, outside[1], flag[usable])
     spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(len(lamost), np.nan)
