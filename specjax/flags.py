@@ -1,5 +1,7 @@
 """Quality flags of spectra, one per spectrum, in the column `flag` of tables and of `Spectra.meta`."""
 
+from collections import Counter
+from collections.abc import Iterable
 from enum import StrEnum
 
 import numpy as np
@@ -44,6 +46,15 @@ FLAG_DTYPE = "<U32"
 
 MAX_MASKED = 0.2
 """Fraction of masked pixels above which a spectrum is flagged."""
+
+
+def count_flags(flags: Iterable[str]) -> str:
+    """State how often each flag occurs.
+
+    >>> count_flags([Flag.TOO_FAST, Flag.FEATURELESS, Flag.TOO_FAST])
+    '2 too_fast, 1 featureless'
+    """
+    return ", ".join(f"{count} {flag}" for flag, count in Counter(flags).items())
 
 
 def mask_columns(

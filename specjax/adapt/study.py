@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +19,7 @@ from specjax.adapt.target import Target
 from specjax.atomic import atomic_folder
 from specjax.checkpoints import save_adapter
 from specjax.errors import ModelError
+from specjax.flags import count_flags
 from specjax.foundation import Foundation
 from specjax.progress import Say, silent
 from specjax.report import metrics, plots, results
@@ -133,10 +133,9 @@ def score(
 def _warn_of_outside(target: Target, outside: Mapping[str, str], say: Say) -> None:
     """Report labelled stars that the model was not trained for; they can spoil training and scores."""
     if outside:
-        kinds = ", ".join(f"{count} {flag}" for flag, count in Counter(outside.values()).items())
         say(
             f"{target.name}: {len(outside)} of {len(target.labelled)} labelled spectra are outside the"
-            f" model's training range ({kinds}); config.json lists them"
+            f" model's training range ({count_flags(outside.values())}); config.json lists them"
         )
 
 

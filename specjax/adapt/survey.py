@@ -1,7 +1,6 @@
 """Adaptation of a model to a survey, from the user's files to the run folder."""
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from specjax.adapt.study import run_study
 from specjax.adapt.target import Target, make_target
 from specjax.catalogues.labels import join_labels, read_labels
 from specjax.errors import ConfigError, DataError
-from specjax.flags import Flag
+from specjax.flags import Flag, count_flags
 from specjax.foundation import load
 from specjax.preprocess import to_gaia_xp, to_lamost
 from specjax.progress import Say, silent
@@ -101,7 +100,7 @@ def adapt_survey(
 
 def describe_target(target: Target, say: Say) -> None:
     """Report how many spectra are labelled, unlabelled and flagged, and why."""
-    why = ", ".join(f"{count} {flag}" for flag, count in Counter(target.refused.values()).items())
+    why = count_flags(target.refused.values())
     say(
         f"{target.name}: {len(target.labelled)} labelled and {len(target.unlabelled)} unlabelled spectra"
         + (f"; flagged, and not used as labelled ones: {why}" if why else "")
