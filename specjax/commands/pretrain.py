@@ -16,6 +16,9 @@ class Pretrain:
     """sizes of the model; only "mini" can be trained on these libraries"""
     seed: int = 0
     """random seed"""
+    degraded_copies: bool = True
+    """also train on copies of the stars at lower resolutions (--no-degraded-copies for a model that has seen
+    the resolution of MILES only)"""
     resume: bool = False
     """continue the interrupted run of this folder"""
 
@@ -26,5 +29,12 @@ class Pretrain:
         use_compilation_cache()
         from specjax.pretrain.run import pretrain
 
-        pretrain(preset=self.preset, out=self.out, seed=self.seed, resume=self.resume, say=say)
+        pretrain(
+            preset=self.preset,
+            out=self.out,
+            seed=self.seed,
+            degraded=self.degraded_copies,
+            resume=self.resume,
+            say=say,
+        )
         print(self.out)

@@ -49,3 +49,11 @@ class PretrainConfig:
     autoencoder: StageConfig = StageConfig(steps=2000, batch=128, learning_rate=1e-3)
     alignment: StageConfig = StageConfig(steps=800, batch=128, learning_rate=2e-3)
     heads: StageConfig = StageConfig(steps=2000, batch=512, learning_rate=2e-3, chunk=500)
+
+    def without_degraded(self) -> "PretrainConfig":
+        """Return the same without copies of the stars at lower resolutions."""
+        parts = {
+            name: dataclasses.replace(getattr(self, name), degraded_probability=0.0)
+            for name in ("augment", "head_augment")
+        }
+        return dataclasses.replace(self, **parts)

@@ -113,7 +113,9 @@ def build(libraries: Path, say: Say = silent, *, degraded: bool = False) -> tupl
     return pairs[good], fill
 
 
-def out_of_range_stars(libraries: Path, fill: PrincipalFill, say: Say = silent) -> dict[str, Float32Array]:
+def out_of_range_stars(
+    libraries: Path, fill: PrincipalFill, say: Say = silent, *, degraded: bool = False
+) -> dict[str, Float32Array]:
     """Return spectra of MILES stars outside the temperature range of the model.
 
     As in the corpus, stars of STELIB are excluded.
@@ -122,6 +124,7 @@ def out_of_range_stars(libraries: Path, fill: PrincipalFill, say: Say = silent) 
         libraries: the folder of `services.stellar_libraries`.
         fill: fills missing pixels, see `build`.
         say: takes lines of progress.
+        degraded: as in `build`; without, k is 0.
 
     Returns:
         {flag: (m, 1 + k, 1462)} for HOTTER_THAN_TRAINING and COOLER_THAN_TRAINING, each star as observed and
@@ -140,7 +143,8 @@ def out_of_range_stars(libraries: Path, fill: PrincipalFill, say: Say = silent) 
         flux = _filled(lamost, fill)
         good = lamost.meta["flag"] == Flag.GOOD
         say(f"{good.sum()} stars with the flag {flag}")
-        found[str(flag)] = np.concatenate([flux[:, None], _degraded_copies(stars, fill, say)], axis=1)[good]
+        copies = [_degraded_copies(stars, fill, say)] if degraded else []
+        found[str(flag)] = np.concatenate([flux[:, None], *copies], axis=1)[good]
     return found
 
 

@@ -21,6 +21,7 @@ def pretrain(
     preset: str = "mini",
     seed: int = 0,
     held_out: float = 0.1,
+    degraded: bool = True,
     resume: bool = False,
     say: Say = silent,
 ) -> Foundation:
@@ -33,6 +34,8 @@ def pretrain(
         preset: sizes of the model; only "mini" can be trained on the stellar libraries.
         seed: random seed.
         held_out: fraction of the stars kept for validation, on which the stages are scored.
+        degraded: also train on copies of the stars at lower resolutions; without them the model knows that
+            of MILES (FWHM 2.5 A) only, and low resolution is a gap for adaptation to close.
         resume: continue from the states of an interrupted run.
         say: takes lines of progress.
 
@@ -49,10 +52,13 @@ def pretrain(
     if states.exists() and not resume:
         raise DataError(f"{states} holds an interrupted run: continue it with --resume, or remove it")
     config = PretrainConfig(preset=preset, seed=seed, held_out=held_out)
+    if not degraded:
+        config = config.without_degraded()
     libraries = fetch_stellar_libraries()
-    pairs, fill = corpus.build(libraries, say, degraded=True)
+    pairs, fill = corpus.build(libraries, say, degraded=degraded)
     say(f"{len(pairs)} source stars, {int((pairs.labels[:, 2] < -1).sum())} below [Fe/H] = -1")
-    trainer = Pretraining(pairs, config, states, say, corpus.out_of_range_stars(libraries, fill, say))
+    outside = corpus.out_of_range_stars(libraries, fill, say, degraded=degraded)
+    trainer = Pretraining(pairs, config, states, say, outside)
     variables, stats, ood = trainer.run()
     model = Foundation(config=trainer.model_config, variables=variables, stats=stats, fill=fill, ood=ood)
     model.save(out, half=True, record={"training": plain(dataclasses.asdict(config))})
