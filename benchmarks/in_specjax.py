@@ -15,6 +15,7 @@ from specjax.adapt.adaptation import Adaptation, AdaptConfig
 from specjax.adapt.configuration import PAPER, Configuration
 from specjax.adapt.splits import draw_splits
 from specjax.adapt.target import Target
+from specjax.adapt.tower import Entry
 from specjax.batching import micro_batch_size
 from specjax.config import LoRAConfig, ModelConfig
 from specjax.foundation import Foundation
@@ -94,10 +95,62 @@ class MaskedModelling:
             # A leading axis for the single seed, as all trainable parameters have.
             return _fit_call(self.loss, None, {}, jax.tree.map(lambda x: x[None], tower), self.tokens, {}, 1)
         config, batch, dtype = self.model.config, len(self.tokens), self.model.dtype
-        rows = micro_batch_size(config, batch, seeds, np.dtype(dtype).itemsize)
-        loss = objectives.masked_modelling_loss(config, batch, dtype, rows)
-        group = {"lora1": config.lora1}
-        return _fit_call(loss, group, tower, _factors(tower, group, seeds), self.tokens, {}, seeds)
+        problem = objectives.Problem(
+            config=config,
+            dtype=dtype,
+            entry=Entry("tokens"),
+            heads=(),
+            column=0,
+            objective=objectives.Objective(label=0.0, masked=1.0),
+            batch=batch,
+            rows=micro_batch_size(config, batch, seeds, np.dtype(dtype).itemsize),
+        )
+        loss, group = objectives.make_loss(problem), {"lora1": config.lora1}
+        shared = {"pool": self.tokens, "in_pool": jnp.ones(batch, bool)}
+        frozen, start = {"params": tower}, _factors(tower, group, seeds)
+        return _fit_call(loss, group, frozen, start, shared, {}, seeds)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Joint:
+    """Steps of LoRA1 and LoRA2 together on a batch of tokens (n, t, token_dim) with labels (n,)."""
+
+    model: Foundation
+    tokens: jax.Array
+    labels: Float32Array
+
+    def call(self, seeds: int) -> Call:
+        """Make the call that trains one step of all seeds."""
+        config, batch, dtype = self.model.config, len(self.tokens), self.model.dtype
+        params = {
+            "lamost": {"backbone": self.model.params["lamost"]["backbone"]},
+            "mlp1": self.model.params["mlp1"],
+        }
+        problem = objectives.Problem(
+            config=config,
+            dtype=dtype,
+            entry=Entry("tokens"),  # the embedding too, as PyTorch computes it
+            heads=("mlp1",),
+            column=0,
+            objective=objectives.Objective(),
+            batch=batch,
+            rows=micro_batch_size(config, batch, seeds, np.dtype(dtype).itemsize),
+        )
+        dim = config.specformer.dim
+        frozen = {
+            "params": params,
+            "batch_stats": {"mlp1": self.model.variables["batch_stats"]["mlp1"]},
+            "stats": {"mlp1": {"feature_mean": jnp.zeros(dim), "feature_std": jnp.ones(dim)}},
+        }
+        group = {name: config.loras[name] for name in ("lora1", "lora2")}
+        own = {
+            "rows": jnp.tile(jnp.arange(batch), (seeds, 1)),
+            "y": {"mlp1": jnp.tile(self.labels, (seeds, 1))},
+            "weight": jnp.ones((seeds, batch)),
+        }
+        shared = {"labelled": {"tokens": self.tokens}}
+        start = _factors(params, group, seeds)
+        return _fit_call(objectives.make_loss(problem), group, frozen, start, shared, own, seeds)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

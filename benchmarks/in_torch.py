@@ -82,6 +82,29 @@ class TorchSide:
 
         return self._steps(network, self.torch.compile(loss) if compile_it else loss, seeds)
 
+    def joint(self, tokens: Any, labels: Float32Array, seeds: int, *, compile_it: bool = False) -> Call:
+        """Train one step of LoRA1 and LoRA2 together per seed on tokens (n, t, d) with labels (n,)."""
+        backbone = self._adapted(
+            self.modules.SpecFormer(self.config.specformer),
+            self.config.lora1,
+            r".*attention\.(q_proj|kv_proj|out_proj)",
+        )
+        head = self.modules.ParamRegressor(self.config.specformer.dim, self.config.head)
+        head = self._adapted(head, self.config.lora2, r"network\.\d+", linear_only=True).eval()
+        network = self.torch.nn.ModuleList([backbone, head]).to(self.device)
+        inner = backbone.base_model.model
+        given, y = self._tensor(tokens), self._tensor(labels)
+        position = self.torch.arange(given.shape[1], device=self.device)
+
+        def loss() -> Any:
+            x = inner.data_embed(given) + inner.position_embed(position)
+            for block in inner.blocks:
+                x = block(x)
+            residual = head(inner.final_layernorm(x).mean(1))[:, 0] - y
+            return (0.09 * ((1 + (residual / 0.3) ** 2).sqrt() - 1)).mean()
+
+        return self._steps(network, self.torch.compile(loss) if compile_it else loss, seeds)
+
     def contrastive(self, tokens: Float32Array, z_xp: Float32Array, seeds: int) -> Call:
         """Train one LoRA3 step per seed on cached tokens (n, t, d) against z_xp (n, d)."""
         tower = self.modules.LamostHead(self.config)

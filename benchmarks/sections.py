@@ -76,7 +76,7 @@ class Bench:
             yield row
 
     def b(self) -> Iterator[Row]:
-        """Train single steps of LoRA1 and LoRA3."""
+        """Train single steps of LoRA1, of LoRA1 and LoRA2 together, and of LoRA3."""
         tower, batch = flop_counts.lamost_tower(self.config.specformer), self._size(16, 8, 2)
         tokens = in_specjax.random_tokens(self.model, batch)
         steps = in_specjax.MaskedModelling(self.model, tokens)
@@ -88,6 +88,13 @@ class Bench:
             row = self._row("b", what, steps.call(seeds), others, seeds, "steps", flops)
             self._add_point("seeds", f"LoRA1 step of {batch} spectra", row)
             yield row
+        labels = np.random.default_rng(2).standard_normal(batch, np.float32)
+        together = in_specjax.Joint(self.model, tokens, labels)
+        for seeds in (1, 2 if self.options.quick else self._size(32, 4, 2)):
+            others = self.comparison.calls("joint", tokens, labels, seeds, compile_too=seeds == 1)
+            what = f"LoRA1+LoRA2 step, {batch} spectra, {_seeds(seeds)}"
+            flops = 2 * tower * batch * seeds
+            yield self._row("b", what, together.call(seeds), others, seeds, "steps", flops)
         yield from self._contrastive(64)
 
     def _contrastive(self, batch: int) -> Iterator[Row]:

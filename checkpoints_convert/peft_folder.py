@@ -44,7 +44,8 @@ def export_adapter(
         if f"params/{layer}/lora_a" not in factors:
             continue
         group = model.config.loras[str(target_group(layer))]
-        ranks[module], alphas[module] = group.rank, group.alpha
+        ranks[module] = factors[f"params/{layer}/lora_a"].shape[-1]
+        alphas[module] = group.scale * ranks[module]  # layers of another rank have the group's alpha/rank
         for name, letter in (("lora_a", "A"), ("lora_b", "B")):
             path = f"params/{layer}/{name}"
             scale = model.output_scale(path) if name == "lora_b" else 1.0

@@ -2,14 +2,18 @@
 
 Rules are regular expressions on "/"-joined paths, so one place says what every leaf of a whole system is:
 
-| group  | leaves                                                                     |
-|--------|----------------------------------------------------------------------------|
-| lora1  | factors beside q_proj, kv_proj, out_proj in every block of lamost/backbone |
-| lora2  | factors beside every Linear of the head mlp1                               |
-| lora3  | factors beside out_proj and both mlp layers of lamost/projection           |
-| lora4  | factors beside every Linear of the head mlp2                               |
-| head   | everything else in mlp1 and mlp2                                           |
-| frozen | everything else in the towers and decoders                                 |
+| group    | leaves                                                                     |
+|----------|----------------------------------------------------------------------------|
+| lora1    | factors beside q_proj, kv_proj, out_proj in every block of lamost/backbone |
+| lora2    | factors beside every Linear of the head mlp1                               |
+| lora3    | factors beside out_proj and both mlp layers of lamost/projection           |
+| lora4    | factors beside every Linear of the head mlp2                               |
+| residual | the network that is added to a residual head, mlp1 or mlp2                 |
+| head     | everything else in mlp1 and mlp2                                           |
+| frozen   | everything else in the towers and decoders                                 |
+
+Every group has finer parts (`labels_of`), which an optimizer may treat differently: lora1/a and lora1/b for
+the two factors, mlp1 for the leaves of one head, lamost/backbone for a tower.
 """
 
 import re
@@ -19,6 +23,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
@@ -44,10 +49,11 @@ _TARGETS = {
 }
 _TOWERS = re.compile(r"(lamost|gaia_xp)/(backbone|projection)/.+|(lamost|gaia_xp)_(cross_)?decoder/.+")
 _HEADS = re.compile(r"(mlp1|mlp2)/(dense|norm)_\d+/.+")
+_RESIDUALS = re.compile(r"(mlp1|mlp2)/residual_\d+/.+")
 
 
 def group_of(path: str) -> str:
-    """Return the group of the leaf at a "/"-joined path: lora1 to lora4, head or frozen.
+    """Return the group of the leaf at a "/"-joined path: lora1 to lora4, residual, head or frozen.
 
     Raises:
         ModelError: no rule covers the path.
@@ -58,6 +64,8 @@ def group_of(path: str) -> str:
         if group is None:
             raise ModelError(f"no LoRA group adapts the layer of parameter {path!r}")
         return group
+    if _RESIDUALS.fullmatch(path):
+        return "residual"
     if _HEADS.fullmatch(path):
         return "head"
     if _TOWERS.fullmatch(path):
@@ -65,27 +73,60 @@ def group_of(path: str) -> str:
     raise ModelError(f"no rule says whether parameter {path!r} is trained or frozen")
 
 
+def labels_of(path: str) -> tuple[str, str]:
+    """Return (finer part, group) of the leaf at a "/"-joined path.
+
+    The parts are GROUP/a and GROUP/b of low-rank factors, residual/HEAD, and for all other leaves the module:
+    mlp1, mlp2, lamost/backbone, lamost/projection, gaia_xp/backbone and so on.
+
+    Raises:
+        ModelError: no rule covers the path.
+    """
+    group, parts = group_of(path), path.split("/")
+    if parts[-1] in FACTORS:
+        return f"{group}/{parts[-1].removeprefix('lora_')}", group
+    if group == "residual":
+        return f"residual/{parts[0]}", group
+    return (parts[0] if group == "head" or len(parts) < 3 else "/".join(parts[:2])), group
+
+
 def target_group(layer: str) -> str | None:
     """Return the LoRA group that adapts the dense layer at a "/"-joined path, None if there is none."""
     return next((group for group, rule in _TARGETS.items() if rule.fullmatch(layer)), None)
 
 
-def partition_labels(params: Mapping[str, Any]) -> Tree:
-    """Label every leaf of a parameter tree (see `group_of`), for `optax.multi_transform`.
+def partition_labels(params: Mapping[str, Any], trained: Iterable[str] | None = None) -> Tree:
+    """Label every leaf of a parameter tree, for `optax.multi_transform`.
+
+    Args:
+        params: the tree.
+        trained: labels of `labels_of`, groups or finer parts; leaves outside them are labelled "frozen", and
+            the finer part goes first. By default all leaves get the label of their group.
 
     Raises:
         ModelError: a leaf that no rule covers, named by its path.
     """
-    return _nest({path: group_of(path) for path in _leaves(params)})
+    if trained is None:
+        return _nest({path: group_of(path) for path in _leaves(params)})
+    wanted = set(trained)
+    return _nest(
+        {
+            path: next((label for label in labels_of(path) if label in wanted), "frozen")
+            for path in _leaves(params)
+        }
+    )
 
 
-def split(params: Mapping[str, Any], groups: Iterable[str]) -> tuple[Tree, Tree]:
-    """Part a tree into (rest, chosen): the leaves outside and inside the groups; `combine` is the inverse."""
-    wanted = set(groups)
+def split(params: Mapping[str, Any], labels: Iterable[str]) -> tuple[Tree, Tree]:
+    """Part a tree into (rest, chosen): the leaves without and with one of the labels (`labels_of`).
+
+    `combine` is the inverse.
+    """
+    wanted = set(labels)
     rest: dict[str, Any] = {}
     chosen: dict[str, Any] = {}
     for path, leaf in _leaves(params).items():
-        (chosen if group_of(path) in wanted else rest)[path] = leaf
+        (rest if wanted.isdisjoint(labels_of(path)) else chosen)[path] = leaf
     return _nest(rest), _nest(chosen)
 
 
@@ -108,23 +149,64 @@ def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Tree:
 
 
 @jax.jit
-def scale_updates(factors: Tree, scale: jax.Array) -> Tree:
-    """Multiply the low-rank updates of S seeds, leaves (S, ...), by one number per seed, scale (S,).
+def scale_updates(adapters: Tree, scale: jax.Array, base: Tree | None = None) -> Tree:
+    """Multiply the updates of S seeds, leaves (S, ...), by one number per seed, scale (S,).
 
-    Only lora_b is multiplied, so that the product B A is. A scale of 0 gives zeros even if training diverged.
+    Of low-rank factors only lora_b is multiplied, so that the product B A is; of a residual head the last
+    layer. All other leaves replace those of `base`, and move along the line between the two. A scale of 0
+    gives the model as it is even if training diverged.
+
+    Args:
+        adapters: leaves (S, ...).
+        scale: (S,).
+        base: the model's parameters, needed for leaves that replace its own.
     """
-    chex.assert_tree_shape_prefix(factors, scale.shape)
+    chex.assert_tree_shape_prefix(adapters, scale.shape)
+    known = _leaves(base or {})
 
-    def scaled(path: Any, leaf: jax.Array) -> jax.Array:
+    def scaled(path: str, leaf: jax.Array) -> jax.Array:
         by = jnp.reshape(scale, (-1,) + (1,) * (leaf.ndim - 1)).astype(leaf.dtype)
-        scaled_leaf = leaf * by if path[-1].key == "lora_b" else leaf
-        return jnp.where((by == 0) & ~jnp.isfinite(scaled_leaf), 0, scaled_leaf)
+        if path in known:
+            result = known[path] + by * (leaf - known[path])
+        else:
+            result = leaf * by if re.search(r"/lora_b$|/residual_1/", path) else leaf
+        return jnp.where((by == 0) & ~jnp.isfinite(result), known.get(path, 0), result)
 
-    result: Tree = jax.tree_util.tree_map_with_path(scaled, factors)
-    return result
+    return _nest({path: scaled(path, leaf) for path, leaf in _leaves(adapters).items()})
 
 
-def init_adapters(key: jax.Array, params: Mapping[str, Any], configs: Mapping[str, LoRAConfig]) -> Tree:
+def fuse(adapters: Mapping[str, Any]) -> Tree:
+    """Average the adapters of S seeds, leaves (S, ...), into one, leaves (1, ...).
+
+    The products A B are averaged, never A and B separately, whose bases differ between seeds. The average has
+    a rank of up to S times that of one seed; its factors are the truncated singular value decomposition at
+    that rank, or at the full rank of the layer if that is less, and so exact. Other leaves are averaged.
+    """
+    leaves = _leaves(adapters)
+    fused: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        layer, _, name = path.rpartition("/")
+        if name not in FACTORS:
+            fused[path] = np.mean(leaf, axis=0, keepdims=True)
+        elif name == "lora_a":
+            a, b = (np.asarray(leaves[f"{layer}/{factor}"], np.float64) for factor in FACTORS)
+            # (S, ..., in, r) side by side: (..., in, S r); B below each other: (..., S r, out)
+            a = np.concatenate(list(a), axis=-1)
+            b = np.concatenate(list(b), axis=-2) / len(leaf)
+            (q_a, r_a), (q_b, r_b) = np.linalg.qr(a), np.linalg.qr(b.swapaxes(-1, -2))
+            u, s, v = np.linalg.svd(r_a @ r_b.swapaxes(-1, -2), full_matrices=False)
+            root = np.sqrt(s)
+            fused[f"{layer}/lora_a"] = ((q_a @ u) * root[..., None, :])[None].astype(np.float32)
+            fused[f"{layer}/lora_b"] = (root[..., None] * (v @ q_b.swapaxes(-1, -2)))[None].astype(np.float32)
+    return _nest(fused)
+
+
+def init_adapters(
+    key: jax.Array,
+    params: Mapping[str, Any],
+    configs: Mapping[str, LoRAConfig],
+    ranks: Sequence[tuple[str, int]] = (),
+) -> Tree:
     """Make fresh factors for the groups in `configs`, from the shapes of the base kernels.
 
     A kernel (..., in, out) gets lora_a (..., in, rank), uniform within 1/sqrt(in), and lora_b (..., rank,
@@ -132,15 +214,25 @@ def init_adapters(key: jax.Array, params: Mapping[str, Any], configs: Mapping[st
     the small tree, to be joined to the base with `combine`; the factors of one layer depend on `key` and its
     path order.
 
+    Args:
+        key: random key.
+        params: the base model, or the part of it that the groups are in.
+        configs: rank and alpha by group.
+        ranks: (regular expression, rank): the first that is found in the path of a layer, such as
+            "lamost/backbone/blocks_1/attention/out_proj", sets its rank, and 0 leaves it alone. The factor
+            alpha/rank remains that of the group.
+
     Raises:
         ModelError: a group that has nothing to adapt in this tree.
     """
     leaves: dict[str, jax.Array] = {}
     found: set[str] = set()
     for layer, kernel, group in _targets(params, configs):
+        rank = next((rank for rule, rank in ranks if re.search(rule, layer)), configs[group].rank)
+        if not rank:
+            continue
         found.add(group)
         *lead, inputs, outputs = kernel.shape
-        rank = configs[group].rank
         layer_key = jax.random.fold_in(key, len(leaves))
         leaves[f"{layer}/lora_a"] = init_lora_a(layer_key, (*lead, inputs, rank), kernel.dtype)
         leaves[f"{layer}/lora_b"] = jnp.zeros((*lead, rank, outputs), kernel.dtype)
@@ -213,10 +305,10 @@ def _add_products(
         except KeyError as error:
             raise ModelError(f"the adapter does not fit the model: {error.args[0]!r} is missing") from error
         shape = (*a.shape[:-1], b.shape[-1])
-        if shape != kernel.shape or not a.shape[-1] == b.shape[-2] == config.rank:
+        if shape != kernel.shape or a.shape[-1] != b.shape[-2]:
             raise ModelError(
                 f"the adapter of {layer!r} has shapes {a.shape} and {b.shape}, which do not fit a kernel"
-                f" {kernel.shape} at rank {config.rank}"
+                f" {kernel.shape}"
             )
         product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
         leaves[path] = kernel + sign * config.scale * product

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from specjax.adapt.adaptation import AdaptConfig
-from specjax.adapt.heads import HeadStage
+from specjax.adapt.objectives import Objective
+from specjax.adapt.stage import Stage
 from specjax.adapt.target import Target
-from specjax.adapt.towers import UnlabelledStage
 from specjax.config import DecoderConfig, LabelHeadConfig, XPAutoencoderConfig
 from specjax.foundation import Foundation
 from specjax.pretrain.augment import AugmentConfig
@@ -31,11 +31,13 @@ ADAPT = AdaptConfig(
     seeds=3,
     train=20,
     validate=4,
-    lora1=UnlabelledStage(steps=5, batch=6, schedule=FAST),
-    lora3=UnlabelledStage(steps=5, batch=8, schedule=FAST),
-    head=HeadStage(steps=20, snapshots=2, schedule=FAST),
-    head_shrinkage=(0.0, 0.5, 1.0),
-    tower_shrinkage=(0.0, 1.0),
+    tower_folds=2,
+    lora1=Stage(steps=5, batch=6, tower=FAST, objective=Objective(label=0.0, masked=1.0)),
+    lora3=Stage(steps=5, batch=8, tower=FAST, objective=Objective(label=0.0, contrastive=1.0)),
+    head=(Stage(steps=20, snapshots=2, head=FAST),),
+    joint=(Stage(steps=20, batch=8, snapshots=2, tower=FAST, head=FAST),),
+    head_scales=(0.5, 1.0),
+    tower_scales=(0.5, 1.0),
 )
 NOTHING = AugmentConfig(  # no variation at all
     smoothing=(0.0, 0.0),

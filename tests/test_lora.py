@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -188,8 +189,10 @@ def test_merged_equals_adapted_and_unmerged_equals_base(system, adapters):
 def test_merge_names_what_does_not_fit(system, adapters):
     params = system["params"]
     _, lora2 = lora.split(adapters, ["lora2"])
-    with pytest.raises(ModelError, match="at rank 5"):
-        lora.merge(params, lora2, {"lora2": LoRAConfig(rank=5, alpha=1.0)})
+    uneven = jax.tree.map(lambda leaf: leaf, lora2)
+    uneven["mlp1"]["dense_0"]["lora_a"] = uneven["mlp1"]["dense_0"]["lora_a"][:, :1]
+    with pytest.raises(ModelError, match="'mlp1/dense_0' has shapes"):
+        lora.merge(params, uneven, TINY.loras)
     with pytest.raises(ModelError, match="mlp1/dense_0/kernel"):
         lora.merge({"mlp2": params["mlp2"]}, lora2, TINY.loras)
     del lora2["mlp1"]["dense_1"]["lora_b"]
@@ -338,7 +341,92 @@ class TestCost:
         assert lora.count_parameters(four) == 4 * lora.count_parameters(one)
 
 
+class TestFusing:
+    def test_the_products_are_averaged(self, system):
+        """Of four seeds and all groups: the merged fused model is the mean of the merged models."""
+        keys = jax.random.split(jax.random.key(4), 4)
+        many = jax.vmap(lambda key: lora.init_adapters(key, system["params"], TINY.loras))(keys)
+        many = randomised(many, seed=5)
+        fused = jax.tree.map(lambda leaf: leaf[0], lora.fuse(many))
+        each = [
+            lora.merge(system["params"], jax.tree.map(lambda leaf, k=k: leaf[k], many), TINY.loras)
+            for k in range(4)
+        ]
+        expected = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *each)
+        found = lora.merge(system["params"], fused, TINY.loras)
+        chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)  # float32
+
+    def test_the_mean_of_the_factors_would_be_another_adapter(self, system):
+        tree = {"mlp1": {"dense_0": {"lora_a": jnp.ones((2, 3, 1)), "lora_b": jnp.ones((2, 1, 4))}}}
+        flipped = jax.tree.map(lambda leaf: leaf.at[1].multiply(-1), tree)  # the same products
+        fused = lora.fuse(flipped)["mlp1"]["dense_0"]
+        np.testing.assert_allclose((fused["lora_a"] @ fused["lora_b"])[0], 1, rtol=1e-6)
+        assert fused["lora_a"].shape == (1, 3, 2)
+
+    def test_other_leaves_are_averaged(self):
+        tree = {"mlp1": {"dense_0": {"bias": np.array([[1.0, 2.0], [3.0, 6.0]])}}}
+        np.testing.assert_array_equal(lora.fuse(tree)["mlp1"]["dense_0"]["bias"], [[2, 4]])
+
+
+class TestRanksByLayer:
+    def test_the_first_rule_that_a_path_matches_sets_the_rank(self, system):
+        ranks = (("blocks_0/", 0), ("out_proj$", 3))
+        groups = {name: TINY.loras[name] for name in ("lora1", "lora2")}
+        made = lora.init_adapters(jax.random.key(0), system["params"], groups, ranks)
+        blocks = made["lamost"]["backbone"]
+        assert "blocks_0" not in blocks
+        for layer, factors in blocks["blocks_1"]["attention"].items():
+            assert factors["lora_a"].shape[1] == (3 if layer == "out_proj" else TINY.lora1.rank)
+        assert made["mlp1"]["dense_0"]["lora_a"].shape[-1] == TINY.lora2.rank
+
+    def test_a_group_without_any_layer_is_an_error(self, system):
+        with pytest.raises(ModelError, match="nothing in this model for lora1"):
+            lora.init_adapters(
+                jax.random.key(0), system["params"], {"lora1": TINY.lora1}, (("attention", 0),)
+            )
+
+    def test_layers_without_factors_and_with_fewer_act_as_merged(self, system):
+        """The tree decides where the low-rank term is: unmerged and merged models agree."""
+        ranks = (("blocks_0/", 0), ("out_proj$", 1))
+        groups = {"lora1": TINY.lora1}
+        made = randomised(lora.init_adapters(jax.random.key(0), system["params"], groups, ranks))
+        tokens = np.random.default_rng(0).normal(size=(3, *tokens_shape())).astype(np.float32)
+        network = SpecFormer(TINY.specformer, lora=TINY.lora1)
+        merged = lora.merge(system["params"], made, TINY.loras)
+        found, expected, base = (
+            network.apply({"params": params["lamost"]["backbone"]}, tokens)
+            for params in (lora.overlay(system["params"], made), merged, system["params"])
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)  # float32, in another order
+        assert np.abs(found - base).max() > 1e-3
+
+
+def tokens_shape():
+    return TINY.specformer.num_tokens, TINY.specformer.token_dim
+
+
+def test_finer_labels_name_factors_heads_and_towers():
+    assert lora.labels_of("lamost/backbone/blocks_0/attention/q_proj/lora_a") == ("lora1/a", "lora1")
+    assert lora.labels_of("mlp2/dense_0/lora_b") == ("lora4/b", "lora4")
+    assert lora.labels_of("mlp1/residual_0/kernel") == ("residual/mlp1", "residual")
+    assert lora.labels_of("mlp1/norm_0/scale") == ("mlp1", "head")
+    assert lora.labels_of("lamost/projection/mlp/encoder/bias") == ("lamost/projection", "frozen")
+
+
 class TestScalingUpdates:
+    def test_leaves_that_replace_the_models_move_between_the_two(self):
+        base = {"mlp1": {"dense_0": {"bias": jnp.full(2, 1.0)}}}
+        tree = {"mlp1": {"dense_0": {"bias": jnp.full((3, 2), 5.0).at[2].set(jnp.nan)}}}
+        moved = lora.scale_updates(tree, jnp.asarray([0.0, 0.25, 0.0]), base)["mlp1"]["dense_0"]["bias"]
+        np.testing.assert_array_equal(moved, [[1, 1], [2, 2], [1, 1]])
+
+    def test_a_residual_head_is_scaled_in_its_last_layer(self):
+        layer = {"kernel": jnp.ones((1, 2, 2)), "bias": jnp.ones((1, 2))}
+        tree = {"mlp1": {"residual_0": layer, "residual_1": layer}}
+        half = lora.scale_updates(tree, jnp.asarray([0.5]))["mlp1"]
+        chex.assert_trees_all_equal(half["residual_0"], layer)
+        chex.assert_trees_all_equal(half["residual_1"], jax.tree.map(lambda leaf: 0.5 * leaf, layer))
+
     def test_the_product_is_scaled_and_lora_a_kept(self):
         tree = {"mlp1": {"dense_0": {"lora_a": jnp.ones((2, 3, 1)), "lora_b": jnp.ones((2, 1, 4))}}}
         half = lora.scale_updates(tree, jnp.asarray([0.5, 0.0]))["mlp1"]["dense_0"]

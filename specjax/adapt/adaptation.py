@@ -1,32 +1,34 @@
-"""Adaptation of a foundation model to a target survey: the stages and the strength of each configuration.
+"""Adaptation of a foundation model to a target survey.
 
-The stages of a configuration run in this order, each as one program over all seeds:
-
-| group        | objective                                       | data                        |
-|--------------|-------------------------------------------------|-----------------------------|
-| lora1        | masked modelling                                | unlabelled target spectra   |
-| lora3        | contrastive, against Gaia XP of the same stars  | unlabelled pairs            |
-| lora2, lora4 | robust regression of the label                  | labelled training stars     |
+By default one program trains all groups of a configuration together, on the labels, through every layer that
+is adapted (`joint`). The paper's sequence of stages is the other choice (`sequential`): LoRA1 by masked
+modelling, LoRA3 by alignment with Gaia XP, then the factors of the heads on the labels.
 
 Training on sixty stars can make a model worse as easily as better. The adaptation strength is therefore
-selected for each seed by cross-validation within its training stars: how long the head is trained, and by
-what factor the low-rank updates of head and tower are multiplied, 0 included. Validation and test stars are
-not used for this.
+selected for each seed by cross-validation within its training stars and on its validation stars: after how
+many steps training stops, and by what factors the updates of tower and heads are multiplied. To train the
+heads alone, or nothing at all, is always among the candidates. Test stars are not used.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from specjax import lora
+from specjax.adapt import forward
+from specjax.adapt.candidates import Scorer, chosen_adapter
 from specjax.adapt.configuration import Configuration
-from specjax.adapt.heads import Heads, HeadStage
-from specjax.adapt.selection import Candidates, Selection, select
+from specjax.adapt.inputs import TargetInputs
+from specjax.adapt.objectives import Objective
+from specjax.adapt.selection import select
 from specjax.adapt.splits import Splits
+from specjax.adapt.stage import Fitted, Stage, Trainer
+from specjax.adapt.start import Ranks
 from specjax.adapt.target import Target
-from specjax.adapt.towers import Towers, UnlabelledStage
 from specjax.errors import ConfigError, ModelError
 from specjax.foundation import Foundation
 from specjax.progress import Say, silent
@@ -36,17 +38,61 @@ from specjax.typing import FloatArray, Tree
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaptConfig:
-    """Settings of an adaptation; the defaults were selected on validation stars (see docs/adaptation.md)."""
+    """Settings of an adaptation; the defaults were selected on validation stars (see docs/adaptation.md).
+
+    Attributes:
+        seeds: random splits, each with an adapter of its own.
+        train: training stars of each.
+        validate: validation stars of each; they take part in the selection.
+        folds: of the cross-validation where only heads are trained.
+        tower_folds: the same where the tower is trained, which takes longer.
+        objective: "joint" trains all groups together, "sequential" as in the paper.
+        head: trainings of heads alone that are offered to the selection.
+        joint: trainings of tower and heads together that are offered.
+        lora1: first stage of "sequential".
+        lora3: second stage of "sequential".
+        head_scales: factors on the updates of heads that are offered to the selection, besides 0.
+        tower_scales: the same for the tower.
+        ranks: (regular expression, rank) by layer, see `lora.init_adapters`.
+        one_split: all seeds share one split and differ in the rest, as in the paper.
+        fuse: also average the products of the factors of all seeds into one adapter, and score it beside the
+            mean of the seeds' predictions on stars that no seed has trained or been selected on.
+    """
 
     seeds: int = 16
     train: int = 60
     validate: int = 10
     folds: int = 5
-    lora1: UnlabelledStage = UnlabelledStage(steps=20, batch=8, schedule=GroupSchedule(learning_rate=1e-3))
-    lora3: UnlabelledStage = UnlabelledStage(steps=30, batch=64, schedule=GroupSchedule(learning_rate=1e-3))
-    head: HeadStage = HeadStage()
-    head_shrinkage: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    tower_shrinkage: tuple[float, ...] = (0.0, 1.0)
+    tower_folds: int = 3
+    objective: Literal["joint", "sequential"] = "joint"
+    head: tuple[Stage, ...] = tuple(
+        Stage(steps=80, snapshots=4, head=GroupSchedule(learning_rate=rate, weight_decay=0.1))
+        for rate in (1e-3, 1e-2)
+    )
+    joint: tuple[Stage, ...] = (
+        Stage(
+            steps=80,
+            batch=20,
+            snapshots=8,
+            tower=GroupSchedule(learning_rate=3e-3),
+            head=GroupSchedule(learning_rate=3e-3, weight_decay=0.1),
+            ratio=4.0,
+        ),
+    )
+    lora1: Stage = Stage(steps=20, batch=8, objective=Objective(label=0.0, masked=1.0))
+    lora3: Stage = Stage(steps=30, batch=64, objective=Objective(label=0.0, contrastive=1.0))
+    head_scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    tower_scales: tuple[float, ...] = (0.25, 0.5, 1.0)
+    ranks: Ranks = ()
+    one_split: bool = False
+    fuse: bool = False
+
+    def needs_xp(self, configuration: Configuration) -> bool:
+        """Return whether a configuration needs Gaia XP spectra, as it does to align the projection."""
+        if self.objective == "sequential":
+            return "lora3" in configuration.groups
+        aligned = "mlp2" in configuration.heads and configuration.tower_groups
+        return bool(aligned and any(stage.objective.contrastive for stage in self.joint))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,16 +100,17 @@ class AdaptationResult:
     """The result of one configuration, for S seeds.
 
     Attributes:
-        configuration: the groups that were adapted and the heads that predict.
+        configuration: what was adapted and the heads that predict.
         predictions: (S, n) the label of all labelled stars, in physical units.
-        adapters: the low-rank factors, leaves (S, ...); {} for zero-shot.
-        chosen: for each head {"tower": (S,), "head": (S,), "step": (S,)}, as selected by cross-validation.
+        adapters: the trained leaves (S, ...); {} for zero-shot.
+        chosen: "tower" and "head", the factors on the updates, and "step", after which training stopped, each
+            (S,), as selected; 0 for what remains as it is.
     """
 
     configuration: Configuration
     predictions: FloatArray
     adapters: Tree
-    chosen: dict[str, dict[str, FloatArray]]
+    chosen: dict[str, FloatArray]
 
 
 class Adaptation:
@@ -80,18 +127,11 @@ class Adaptation:
         if target.label not in model.config.labels:
             raise ConfigError(f"the model predicts {', '.join(model.config.labels)}, not {target.label!r}")
         self.model, self.target, self.splits, self.config = model, target, splits, config
+        self.inputs = TargetInputs(model, target)
         keys = _seed_keys(jnp.asarray(splits.seeds))
-        self.towers = Towers(model, target, {"lora1": config.lora1, "lora3": config.lora3}, keys, say)
-        self.heads = Heads(
-            model,
-            target,
-            splits,
-            keys,
-            stage=config.head,
-            folds=config.folds,
-            shrinkage=config.head_shrinkage,
-        )
-        self._on_base: dict[tuple[str, str | None], Candidates] = {}
+        self.trainer = Trainer(model, self.inputs, splits, keys, config.ranks, say)
+        self._zero_shot: dict[tuple[str, ...], FloatArray] = {}
+        self._towers: dict[tuple[str, ...], Tree] = {}
 
     def run(self, configuration: Configuration) -> AdaptationResult:
         """Run one configuration for all seeds.
@@ -101,50 +141,108 @@ class Adaptation:
             DataError: the target lacks the unlabelled spectra or Gaia XP spectra that it needs.
         """
         self._require(configuration)
-        towers = self.towers.factors(configuration.tower_groups)
-        adapters: Tree = {}
-        selected: dict[str, Selection] = {}
-        scale = None
-        for head in reversed(configuration.heads):  # they share the tower: the last head selects its scale
-            selected[head] = self._adapt_head(head, configuration.head_group(head), towers, scale)
-            adapters = {**adapters, **selected[head].factors}
-            scale = selected[head].chosen["tower"]
-        if towers:
-            adapters = {**adapters, **lora.scale_updates(towers, jnp.asarray(scale))}
-        physical = [self.heads.physical(head, one.predictions) for head, one in selected.items()]
+        heads, seeds = configuration.heads, len(self.splits)
+        base = self._as_it_is(heads)
+        unadapted = np.tile(base, (seeds, 1))
+        if not configuration.is_adapted:
+            nothing = {name: np.zeros(seeds) for name in ("tower", "head", "step")}
+            return AdaptationResult(
+                configuration=configuration, predictions=unadapted, adapters={}, chosen=nothing
+            )
+        folds = self.config.tower_folds if configuration.tower_groups else self.config.folds
+        fits, lengths = self._fits(configuration, folds)
+        scorer = Scorer(self.model, self.target, self.splits, base)
+        scales = self.config.tower_scales, (1.0,) if configuration.from_scratch else self.config.head_scales
+        candidates = scorer.candidates(heads, fits, *scales, folds)
+        unit = forward.label_scale(self.model, heads[-1], self.target.label)[1]
+        scaled = dataclasses.replace(candidates, unseen=candidates.unseen / unit)
+        pick = select(scaled, self.target.truth[scorer.unseen] / unit)
+        adapters = chosen_adapter(self.model, fits, candidates, pick)
+        adapted = forward.predict_label(
+            self.model, heads, adapters, self.inputs.labelled, self.target.label, self.inputs.base
+        )
+        trained = candidates.fit[pick] >= 0
+        steps = np.array([lengths[fit] if fit >= 0 else 0.0 for fit in candidates.fit[pick]])
         return AdaptationResult(
             configuration=configuration,
-            predictions=np.mean(physical, axis=0),
+            predictions=np.where(trained[:, None], adapted, unadapted),
             adapters=jax.tree.map(np.asarray, adapters),
-            chosen={head: selected[head].chosen for head in configuration.heads},
+            chosen={
+                "tower": candidates.tower[pick],
+                "head": candidates.head[pick],
+                "step": steps * (candidates.step[pick] + 1),
+            },
         )
+
+    def _fits(self, configuration: Configuration, folds: int) -> tuple[list[Fitted], list[float]]:
+        """Train what a configuration names, and return the steps between two snapshots of each training."""
+        config, trainer = self.config, self.trainer
+        heads_only = _part(configuration, configuration.head_groups)
+        fits: list[Fitted] = []
+        lengths: list[float] = []
+
+        def add(
+            trained: Configuration, stages: Sequence[Stage], below: Tree = None, scale: float = 0.0
+        ) -> None:
+            for stage in stages:
+                fits.append(trainer.train(trained, stage, folds=folds, below=below, scale=scale))
+                lengths.append(stage.steps / stage.snapshots)
+
+        if heads_only.groups:
+            add(heads_only, config.head)
+        if not configuration.tower_groups:
+            return fits, lengths
+        if config.objective == "joint":
+            add(configuration, config.joint)
+            return fits, lengths
+        towers = self._tower_factors(configuration.tower_groups)
+        for scale in (scale for scale in config.tower_scales if scale):
+            below = towers if scale == 1 else lora.scale_updates(towers, jnp.full(len(self.splits), scale))
+            if heads_only.groups:
+                add(heads_only, config.head, below, scale)
+            else:
+                fits.append(trainer.untrained(configuration.heads, below, scale))
+                lengths.append(0.0)
+        return fits, lengths
+
+    def _tower_factors(self, groups: tuple[str, ...]) -> Tree:
+        """Train LoRA1 and LoRA3 one after the other, as in the paper: leaves (S, ...)."""
+        if not groups:
+            return {}
+        if groups not in self._towers:
+            below, group = self._tower_factors(groups[:-1]), groups[-1]
+            stage = {"lora1": self.config.lora1, "lora3": self.config.lora3}.get(group)
+            if stage is None:
+                raise ConfigError("only low-rank factors can be trained in a sequence of stages")
+            fitted = self.trainer.train(Configuration.parse(group), stage, below=below)
+            mine = jax.tree.map(lambda leaf: leaf[:, 0, -1], fitted.leaves)
+            self._towers[groups] = lora.combine(below, mine)
+        return self._towers[groups]
+
+    def _as_it_is(self, heads: tuple[str, ...]) -> FloatArray:
+        """Return the prediction (n,) of the unadapted model, averaged over heads."""
+        if heads not in self._zero_shot:
+            single = [
+                forward.predict_label(
+                    self.model, (head,), {}, self.inputs.labelled, self.target.label, self.inputs.base
+                )[0]
+                for head in heads
+            ]
+            self._zero_shot[heads] = np.asarray(np.mean(single, axis=0))
+        return self._zero_shot[heads]
 
     def _require(self, configuration: Configuration) -> None:
         params = self.model.params
         for head in configuration.heads:
             if head not in params or (head == "mlp2" and "projection" not in params["lamost"]):
                 raise ModelError(f"this model has no head {head!r}, or no features for it")
-        if configuration.needs_xp and "projection" not in params.get("gaia_xp", {}):
+        if self.config.needs_xp(configuration) and "projection" not in params.get("gaia_xp", {}):
             raise ModelError("this model has no Gaia XP tower, which LoRA3 aligns with")
 
-    def _adapt_head(self, head: str, group: str | None, towers: Tree, scale: FloatArray | None) -> Selection:
-        """Adapt one head and select its strength; scale (S,) is that of the tower if it is fixed already."""
-        offered = (0.0, *(s for s in self.config.tower_shrinkage if s > 0)) if towers else (0.0,)
-        candidates = [self._head_candidates(head, group, towers, value) for value in offered]
-        if group is None and not towers:
-            nothing = {name: np.zeros(len(self.splits)) for name in ("tower", "head", "step")}
-            return Selection(nothing, {}, candidates[0].predictions[:, 0])
-        return select(candidates, self.heads.truth(head), scale=scale)
 
-    def _head_candidates(self, head: str, group: str | None, towers: Tree, scale: float) -> Candidates:
-        """Adapt a head on the tower with its factors times `scale`; for 0, once for all configurations."""
-        if scale == 0 and (head, group) in self._on_base:
-            return self._on_base[head, group]
-        features = self.towers.features(head, towers, scale)
-        candidates = self.heads.candidates(head, group, features, scale)
-        if scale == 0:
-            self._on_base[head, group] = candidates
-        return candidates
+def _part(configuration: Configuration, groups: tuple[str, ...]) -> Configuration:
+    """Return a configuration that trains a part of another's groups, with the same heads."""
+    return dataclasses.replace(configuration, groups=groups)
 
 
 @jax.jit

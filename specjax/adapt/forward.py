@@ -1,8 +1,7 @@
 """Forward passes with the adapters of S seeds: one program, vmapped over seeds, with unmerged factors.
 
 The base parameters are not batched, so that products with them are large matrix products over all seeds, and
-only the low-rank products are made per seed. Adaptation trains on the features made here, and prediction uses
-the same programs.
+only the low-rank products are made per seed. Adaptation is evaluated with the same programs as prediction.
 
 An adapter is a tree of low-rank factors, or of leaves that replace those of the model, each with a leading
 axis S. The programs also take the numbers of the seeds and do not use them: `vmap` counts the seeds of an
@@ -19,26 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax import lora
+from specjax.adapt.tower import Entry, head_output, tower_features
 from specjax.batching import inference_batch_size
-from specjax.config import LORA_GROUPS, ModelConfig
+from specjax.config import ModelConfig
 from specjax.foundation import BackboneFeatures, Foundation, ModelInput, SpectraLike
 from specjax.foundation.inference import FEW_ROWS, NEUTRAL_STATS, in_batches
 from specjax.foundation.networks import Networks, module_dtype
-from specjax.models.apply import apply
-from specjax.models.label_head import LabelHead
-from specjax.models.projection import LamostProjection
-from specjax.typing import FloatArray, Tree
-
-Groups = tuple[str, ...]
+from specjax.models.tokens import tokenise
+from specjax.typing import FloatArray, IntArray, Tree
 
 MANY_ROWS = 512
 """Spectra whose features go through the heads of all seeds at once."""
-
-
-def groups_of(adapters: Tree) -> Groups:
-    """Return the LoRA groups that an adapter holds factors of, sorted."""
-    labels = set(jax.tree.leaves(lora.partition_labels(adapters)))
-    return tuple(sorted(labels & set(LORA_GROUPS)))
 
 
 def count_seeds(adapters: Tree) -> int:
@@ -49,41 +39,68 @@ def count_seeds(adapters: Tree) -> int:
 
 def backbone(model: Foundation, adapters: Tree, data: ModelInput) -> BackboneFeatures:
     """Run the LAMOST backbone with each seed's adapter on n spectra: leaves (S, n, ...)."""
-    seeds, itemsize = count_seeds(adapters), np.dtype(model.dtype).itemsize
-    program = _backbone_program(model.config, groups_of(adapters), model.dtype)
+    seeds = count_seeds(adapters)
+    program = _backbone_program(model.config, model.dtype)
     run = functools.partial(program, np.arange(seeds), {"lamost": model.params["lamost"]}, adapters)
-    size = max(1, inference_batch_size(model.config, itemsize) // seeds)
-    features: BackboneFeatures = in_batches(run, (size,), *data, axis=1)
+    features: BackboneFeatures = in_batches(run, (_rows_at_once(model, seeds),), *data, axis=1)
     return features
 
 
-def project(model: Foundation, adapters: Tree, mixed: Any) -> jax.Array:
-    """Project pooled tokens (S, n, dim), or (1, n, dim) for all seeds, with each adapter: (S, n, dim)."""
-    chex.assert_rank(mixed, 3)
-    seeds = count_seeds(adapters) if adapters else len(mixed)
-    program = _projection_program(model.config, groups_of(adapters), model.dtype)
-    frozen = {"lamost": {"projection": model.params["lamost"]["projection"]}}
-    return program(np.arange(seeds), frozen, adapters, jnp.broadcast_to(mixed, (seeds, *mixed.shape[1:])))
+def features(
+    model: Foundation,
+    heads: tuple[str, ...],
+    adapters: Tree,
+    inputs: Tree,
+    entry: Entry,
+    rows: IntArray,
+    *,
+    own: bool = False,
+) -> dict[str, jax.Array]:
+    """Run spectra from an entry of the tower to the features of heads, with the adapter of each seed.
+
+    Args:
+        model: the base model.
+        heads: heads whose features are wanted.
+        adapters: leaves (S, ...).
+        inputs: of n spectra at the entry, leaves (n, ...).
+        entry: where the tower is entered.
+        rows: (S, b) spectra of each seed.
+        own: the inputs are those of each seed, leaves (S, n, ...).
+
+    Returns:
+        {head: (S, b, d)}, not standardised.
+    """
+    seeds, count = rows.shape
+    program = _features_program(model.config, heads, entry, model.dtype, own)
+    frozen = {"lamost": model.params["lamost"]}
+    size = _rows_at_once(model, seeds) if entry.is_in_backbone else count
+    parts = []
+    for start in range(0, count, size):
+        part = rows[:, start : start + size]
+        padded = np.pad(part, [(0, 0), (0, min(size, count) - part.shape[1])])
+        run = program(np.arange(seeds), frozen, adapters, inputs, padded)
+        parts.append(jax.tree.map(lambda leaf, width=part.shape[1]: leaf[:, :width], run))
+    return {head: jnp.concatenate([part[head] for part in parts], axis=1) for head in heads}
 
 
 def run_head(model: Foundation, head: str, adapters: Tree, features: jax.Array) -> jax.Array:
     """Map standardised features (S, n, d) to standardised labels (S, n, labels) with each seed's head."""
     chex.assert_rank(features, 3)
-    program = _head_program(model.config, head, groups_of(adapters))
-    frozen, stats = {head: model.params[head]}, model.variables["batch_stats"][head]
-    return program(np.arange(len(features)), frozen, adapters, stats, features)
+    frozen, stats = {head: model.params[head]}, {head: model.variables["batch_stats"][head]}
+    mine = {head: adapters[head]} if head in adapters else {}
+    return _head_program(model.config, head)(np.arange(len(features)), frozen, mine, stats, features)
 
 
 def standardise_features(model: Foundation, head: str, features: Any) -> jax.Array:
     """Standardise features (..., d) as those that the head was trained on."""
-    stats = _stats(model, head)
+    stats = head_stats(model, head)
     standardised: jax.Array = (features - stats["feature_mean"]) / stats["feature_std"]
     return standardised
 
 
 def label_scale(model: Foundation, head: str, label: str) -> tuple[float, float]:
     """Return the mean and the standard deviation that standardise a label for a head."""
-    stats, labels = _stats(model, head), model.config.labels
+    stats, labels = head_stats(model, head), model.config.labels
     mean, std = (np.broadcast_to(stats[name], len(labels)) for name in ("label_mean", "label_std"))
     column = labels.index(label)
     return float(mean[column]), float(std[column])
@@ -93,7 +110,7 @@ def predict_label(
     model: Foundation,
     heads: tuple[str, ...],
     adapters: Tree,
-    spectra: SpectraLike,
+    spectra: SpectraLike | ModelInput,
     label: str,
     base: BackboneFeatures | None = None,
 ) -> FloatArray:
@@ -103,7 +120,7 @@ def predict_label(
         model: the base model.
         heads: heads to average over.
         adapters: leaves (S, ...).
-        spectra: n spectra, as `Foundation.embed` takes them.
+        spectra: n spectra, as `Foundation.embed` takes them, or as `Foundation.model_input` returns them.
         label: one of the model's labels.
         base: `Foundation.backbone_features` of the same spectra. The seeds share them unless their adapters
             change the backbone.
@@ -111,11 +128,12 @@ def predict_label(
     own_backbone = changes_backbone(adapters)
     data: tuple[Any, ...]
     if own_backbone:
-        data, sizes = model.model_input(spectra), _tower_batches(model, adapters)
+        data = spectra if isinstance(spectra, ModelInput) else model.model_input(spectra)
+        sizes = _tower_batches(model, adapters)
     else:
         data, sizes = base or model.backbone_features(spectra), (*FEW_ROWS, MANY_ROWS)
-    program = _label_program(model.config, heads, groups_of(adapters), label, model.dtype, own_backbone)
-    stats = {head: _head_stats(model, head, label) for head in heads}
+    program = _label_program(model.config, heads, label, model.dtype, own_backbone)
+    stats = {head: _label_stats(model, head, label) for head in heads}
     seeds, batch_stats = np.arange(count_seeds(adapters)), model.variables.get("batch_stats", {})
     run = functools.partial(program, seeds, model.params, adapters, batch_stats, stats)
     return np.asarray(in_batches(run, sizes, *data, axis=1), np.float64)
@@ -127,96 +145,84 @@ def changes_backbone(adapters: Tree) -> bool:
     return not set(jax.tree.leaves(lora.partition_labels(towers))) <= {"lora3"}
 
 
+def head_stats(model: Foundation, head: str) -> Mapping[str, Any]:
+    """Return the statistics of a head; those that the model lacks are 0 and 1."""
+    return {**NEUTRAL_STATS, **model.stats.get(head, {})}
+
+
+def _rows_at_once(model: Foundation, seeds: int) -> int:
+    return max(1, inference_batch_size(model.config, np.dtype(model.dtype).itemsize) // seeds)
+
+
 def _tower_batches(model: Foundation, adapters: Tree) -> tuple[int, ...]:
-    most = max(1, inference_batch_size(model.config, np.dtype(model.dtype).itemsize) // count_seeds(adapters))
+    most = _rows_at_once(model, count_seeds(adapters))
     return (*(rows for rows in FEW_ROWS if rows < most), most)
 
 
-def _head_stats(model: Foundation, head: str, label: str) -> dict[str, Any]:
+def _label_stats(model: Foundation, head: str, label: str) -> dict[str, Any]:
     mean, std = label_scale(model, head, label)
-    return {**_stats(model, head), "label_mean": np.float32(mean), "label_std": np.float32(std)}
+    return {**head_stats(model, head), "label_mean": np.float32(mean), "label_std": np.float32(std)}
 
 
 @functools.cache
 def _label_program(
-    config: ModelConfig, heads: tuple[str, ...], groups: Groups, label: str, dtype: str, own_backbone: bool
+    config: ModelConfig, heads: tuple[str, ...], label: str, dtype: str, own_backbone: bool
 ) -> Callable[..., jax.Array]:
     """Compile (seeds (S,), base, adapters, batch_stats, stats, *data) -> labels (S, n).
 
     The data are `ModelInput` for adapters with a backbone of their own, else `BackboneFeatures` of the base
     model.
     """
-    lora1 = config.lora1 if "lora1" in groups else None
-    projection, column = projection_module(config, groups, dtype), config.labels.index(label)
+    entry, column = Entry("tokens" if own_backbone else "backbone"), config.labels.index(label)
 
     def one_seed(
         _: jax.Array, base: Tree, adapters: Tree, batch_stats: Tree, stats: Tree, *data: jax.Array
     ) -> jax.Array:
         params = lora.overlay(base, adapters)
-        networks = Networks(config, {"params": params}, module_dtype(dtype), lora1)
-        features = networks.lamost_features(*data) if own_backbone else BackboneFeatures(*data)
+        if own_backbone:
+            flux, valid = data
+            inputs = {"tokens": tokenise(flux, config.specformer, valid)}
+        else:
+            inputs = BackboneFeatures(*data)._asdict()
+        features = tower_features(config, dtype, params, inputs, entry, heads)
         labels = []
         for head in heads:
-            x = features.mean
-            if head == "mlp2":
-                tower = {"params": params["lamost"]["projection"]}
-                x = apply(projection, tower, features.mixed, method="project")
-            x = (x - stats[head]["feature_mean"]) / stats[head]["feature_std"]
-            variables = {"params": params[head], "batch_stats": batch_stats[head]}
-            y = apply(head_module(config, head, groups), variables, x)[:, column]
+            x = (features[head] - stats[head]["feature_mean"]) / stats[head]["feature_std"]
+            y = head_output(config, head, params, batch_stats, x)[:, column]
             labels.append(y * stats[head]["label_std"] + stats[head]["label_mean"])
         return jnp.stack(labels).mean(axis=0)
 
     return jax.jit(jax.vmap(one_seed, in_axes=(0, None, 0, None, None, None, None)))
 
 
-def _stats(model: Foundation, head: str) -> Mapping[str, Any]:
-    return {**NEUTRAL_STATS, **model.stats.get(head, {})}
-
-
 @functools.cache
-def _backbone_program(config: ModelConfig, groups: Groups, dtype: str) -> Callable[..., BackboneFeatures]:
-    lora1 = config.lora1 if "lora1" in groups else None
-
+def _backbone_program(config: ModelConfig, dtype: str) -> Callable[..., BackboneFeatures]:
     def one_seed(
         _: jax.Array, frozen: Tree, adapters: Tree, flux: jax.Array, valid: jax.Array
     ) -> BackboneFeatures:
         variables = {"params": lora.overlay(frozen, adapters)}
-        return Networks(config, variables, module_dtype(dtype), lora1).lamost_features(flux, valid)
+        return Networks(config, variables, module_dtype(dtype)).lamost_features(flux, valid)
 
     return jax.jit(jax.vmap(one_seed, in_axes=(0, None, 0, None, None)))
 
 
 @functools.cache
-def _projection_program(config: ModelConfig, groups: Groups, dtype: str) -> Callable[..., jax.Array]:
-    module = projection_module(config, groups, dtype)
+def _features_program(
+    config: ModelConfig, heads: tuple[str, ...], entry: Entry, dtype: str, own: bool
+) -> Callable[..., dict[str, jax.Array]]:
+    def one_seed(
+        _: jax.Array, frozen: Tree, adapters: Tree, inputs: Tree, rows: jax.Array
+    ) -> dict[str, jax.Array]:
+        params = lora.overlay(frozen, adapters)
+        mine = jax.tree.map(lambda leaf: leaf[rows], inputs)
+        return tower_features(config, dtype, params, mine, entry, heads)
 
-    def one_seed(_: jax.Array, frozen: Tree, adapters: Tree, mixed: jax.Array) -> jax.Array:
-        params = lora.overlay(frozen, adapters)["lamost"]["projection"]
-        return apply(module, {"params": params}, mixed, method="project")
-
-    return jax.jit(jax.vmap(one_seed, in_axes=(0, None, 0, 0)))
+    return jax.jit(jax.vmap(one_seed, in_axes=(0, None, 0, 0 if own else None, 0)))
 
 
 @functools.cache
-def _head_program(config: ModelConfig, head: str, groups: Groups) -> Callable[..., jax.Array]:
-    network = head_module(config, head, groups)
-
+def _head_program(config: ModelConfig, head: str) -> Callable[..., jax.Array]:
     def one_seed(_: jax.Array, frozen: Tree, adapters: Tree, stats: Tree, features: jax.Array) -> jax.Array:
-        params = lora.overlay(frozen, adapters)[head]
-        return apply(network, {"params": params, "batch_stats": stats}, features)
+        return head_output(config, head, lora.overlay(frozen, adapters), stats, features)
 
     return jax.jit(jax.vmap(one_seed, in_axes=(0, None, 0, None, 0)))
-
-
-def projection_module(config: ModelConfig, groups: Groups, dtype: str) -> LamostProjection:
-    """Return the LAMOST projection, with LoRA3 if it is among the groups."""
-    return LamostProjection(
-        config.projection, config.lora3 if "lora3" in groups else None, module_dtype(dtype)
-    )
-
-
-def head_module(config: ModelConfig, head: str, groups: Groups) -> LabelHead:
-    """Return a label head, with its LoRA group if it is among the groups."""
-    group = lora.HEAD_GROUPS[head]
-    return LabelHead(config.head, lora=config.loras[group] if group in groups else None)

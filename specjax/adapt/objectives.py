@@ -1,27 +1,84 @@
-"""The objectives of the adaptation, their optimizers and initial factors, each made once for its arguments.
+"""The objective of the adaptation: a weighted sum of terms, through every layer that is adapted below them.
 
-`train.loop.fit` compiles a program per objective and optimizer object; hence the caches.
+| term        | data                                              | reaches                                |
+|-------------|---------------------------------------------------|----------------------------------------|
+| label       | labelled training stars                           | all groups below and in the heads      |
+| masked      | unlabelled spectra and those of the training stars| LoRA1                                  |
+| contrastive | unlabelled pairs of LAMOST and Gaia XP spectra    | LoRA1 and LoRA3                        |
+| anchor      | training stars, and the pairs if there are any    | LoRA1 and LoRA3                        |
+
+`train.loop.fit` compiles a program per loss object; `make_loss` returns one per `Problem`.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from specjax import lora
-from specjax.adapt.forward import head_module, projection_module
-from specjax.config import LORA_GROUPS, ModelConfig
+from specjax.adapt.tower import Entry, head_output, tower_features
+from specjax.config import ModelConfig
+from specjax.errors import ConfigError
 from specjax.foundation.networks import module_dtype
 from specjax.models.apply import apply
 from specjax.models.specformer import SpecFormer
 from specjax.models.tokens import tokenise
 from specjax.train import losses
 from specjax.train.loop import Loss
-from specjax.train.micro_batches import summed
-from specjax.train.optimizer import GroupSchedule, make_optimizer
+from specjax.train.micro_batches import PartLoss, summed
 from specjax.typing import Tree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """Weights of the terms of the loss; a term of weight 0 is not computed.
+
+    Attributes:
+        label: robust regression of the label.
+        masked: masked modelling, as published, of unlabelled spectra and of those of the training stars.
+        contrastive: alignment with the Gaia XP spectra of the unlabelled stars; other pairs of the batch are
+            the negatives.
+        anchor: squared distance of the features from those of the frozen model, relative to their length.
+
+    Raises:
+        ConfigError: a negative weight, or none above 0.
+    """
+
+    label: float = 1.0
+    masked: float = 0.0
+    contrastive: float = 0.0
+    anchor: float = 0.0
+
+    def __post_init__(self) -> None:
+        weights = dataclasses.astuple(self)
+        if min(weights) < 0 or not any(weights):
+            raise ConfigError(f"the weights of an objective must be positive or 0, and not all 0: {self}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What a program trains for, apart from parameters and data.
+
+    Attributes:
+        config: sizes of the model.
+        dtype: type of the tower's matrix products.
+        entry: where the program enters the tower.
+        heads: heads in the label term.
+        column: the label's column in their output.
+        objective: weights of the terms.
+        batch: rows of each term in a step; None uses all training stars in the label term.
+        rows: rows that go through the tower at a time, a divisor of `batch`.
+    """
+
+    config: ModelConfig
+    dtype: str
+    entry: Entry
+    heads: tuple[str, ...]
+    column: int
+    objective: Objective
+    batch: int | None
+    rows: int | None = None
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -31,78 +88,113 @@ def tokens(config: ModelConfig, flux: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def initial_factors(config: ModelConfig, group: str) -> Callable[[jax.Array, Tree], Tree]:
-    """Compile (keys (S,), base parameters) -> initial factors of a group, leaves (S, ...)."""
-    tag = LORA_GROUPS.index(group)
+def make_loss(problem: Problem) -> Loss:
+    """Return the loss of one seed for `train.loop.fit`.
 
-    def one_seed(key: jax.Array, params: Tree) -> Tree:
-        return lora.init_adapters(jax.random.fold_in(key, tag), params, {group: config.loras[group]})
+    Its arguments are
 
-    return jax.jit(jax.vmap(one_seed, in_axes=(0, None)))
+    - the trained leaves;
+    - frozen: "params", from the entry on, "batch_stats" and "stats" (feature_mean and feature_std) by head;
+    - shared, or own where seeds differ: "labelled" and "pairs", inputs of the tower (n, ...) and (p, ...);
+    - shared: "pool" (m, t, token_dim), tokens for masked modelling; "z_xp" (p, k), projected Gaia XP spectra;
+      "frozen" {head: (n, d)} and "z_frozen" (p, k), features of the frozen model, for the anchor;
+    - own: "rows" (a,) of the training stars, "y" {head: (a,)}, their standardised labels, "weight" (a,), 0
+      for stars that are left out; "in_pool" (m,), True for the tokens that may be drawn;
+    - a random key for the draws.
 
-
-@functools.cache
-def optimizer(group: str, schedule: GroupSchedule, steps: int) -> optax.GradientTransformation:
-    """Make the optimizer of one group."""
-    return make_optimizer({group: schedule}, steps=steps)
-
-
-@functools.cache
-def masked_modelling_loss(
-    config: ModelConfig, batch: int, dtype: str = "float32", rows: int | None = None
-) -> Loss:
-    """Return LoRA1's objective: masked modelling of a batch of shared tokens (m, t, d), `rows` at a time."""
-    rows = rows or batch
-    network = SpecFormer(config.specformer, lora=config.lora1, dtype=module_dtype(dtype))
-
-    def part_loss(factors: Tree, frozen: Tree, part: Tree) -> jax.Array:
-        drawn, hidden, share = part
-        params = lora.combine(frozen, factors)["lamost"]["backbone"]
-        masked = jnp.where(hidden[..., None], 0, drawn)
-        predicted = apply(network, {"params": params}, masked, method="predict_tokens")
-        return jnp.asarray(share * losses.masked_modelling(predicted, drawn, hidden))
-
-    def loss(factors: Tree, frozen: Tree, tokens: jax.Array, own: Tree, key: jax.Array) -> jax.Array:
-        del own
-        choose, mask = jax.random.split(key)
-        drawn = tokens[jax.random.randint(choose, (batch,), 0, len(tokens))]
-        hidden = losses.chunk_mask(mask, batch, config.specformer)
-        if rows == batch:
-            return part_loss(factors, frozen, (drawn, hidden, 1.0))
-        drawn, hidden = (x.reshape(-1, rows, *x.shape[1:]) for x in (drawn, hidden))
-        count = hidden.sum(axis=(1, 2))  # the loss is a mean over the hidden tokens
-        return summed(part_loss, factors, frozen, (drawn, hidden, count / jnp.maximum(count.sum(), 1)))
-
-    return loss
-
-
-@functools.cache
-def contrastive_loss(config: ModelConfig, batch: int, dtype: str = "float32") -> Loss:
-    """Return LoRA3's objective: contrast "z_xp" (m, k) with the projection of "mixed" (m, dim).
-
-    "mixed" is shared, or each seed's own.
+    Only what the terms of the objective need has to be there.
     """
-    module = projection_module(config, ("lora3",), dtype)
+    objective = problem.objective
 
-    def loss(factors: Tree, frozen: Tree, shared: Tree, own: Tree, key: jax.Array) -> jax.Array:
-        rows = jax.random.choice(key, len(shared["z_xp"]), (batch,), replace=False)
-        mixed = own["mixed"] if "mixed" in own else shared["mixed"]
-        params = lora.combine(frozen, factors)["lamost"]["projection"]
-        z_lamost = apply(module, {"params": params}, mixed[rows], method="project")
-        return losses.contrastive(shared["z_xp"][rows], z_lamost)
-
-    return loss
-
-
-@functools.cache
-def head_loss(config: ModelConfig, head: str, group: str, column: int) -> Loss:
-    """Return LoRA2's and LoRA4's objective: robust regression of a label on features "x" (a, d)."""
-    network = head_module(config, head, (group,))
-
-    def loss(factors: Tree, frozen: Tree, stats: Tree, own: Tree, key: jax.Array) -> jax.Array:
-        del key
-        params = lora.combine(frozen, factors)[head]
-        predicted = apply(network, {"params": params, "batch_stats": stats}, own["x"])[:, column]
-        return losses.pseudo_huber_loss(predicted - own["y"], own["weight"])
+    def loss(trained: Tree, frozen: Tree, shared: Tree, own: Tree, key: jax.Array) -> jax.Array:
+        draw, mask, pair = jax.random.split(key, 3)
+        given = {**shared, **own}
+        total = jnp.zeros(())
+        if objective.label:
+            total += _label_term(problem, trained, frozen, given, draw)
+        if objective.masked:
+            total += objective.masked * _masked_term(problem, trained, frozen, given, mask)
+        if objective.contrastive:
+            total += _pair_term(problem, trained, frozen, given, pair)
+        return total
 
     return loss
+
+
+def _label_term(problem: Problem, trained: Tree, frozen: Tree, given: Tree, key: jax.Array) -> jax.Array:
+    """Return the label and the anchor term of the training stars, weighted."""
+    weight, rows, y = given["weight"], given["rows"], given["y"]
+    if problem.batch is not None and problem.batch < len(rows):
+        # Different stars, drawn among those of weight above 0 as long as there are any.
+        order = jax.random.gumbel(key, weight.shape) + jnp.where(weight > 0, 0.0, -jnp.inf)
+        drawn = jax.lax.top_k(order, problem.batch)[1]
+        weight, rows, y = jax.tree.map(lambda leaf: leaf[drawn], (weight, rows, y))
+    batch = {
+        "inputs": jax.tree.map(lambda leaf: leaf[rows], given["labelled"]),
+        "y": y,
+        "weight": weight / jnp.maximum(weight.sum(), 1e-6),
+    }
+    if problem.objective.anchor:
+        batch["frozen"] = jax.tree.map(lambda leaf: leaf[rows], given["frozen"])
+
+    def part_loss(trained: Tree, frozen: Tree, part: Tree) -> jax.Array:
+        params = lora.overlay(frozen["params"], trained)
+        features = tower_features(
+            problem.config, problem.dtype, params, part["inputs"], problem.entry, problem.heads
+        )
+        cost = jnp.zeros(())
+        for head in problem.heads:
+            stats = frozen["stats"][head]
+            x = (features[head] - stats["feature_mean"]) / stats["feature_std"]
+            predicted = head_output(problem.config, head, params, frozen["batch_stats"], x)
+            residual = jnp.where(part["weight"] > 0, predicted[:, problem.column] - part["y"][head], 0)
+            each = problem.objective.label * losses.pseudo_huber(residual)
+            if problem.objective.anchor:
+                each += problem.objective.anchor * losses.relative_distance(
+                    features[head], part["frozen"][head]
+                )
+            cost += (each * part["weight"]).sum()
+        return cost
+
+    return _in_parts(problem, part_loss, trained, frozen, batch)
+
+
+def _masked_term(problem: Problem, trained: Tree, frozen: Tree, given: Tree, key: jax.Array) -> jax.Array:
+    config, choose_and_mask = problem.config, jax.random.split(key)
+    network = SpecFormer(config.specformer, lora=config.lora1, dtype=module_dtype(problem.dtype))
+    assert problem.batch is not None
+    logits = jnp.where(given["in_pool"], 0.0, -jnp.inf)
+    drawn = given["pool"][jax.random.categorical(choose_and_mask[0], logits, shape=(problem.batch,))]
+    hidden = losses.chunk_mask(choose_and_mask[1], problem.batch, config.specformer)
+
+    def part_loss(trained: Tree, frozen: Tree, part: Tree) -> jax.Array:
+        params = lora.overlay(frozen["params"], trained)["lamost"]["backbone"]
+        masked = jnp.where(part["hidden"][..., None], 0, part["tokens"])
+        predicted = apply(network, {"params": params}, masked, method="predict_tokens")
+        return losses.masked_modelling_sum(predicted, part["tokens"], part["hidden"])
+
+    batch = {"tokens": drawn, "hidden": hidden}
+    return _in_parts(problem, part_loss, trained, frozen, batch) / jnp.maximum(hidden.sum(), 1)
+
+
+def _pair_term(problem: Problem, trained: Tree, frozen: Tree, given: Tree, key: jax.Array) -> jax.Array:
+    """Return the contrastive and the anchor term of the pairs, weighted."""
+    assert problem.batch is not None
+    pairs = len(given["z_xp"])
+    rows = jax.random.choice(key, pairs, (min(problem.batch, pairs),), replace=False)
+    inputs = jax.tree.map(lambda leaf: leaf[rows], given["pairs"])
+    params = lora.overlay(frozen["params"], trained)
+    z = tower_features(problem.config, problem.dtype, params, inputs, problem.entry, ("mlp2",))["mlp2"]
+    cost = problem.objective.contrastive * losses.contrastive(given["z_xp"][rows], z)
+    if problem.objective.anchor:
+        cost += problem.objective.anchor * losses.relative_distance(z, given["z_frozen"][rows]).mean()
+    return cost
+
+
+def _in_parts(problem: Problem, part_loss: PartLoss, trained: Tree, frozen: Tree, batch: Tree) -> jax.Array:
+    """Add up a loss that is a sum over rows, `problem.rows` of them at a time."""
+    rows, count = problem.rows, len(jax.tree.leaves(batch)[0])
+    if rows is None or count <= rows or count % rows:
+        return part_loss(trained, frozen, batch)
+    parts = jax.tree.map(lambda leaf: leaf.reshape(-1, rows, *leaf.shape[1:]), batch)
+    return summed(part_loss, trained, frozen, parts)

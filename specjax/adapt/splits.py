@@ -36,6 +36,13 @@ class Splits:
     def __len__(self) -> int:
         return len(self.train)
 
+    def repeated(self, seeds: int) -> "Splits":
+        """Return the first split for that many seeds, which differ in all other random numbers."""
+        rows = {
+            name: np.repeat(getattr(self, name)[:1], seeds, axis=0) for name in ("train", "validate", "test")
+        }
+        return Splits(**rows)
+
     def __getitem__(self, seeds: slice) -> "Splits":
         return replace(self, **{name: rows[seeds] for name, rows in self.__dict__.items()})
 

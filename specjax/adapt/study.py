@@ -12,8 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from specjax import lora
 from specjax.adapt.adaptation import Adaptation, AdaptationResult, AdaptConfig
 from specjax.adapt.configuration import Configuration
+from specjax.adapt.forward import count_seeds, predict_label
 from specjax.adapt.splits import Splits, draw_splits
 from specjax.adapt.target import Target
 from specjax.atomic import atomic_folder
@@ -25,6 +27,12 @@ from specjax.progress import Say, silent
 from specjax.report import metrics, plots, results
 from specjax.typing import FloatArray, IntArray
 from specjax.units import symbol_and_unit
+
+FUSED, MEAN = "-fused", "-mean"
+"""Endings of the rows of adapters that were fused and of the mean of the predictions of all seeds."""
+
+MIN_UNSEEN = 10
+"""Fewest stars on which fused adapters are scored."""
 
 Baselines = Callable[[Target, Splits], Mapping[str, FloatArray]]
 """(target, splits) -> {baseline: predictions (S, n)}."""
@@ -73,12 +81,10 @@ def run_study(
     outside: dict[str, dict[str, str]] = {}
     with atomic_folder(out) as folder, ThreadPoolExecutor(1) as thread:
         for target in targets:
-            drawn = (splits or {}).get(target.name) or draw_splits(
-                len(target.labelled), seeds=config.seeds, train=config.train, validate=config.validate
-            )
+            drawn = (splits or {}).get(target.name) or _draw(target, config)
             pending = thread.submit(baselines, target, drawn) if baselines is not None else None
             adaptation = Adaptation(model, target, drawn, config, say)
-            outside[target.name] = adaptation.towers.outside_training()
+            outside[target.name] = adaptation.inputs.outside_training()
             _warn_of_outside(target, outside[target.name], say)
             adapted: list[AdaptationResult] = []
             for configuration in wanted:
@@ -86,9 +92,13 @@ def run_study(
                 adapted.append(adaptation.run(configuration))
             others = {} if pending is None else pending.result()
             scored = score(target, drawn, adapted, others)
+            fused = [fuse_seeds(model, target, one) for one in adapted if one.adapters and config.fuse]
+            scored += _score_fused(target, drawn, adapted, fused, say)
             rows += scored
             columns.append(_columns(target, drawn, adapted, others))
-            _save_adapters(folder / "adapters" / target.name, model, target, config, adapted, scored)
+            _save_adapters(
+                folder / "adapters" / target.name, model, target, config, [*adapted, *fused], scored
+            )
             _plot_target(folder, target, drawn, adapted, scored)
         names = [configuration.name for configuration in wanted]
         about = {"adapt": config, "configurations": names, "outside_training": outside}
@@ -97,6 +107,59 @@ def run_study(
         joined = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
         results.write_predictions(folder, joined)
         plots.plot_sigma(folder / "sigma.png", rows, unit=unit, label_scatter=label_scatter)
+    return rows
+
+
+def _draw(target: Target, config: AdaptConfig) -> Splits:
+    drawn = draw_splits(
+        len(target.labelled),
+        seeds=1 if config.one_split else config.seeds,
+        train=config.train,
+        validate=config.validate,
+    )
+    return drawn.repeated(config.seeds) if config.one_split else drawn
+
+
+def fuse_seeds(model: Foundation, target: Target, result: AdaptationResult) -> AdaptationResult:
+    """Fuse the adapters of all seeds into one (`lora.fuse`), and predict with it."""
+    adapters = lora.fuse(result.adapters)
+    heads = result.configuration.heads
+    return AdaptationResult(
+        configuration=dataclasses.replace(result.configuration, name=f"{result.configuration.name}{FUSED}"),
+        predictions=predict_label(model, heads, adapters, target.labelled, target.label),
+        adapters=adapters,
+        chosen={},
+    )
+
+
+def _score_fused(
+    target: Target,
+    splits: Splits,
+    adapted: Sequence[AdaptationResult],
+    fused: Sequence[AdaptationResult],
+    say: Say,
+) -> list[results.Row]:
+    """Score fused adapters, and the mean of the predictions of all seeds, on stars that none has seen."""
+    if not fused:
+        return []
+    seen = np.concatenate([splits.train, splits.validate], axis=1)
+    unseen = np.setdiff1d(np.arange(len(target.labelled)), seen)
+    if len(unseen) < MIN_UNSEEN:
+        say(
+            f"{target.name}: {len(unseen)} stars are in no seed's training or validation set, too few to"
+            " score the fused adapters; use one split for all seeds"
+        )
+        return []
+    one = Splits(train=splits.train[:1], validate=splits.validate[:1], test=unseen[None])
+    by_name = {result.configuration.name: result for result in adapted}
+    rows = []
+    for result in fused:
+        name = result.configuration.name.removesuffix(FUSED)
+        reference = by_name[result.configuration.zero_shot.name].predictions[:1]
+        mean = by_name[name].predictions.mean(axis=0, keepdims=True)
+        for label, predictions in ((f"{name}{MEAN}", mean), (f"{name}{FUSED}", result.predictions)):
+            scores = _scores(target, one, predictions, reference)
+            rows += results.table_rows(target.name, label, scores, kind="adapted")
     return rows
 
 
@@ -203,15 +266,16 @@ def _save_adapters(
             continue
         name = one.configuration.name
         description = {
-            "configuration": name,
+            "configuration": name.removesuffix(FUSED),
             "label": target.label,
             "target": target.name,
             "fwhm": target.fwhm,
             "preparation": dict(target.preparation),
-            "seeds": config.seeds,
-            "sigma": sigma[name],
+            "seeds": count_seeds(one.adapters),
+            "sigma": sigma.get(name),
             "lora": {
-                group: dataclasses.asdict(model.config.loras[group]) for group in one.configuration.groups
+                group: dataclasses.asdict(model.config.loras[group])
+                for group in one.configuration.lora_groups
             },
             "chosen": results.plain(one.chosen),
         }

@@ -70,7 +70,8 @@ def adapt_survey(
     observed = read(spectra, survey, wavelength_medium=wavelength_medium, wavelength_unit=wavelength_unit)
     roles = read_roles(labels)
     joined = _joined_labels(observed, labels, label)
-    needs_xp = any(configuration.needs_xp for configuration in parsed)
+    config = config or AdaptConfig()
+    needs_xp = any(config.needs_xp(configuration) for configuration in parsed)
     target = make_target(
         observed.survey or spectra.stem,
         to_lamost(observed, fwhm=fwhm),
@@ -81,7 +82,7 @@ def adapt_survey(
         xp=_xp_side(observed, spectra, xp, fwhm) if needs_xp else None,
         fwhm=fwhm,
     )
-    config, splits = config or AdaptConfig(), {}
+    splits: dict[str, Splits] = {}
     if roles is not None:
         target, config, splits[target.name] = _splits_of_table(target, config, roles)
         say(f"splits from {labels}: {config.train} training and {config.validate} validation stars")

@@ -25,13 +25,24 @@ class Adapt:
     label: str = "fe_h"
     """label to predict: a column of the table and one of the model's labels"""
     configuration: tuple[str, ...] = ("lora4",)
-    """configurations: zero-shot-mlp1, zero-shot-mlp2, or lora1 to lora4 joined by +, such as lora1+lora2"""
+    """configurations: lora1 to lora4 joined by +, such as lora1+lora2, or zero-shot, residual, scratch or
+    full followed by -mlp1 or -mlp2"""
     seeds: int = 16
     """number of random splits; each trains its own adapter"""
     train: int = 60
     """training stars per split"""
     validate: int = 10
     """validation stars per split; the remaining stars are the test stars"""
+    objective: Literal["joint", "sequential"] = "joint"
+    """joint trains all groups together on the labels; sequential is the paper's: lora1 by masked modelling,
+    lora3 against Gaia XP, then the heads"""
+    ranks: tuple[tuple[str, int], ...] = ()
+    """pairs of a regular expression and the rank of the layers that it is found in, 0 to leave them alone,
+    such as --ranks q_proj 0 out_proj 2"""
+    one_split: bool = False
+    """one split for all seeds, as in the paper"""
+    fuse: bool = False
+    """also average the seeds into one adapter (NAME-fused)"""
     survey: str | None = None
     """name of the survey, if it cannot be recognised from the files"""
     wavelength_medium: Literal["vacuum", "air"] | None = None
@@ -39,7 +50,7 @@ class Adapt:
     wavelength_unit: Literal["angstrom", "nm", "um", "log10"] | None = None
     """unit of the wavelengths in an .npz or .h5 file that does not specify it"""
     xp: Path | None = None
-    """Gaia XP spectra with the same ids, for lora3"""
+    """Gaia XP spectra with the same ids, for lora3 in the sequential objective"""
     fwhm: float | None = None
     """resolution (FWHM, Angstrom) of the spectra, to derive Gaia XP spectra if they cover 336-1020 nm"""
 
@@ -60,7 +71,15 @@ class Adapt:
             out=self.out,
             label=self.label,
             configurations=self.configuration,
-            config=AdaptConfig(seeds=self.seeds, train=self.train, validate=self.validate),
+            config=AdaptConfig(
+                seeds=self.seeds,
+                train=self.train,
+                validate=self.validate,
+                objective=self.objective,
+                ranks=self.ranks,
+                one_split=self.one_split,
+                fuse=self.fuse,
+            ),
             survey=self.survey,
             wavelength_medium=self.wavelength_medium,
             wavelength_unit=self.wavelength_unit,

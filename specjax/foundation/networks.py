@@ -48,15 +48,13 @@ class Networks:
 
     Attributes:
         config: sizes.
-        variables: {"params": ..., "batch_stats": ...}.
+        variables: {"params": ..., "batch_stats": ...}; LoRA1 acts where the parameters hold its factors.
         dtype: see `module_dtype`.
-        lora1: set if the variables hold LoRA1 factors.
     """
 
     config: ModelConfig
     variables: Variables
     dtype: str | None = None
-    lora1: LoRAConfig | None = None
 
     def lamost_tokens(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
         """Return all output tokens (n, tokens, d) of the LAMOST encoder."""
@@ -133,7 +131,7 @@ class Networks:
         return self._specclip(self.lamost_z(flux, valid), "gaia_xp", method="translate")
 
     def _lamost_backbone(self, flux: jax.Array, valid: jax.Array, method: str | None = None) -> jax.Array:
-        return self._specformer("lamost", self.config.specformer, self.lora1, flux, valid, method)
+        return self._specformer("lamost", self.config.specformer, self.config.lora1, flux, valid, method)
 
     def _xp_backbone(self, flux: jax.Array, valid: jax.Array, method: str | None = None) -> jax.Array:
         if self.config.xp_transformer is not None:

@@ -3,9 +3,14 @@
 import chex
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from specjax.config import LabelHeadConfig, LoRAConfig
-from specjax.models.layers import LoRADense, batch_norm
+from specjax.models.layers import LoRADense, batch_norm, gelu
+from specjax.typing import Tree
+
+RESIDUAL_WIDTH = 64
+"""Hidden units of a residual head."""
 
 
 class LabelHead(nn.Module):
@@ -13,7 +18,8 @@ class LabelHead(nn.Module):
 
     With `config.members` M above 1 the head is a deep ensemble: every leaf has a leading axis M and the
     outputs are averaged. With M = 1 the tree is the published one, without that axis. `lora` adapts every
-    Linear layer (LoRA2, LoRA4).
+    Linear layer (LoRA2, LoRA4). If the tree holds `init_residual`'s leaves, a network of one hidden layer is
+    added to the output: the residual head of arXiv 2602.15021.
     """
 
     config: LabelHeadConfig
@@ -59,12 +65,32 @@ class LabelHead(nn.Module):
 
     def network(self, x: jax.Array, use_running_average: bool, deterministic: bool) -> jax.Array:
         """Apply one member to x (n, d)."""
-        config = self.config
+        config, standardised = self.config, x
         for index, width in enumerate(config.hidden_dims):
             x = LoRADense(width, lora=self.lora, name=f"dense_{index}")(x)
             x = nn.relu(batch_norm(use_running_average, name=f"norm_{index}")(x))
             x = nn.Dropout(config.dropout)(x, deterministic=deterministic)
-        return LoRADense(config.num_labels, lora=self.lora, name=f"dense_{len(config.hidden_dims)}")(x)
+        labels = LoRADense(config.num_labels, lora=self.lora, name=f"dense_{len(config.hidden_dims)}")(x)
+        if not self.has_variable("params", "residual_0"):
+            return labels
+        hidden = gelu(LoRADense(RESIDUAL_WIDTH, name="residual_0")(standardised))
+        return labels + LoRADense(config.num_labels, name="residual_1")(hidden)
+
+
+def init_residual(key: jax.Array, config: LabelHeadConfig, width: int) -> Tree:
+    """Make the leaves of a residual head on features (n, width), whose output is zero at first."""
+    lead = (config.members,) if config.members > 1 else ()
+    kernel = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=tuple(range(len(lead))))
+    return {
+        "residual_0": {
+            "kernel": kernel(key, (*lead, width, RESIDUAL_WIDTH)),
+            "bias": jnp.zeros((*lead, RESIDUAL_WIDTH)),
+        },
+        "residual_1": {
+            "kernel": jnp.zeros((*lead, RESIDUAL_WIDTH, config.num_labels)),
+            "bias": jnp.zeros((*lead, config.num_labels)),
+        },
+    }
 
 
 class AuxiliaryHead(nn.Module):

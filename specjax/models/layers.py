@@ -24,8 +24,9 @@ EPSILON = 1e-5  # the default of torch.nn.LayerNorm and torch.nn.BatchNorm1d
 class LoRADense(nn.Module):
     """A dense layer with an optional low-rank term: y = x W + b + (alpha/rank) (x A) B.
 
-    Without `lora` the parameters are exactly {kernel (in, out), bias (out,)}; with it, lora_a (in, rank),
-    drawn by `init_lora_a`, and lora_b (rank, out), initialised to zero, are added. The two products are
+    Without `lora` the parameters are exactly {kernel (in, out), bias (out,)}; with it, `init` adds lora_a
+    (in, rank), drawn by `init_lora_a`, and lora_b (rank, out), zero. Afterwards the tree decides: the term is
+    there if the factors are, at the rank that they have, times the scale of `lora`. The two products are
     computed separately: under a vmap over seeds that batches only A and B, the product with W remains one
     large matrix product over all seeds.
     """
@@ -42,10 +43,13 @@ class LoRADense(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = x @ kernel + bias
-        if self.lora is None:
+        if self.lora is None or not (self.is_initializing() or self.has_variable("params", "lora_a")):
             return y
-        down = self.param("lora_a", init_lora_a, (x.shape[-1], self.lora.rank))
-        up = self.param("lora_b", nn.initializers.zeros, (self.lora.rank, self.features))
+        if self.is_initializing():
+            down = self.param("lora_a", init_lora_a, (x.shape[-1], self.lora.rank))
+            up = self.param("lora_b", nn.initializers.zeros, (self.lora.rank, self.features))
+        else:
+            down, up = (self.get_variable("params", name) for name in ("lora_a", "lora_b"))
         down, up = nn.dtypes.promote_dtype(down, up, dtype=self.dtype)
         return y + low_rank(x, down, up, self.lora.scale)
 

@@ -37,13 +37,23 @@ class SpecFormer(nn.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Embed tokens (n, t, token_dim) as (n, t, dim), after the final LayerNorm."""
         chex.assert_shape(tokens, (None, self.config.num_tokens, self.config.token_dim))
-        x = self.data_embed(tokens) + self.position_embed.embedding[: tokens.shape[1]]
-        for block in self.blocks:
-            x = block(x)
-        x = self.final_layernorm(x)
+        x = self.from_block(self.to_block(tokens, 0), 0)
         if self.is_initializing():  # so that init creates the parameters of predict_tokens too
             self.head(x)
         return x
+
+    def to_block(self, tokens: jax.Array, block: int) -> jax.Array:
+        """Run tokens (n, t, token_dim) up to the input (n, t, dim) of a block."""
+        x = self.data_embed(tokens) + self.position_embed.embedding[: tokens.shape[1]]
+        for one in self.blocks[:block]:
+            x = one(x)
+        return x
+
+    def from_block(self, x: jax.Array, block: int) -> jax.Array:
+        """Run the input (n, t, dim) of a block to the end, after the final LayerNorm."""
+        for one in self.blocks[block:]:
+            x = one(x)
+        return self.final_layernorm(x)
 
     def predict_tokens(self, tokens: jax.Array) -> jax.Array:
         """Predict the unmasked tokens (n, t, token_dim) from partly masked ones of the same shape."""

@@ -44,10 +44,17 @@ def masked_modelling(predicted: jax.Array, tokens: jax.Array, hidden: jax.Array)
         tokens: (n, t, d), the unmasked tokens.
         hidden: (n, t) bool.
     """
+    return masked_modelling_sum(predicted, tokens, hidden) / jnp.maximum(hidden.sum(), 1)
+
+
+def masked_modelling_sum(predicted: jax.Array, tokens: jax.Array, hidden: jax.Array) -> jax.Array:
+    """Sum over the hidden tokens of their mean squared error; arguments as in `masked_modelling`.
+
+    A batch can be cut into parts whose sums add up.
+    """
     chex.assert_equal_shape((predicted, tokens))
     chex.assert_shape(hidden, tokens.shape[:-1])
-    error = ((predicted - tokens) ** 2).mean(-1) * hidden
-    return error.mean() / jnp.maximum(hidden.mean(), 1 / hidden.size)
+    return (((predicted - tokens) ** 2).mean(-1) * hidden).sum()
 
 
 def contrastive(z_xp: jax.Array, z_lamost: jax.Array) -> jax.Array:
@@ -65,6 +72,12 @@ def _unit(z: jax.Array) -> jax.Array:
     """Divide by max(norm, MIN_NORM), with a finite gradient for rows of zeros."""
     square = (z**2).sum(axis=-1, keepdims=True)
     return z / jnp.sqrt(jnp.maximum(square, MIN_NORM**2))
+
+
+def relative_distance(z: jax.Array, frozen: jax.Array) -> jax.Array:
+    """Return the squared distance of each row of z (n, d) from that of the frozen model, over its length."""
+    chex.assert_equal_shape((z, frozen))
+    return ((z - frozen) ** 2).sum(-1) / jnp.maximum((frozen**2).sum(-1), MIN_NORM**2)
 
 
 def l1(predicted: jax.Array, target: jax.Array, valid: jax.Array) -> jax.Array:

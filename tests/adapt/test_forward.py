@@ -1,12 +1,12 @@
 """Predictions with the adapters of all seeds at once against those of each seed merged into the model."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from specjax import lora
 from specjax.adapt import forward
+from specjax.adapt.tower import Entry
 from specjax.foundation import Foundation, inference
 from tests.models.tiny import TINY, random_system
 
@@ -106,7 +106,7 @@ def test_rows_at_a_time_do_not_matter_and_compile_little(model, monkeypatch):
     whole = forward.predict_label(model, ("mlp2",), tree, flux, "fe_h")
     monkeypatch.setattr(forward, "MANY_ROWS", 64)
     np.testing.assert_allclose(forward.predict_label(model, ("mlp2",), tree, flux, "fe_h"), whole, **CLOSE)
-    program = forward._label_program(TINY, ("mlp2",), ("lora4",), "fe_h", "float32", False)
+    program = forward._label_program(TINY, ("mlp2",), "fe_h", "float32", False)
     compiled = program._cache_size()
     for n in (1, 7, 63, 65):
         forward.predict_label(model, ("mlp2",), tree, flux[:n], "fe_h")
@@ -121,7 +121,8 @@ def test_features_of_seeds_are_those_of_each_seed_alone(model):
         np.testing.assert_allclose(found.mean[seed], expected.mean, **CLOSE)
         np.testing.assert_allclose(found.mixed[seed], expected.mixed, **CLOSE)
     third = adapters(model, "lora3")
-    z = forward.project(model, third, jnp.asarray(expected.mixed)[None])
+    rows = np.tile(np.arange(5), (SEEDS, 1))
+    z = forward.features(model, ("mlp2",), third, expected._asdict(), Entry("backbone"), rows)["mlp2"]
     for seed in range(SEEDS):
         one = model.adapted(of_seed(third, seed)).head_features(expected, "mlp2")
         np.testing.assert_allclose(z[seed], one, **CLOSE)

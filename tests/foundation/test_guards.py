@@ -15,13 +15,15 @@ import pytest
 from benchmarks import flop_counts
 from specjax import lora
 from specjax.adapt import objectives
+from specjax.adapt.objectives import Objective, Problem
+from specjax.adapt.tower import Entry
 from specjax.config import get_preset
 from specjax.foundation import Foundation, inference
 from specjax.foundation.networks import Networks
 from specjax.models import LabelHead, SpecCLIP
 from specjax.models.specformer import attend
 from specjax.train import loop
-from specjax.train.optimizer import GroupSchedule
+from specjax.train.optimizer import GroupSchedule, make_optimizer
 from tests.models.tiny import TINY, random_system
 
 MINI, PAPER = get_preset("mini"), get_preset("paper")
@@ -164,17 +166,25 @@ def test_seeds_train_as_one_base_product_and_thin_ones_the_right_way_round():
         {"mlp2": frozen["mlp2"]["params"]},
     )
     many = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((seeds, *leaf.shape), leaf.dtype), factors)
-    own = {"x": (rows, 768), "y": (rows,), "weight": (rows,)}
-    own = {name: jax.ShapeDtypeStruct((seeds, *shape), jnp.float32) for name, shape in own.items()}
-    program = loop._program(
-        objectives.head_loss(config, "mlp2", "lora4", 0),
-        objectives.optimizer("lora4", GroupSchedule(learning_rate=1e-3), 4),
-        4,
-        2,
-    )
+    own = {
+        "labelled": {"mlp2": jax.ShapeDtypeStruct((seeds, rows, 768), jnp.float32)},
+        "rows": jax.ShapeDtypeStruct((seeds, rows), jnp.int32),
+        "y": {"mlp2": jax.ShapeDtypeStruct((seeds, rows), jnp.float32)},
+        "weight": jax.ShapeDtypeStruct((seeds, rows), jnp.float32),
+    }
+    problem = Problem(
+        config=config, dtype="float32", entry=Entry("features"), heads=("mlp2",), column=0, batch=None,
+        objective=Objective(),
+    )  # fmt: skip
+    optimizer = make_optimizer({"lora4": GroupSchedule(learning_rate=1e-3)}, steps=4)
+    program = loop._program(objectives.make_loss(problem), optimizer, 4, 2)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), seeds))
-    base = {"mlp2": frozen["mlp2"]["params"]}
-    text = program.lower(base, many, frozen["mlp2"]["batch_stats"], own, keys).compile().as_text()
+    base = {
+        "params": {"mlp2": frozen["mlp2"]["params"]},
+        "batch_stats": {"mlp2": frozen["mlp2"]["batch_stats"]},
+        "stats": {"mlp2": {"feature_mean": jnp.zeros(768), "feature_std": jnp.ones(768)}},
+    }
+    text = program.lower(base, many, {}, own, keys).compile().as_text()
     made = re.findall(r"= f32\[([\d,]+)\]\S* dot\(", text)
     for width in (1024, 512):
         assert f"{seeds * rows},{width}" in made

@@ -8,6 +8,8 @@ import pytest
 
 from specjax import batching, lora
 from specjax.adapt import objectives
+from specjax.adapt.objectives import Objective, Problem
+from specjax.adapt.tower import Entry
 from specjax.config import get_preset
 from specjax.models import SpecFormer
 from specjax.train.micro_batches import summed
@@ -18,15 +20,19 @@ BATCH, MINI = 8, get_preset("mini")
 
 def lora1_step(config, params, rows):
     """The gradient of LoRA1's loss over two seeds, as a function to trace."""
-    loss = objectives.masked_modelling_loss(config, BATCH, rows=rows)
+    problem = Problem(
+        config=config, dtype="float32", entry=Entry("tokens"), heads=(), column=0, batch=BATCH, rows=rows,
+        objective=Objective(label=0.0, masked=1.0),
+    )  # fmt: skip
+    loss = objectives.make_loss(problem)
     keys = jax.random.split(jax.random.key(1), 2)
-    frozen = {"lamost": {"backbone": params["lamost"]["backbone"]}}
+    frozen = {"params": {"lamost": {"backbone": params["lamost"]["backbone"]}}}
     factors = jax.vmap(lambda key: lora.init_adapters(key, params, {"lora1": config.lora1}))(keys)
     factors = jax.tree.map(lambda leaf: leaf + 0.02, factors)
     tower = config.specformer
     tokens = np.random.default_rng(0).normal(size=(20, tower.num_tokens, tower.token_dim)).astype(np.float32)
     step = jax.vmap(jax.value_and_grad(loss), in_axes=(0, None, None, None, 0))
-    return step, (factors, frozen, tokens, {}, keys)
+    return step, (factors, frozen, {"pool": tokens, "in_pool": np.ones(20, bool)}, {}, keys)
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,5 @@
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ from flax.traverse_util import unflatten_dict
 
 from specjax import lora
 from specjax.errors import ModelError
-from specjax.train.optimizer import GroupSchedule, make_optimizer
+from specjax.train.optimizer import GroupSchedule, factor_schedules, make_optimizer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -43,9 +45,9 @@ def gradients(params, scale=1.0):
     return jax.tree.map(lambda leaf: jnp.asarray(scale * rng.normal(size=leaf.shape), jnp.float32), params)
 
 
-def update(schedules, params, grads, count=3, clip=1.0):
+def update(schedules, params, grads, count=3):
     """Parameters and state after so many steps with the same gradients."""
-    optimizer = make_optimizer(schedules, steps=STEPS, clip=clip)
+    optimizer = make_optimizer(schedules, steps=STEPS)
 
     @jax.jit
     def run(params, grads):
@@ -109,7 +111,7 @@ def test_clipping_bounds_the_norm(params):
     _, chosen = lora.split(params, ["lora1"])
     grads = gradients(chosen, scale=100.0)
     for clip in (0.5, 2.0):
-        _, state = update({"lora1": FAST}, chosen, grads, count=1, clip=clip)
+        _, state = update({"lora1": dataclasses.replace(FAST, clip=clip)}, chosen, grads, count=1)
         moment = state.inner_states["lora1"].inner_state[1][0].mu
         # mu = (1 - 0.9) g after one step; float32
         np.testing.assert_allclose(optax.tree.norm(moment), 0.1 * clip, rtol=1e-5)
@@ -141,6 +143,51 @@ def test_the_rate_warms_up_and_decays():
     expected = np.concatenate([0.1 * np.arange(warmup) / warmup, 0.01 + 0.09 * decay])
     # float32, and Adam's eps of 1e-8 against gradients of 0.1
     np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-9)
+
+
+def of_label(tree, label):
+    return jax.tree.leaves(lora.split(tree, [label])[1])
+
+
+def test_lora_plus_moves_b_by_a_larger_rate(params):
+    """Adam's first steps are the rate, whatever the gradient: B moves `ratio` times as far as A."""
+    grads = jax.tree.map(jnp.ones_like, params)
+    plain = GroupSchedule(learning_rate=1e-3, clip=1e6)
+    after, _ = update(factor_schedules(["lora1"], plain, ratio=16.0), params, grads)
+    moved = {
+        label: np.abs(np.subtract(of_label(after, label)[0], of_label(params, label)[0])).mean()
+        for label in ("lora1/a", "lora1/b")
+    }
+    np.testing.assert_allclose(moved["lora1/b"], 16 * moved["lora1/a"], rtol=1e-3)  # float32 differences
+    chex.assert_trees_all_equal(of_label(after, "lora2"), of_label(params, "lora2"))
+
+
+def test_lora_fa_keeps_a_and_has_no_state_for_it(params):
+    after, state = update(factor_schedules(["lora1"], FAST, freeze_a=True), params, gradients(params))
+    chex.assert_trees_all_equal(of_label(after, "lora1/a"), of_label(params, "lora1/a"))
+    assert (np.asarray(of_label(after, "lora1/b")[0]) != np.asarray(of_label(params, "lora1/b")[0])).all()
+    sizes = lora.count_parameters([leaf for leaf in jax.tree.leaves(state) if leaf.ndim])
+    assert sizes == 2 * lora.count_parameters(of_label(params, "lora1/b"))
+
+
+def test_a_finer_label_goes_before_its_group(params):
+    """One half of a group may have a schedule of its own, the other that of the group."""
+    grads = gradients(params)
+    both, _ = update({"lora1": FAST, "lora1/b": SLOW}, params, grads)
+    for label, schedule in (("lora1/a", FAST), ("lora1/b", SLOW)):
+        alone, _ = update({label: schedule}, params, grads)
+        chex.assert_trees_all_close(of_label(both, label), of_label(alone, label), rtol=1e-6)
+
+
+def test_a_tower_and_a_head_can_train_whole(params):
+    after, _ = update({"lamost/backbone": FAST, "mlp1": SLOW}, params, gradients(params))
+    _, trained = lora.split(params, ["lamost/backbone", "mlp1"])
+    assert set(trained) == {"lamost", "mlp1"}
+    for label in ("lamost/backbone", "mlp1"):
+        for a, b in zip(of_label(params, label), of_label(after, label), strict=True):
+            assert (np.asarray(a) != np.asarray(b)).any()
+    for label in ("lora1", "lora2", "lamost/projection", "gaia_xp/backbone", "mlp2"):
+        chex.assert_trees_all_equal(of_label(after, label), of_label(params, label))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])

@@ -1,0 +1,163 @@
+"""What the programs of an adaptation read of a target: inputs of the tower at any entry, computed once.
+
+Factors of an earlier stage, `below`, have a leading axis of S seeds, as have inputs that depend on them.
+"""
+
+import functools
+
+import jax
+import numpy as np
+
+from specjax import lora
+from specjax.adapt import forward, objectives
+from specjax.adapt.feature_cache import cached
+from specjax.adapt.target import Target
+from specjax.adapt.tower import Entry, tower_inputs
+from specjax.config import ModelConfig
+from specjax.errors import DataError
+from specjax.flags import Flag
+from specjax.foundation import BackboneFeatures, Foundation, ModelInput
+from specjax.typing import BoolArray, Float32Array, Tree
+
+
+class TargetInputs:
+    """Runs the frozen part of the tower on the labelled and unlabelled stars of a target."""
+
+    def __init__(self, model: Foundation, target: Target) -> None:
+        """Check the target's labelled spectra and fill masked pixels."""
+        self.model, self.target = model, target
+        self.labelled = model.model_input(target.labelled)
+        self._adapted: list[tuple[list[jax.Array], BackboneFeatures]] = []
+        self._hidden: dict[Entry, Tree] = {}
+
+    @functools.cached_property
+    def base(self) -> BackboneFeatures:
+        """Features of the unadapted backbone for the labelled stars, leaves (n, ...)."""
+        return self._first(self._run_backbone({}, self.labelled))
+
+    @functools.cached_property
+    def unlabelled(self) -> ModelInput:
+        """The unlabelled spectra, m of them."""
+        return self.model.model_input(self.target.unlabelled)
+
+    def labelled_at(self, entry: Entry, heads: tuple[str, ...], below: Tree) -> tuple[Tree, bool]:
+        """Return the inputs of the labelled stars at an entry, and whether seeds have inputs of their own.
+
+        Args:
+            entry: where the tower is entered.
+            heads: heads whose features are wanted, for the entry "features".
+            below: factors of earlier stages, leaves (S, ...).
+        """
+        if entry.is_in_backbone:
+            if below:
+                raise ValueError("a stage in the backbone cannot follow another")
+            if entry not in self._hidden:
+                self._hidden[entry] = self._tower_inputs(self.labelled, entry)
+            return self._hidden[entry], False
+        if not below:
+            features = jax.tree.map(lambda leaf: leaf[None], self.base)
+        else:
+            features = self._adapted_backbone(lora.split(below, ["lora1"])[1])
+        inputs = features._asdict()
+        if entry.level == "features":
+            seeds = max(forward.count_seeds(below), len(features.mean))
+            rows = np.tile(np.arange(len(self.target.labelled)), (seeds, 1))
+            inputs = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (seeds, *leaf.shape[1:])), inputs)
+            backbone = Entry("backbone")
+            inputs = forward.features(self.model, heads, below, inputs, backbone, rows, own=True)
+        own = len(jax.tree.leaves(inputs)[0]) > 1
+        return (inputs if own else jax.tree.map(lambda leaf: leaf[0], inputs)), own
+
+    def pairs_at(self, entry: Entry, below: Tree) -> tuple[Tree, Float32Array, bool]:
+        """Return what aligns the tower with Gaia XP, for the p unlabelled stars that have an XP spectrum.
+
+        Returns:
+            Inputs at the entry, projected XP spectra (p, dim) and whether seeds have inputs of their own.
+
+        Raises:
+            DataError: no unlabelled star has a Gaia XP spectrum.
+        """
+        z_xp, data = self._paired
+        if entry.is_in_backbone:
+            return self._tower_inputs(data, entry), z_xp, False
+        features = self._run_backbone(below, data)
+        own = len(features.mean) > 1
+        return (features if own else self._first(features))._asdict(), z_xp, own
+
+    def frozen_pairs(self) -> Float32Array:
+        """Return the projected vectors (p, dim) of the frozen model for the stars of `pairs_at`."""
+        return self.model.head_features(self._first(self._run_backbone({}, self._paired[1])), "mlp2")
+
+    def pool(self, train: np.ndarray) -> tuple[jax.Array, BoolArray]:
+        """Return tokens for masked modelling: unlabelled spectra, and labelled ones that a run trains on.
+
+        Args:
+            train: (S, n) True for the training stars of each run.
+
+        Returns:
+            Tokens (m + n, t, token_dim), and (S, m + n) True for those that a run may draw.
+
+        Raises:
+            DataError: there are fewer than two spectra.
+        """
+        flux, valid = self.labelled
+        if len(self.target.unlabelled):
+            others = self.unlabelled
+            flux, valid = np.concatenate([others.flux, flux]), np.concatenate([others.valid, valid])
+        count = len(flux) - train.shape[1]
+        allowed = np.concatenate([np.ones((len(train), count), bool), train], axis=1)
+        return objectives.tokens(self.model.config, flux, valid), allowed
+
+    def outside_training(self) -> dict[str, str]:
+        """Return the flags of labelled stars that are unlike the base model's training spectra, by id.
+
+        Empty if the model does not know its training domain.
+        """
+        if self.model.ood is None:
+            return {}
+        flags = self.model.ood.flags(self.base.mean)
+        pairs = zip(self.target.labelled.id.tolist(), flags.tolist(), strict=True)
+        return {name: flag for name, flag in pairs if flag != Flag.GOOD}
+
+    @functools.cached_property
+    def _paired(self) -> tuple[Float32Array, ModelInput]:
+        """Projected Gaia XP spectra (p, dim) of the unlabelled stars that have one, and their own spectra."""
+        xp = self.target.unlabelled_xp
+        if xp is None or not len(xp) or xp.mask.all():
+            raise DataError(
+                f"{self.target.name}: alignment of LoRA3 needs Gaia XP spectra of the unlabelled stars"
+            )
+        rows = np.flatnonzero(~xp.mask.all(axis=1))
+        return self.model.embed(xp)[rows], ModelInput(self.unlabelled.flux[rows], self.unlabelled.valid[rows])
+
+    def _tower_inputs(self, data: ModelInput, entry: Entry) -> Tree:
+        return _tower_inputs(
+            self.model.config, self.model.dtype, entry, {"lamost": self.model.params["lamost"]}, *data
+        )
+
+    def _adapted_backbone(self, factors: Tree) -> BackboneFeatures:
+        """Run the backbone on the labelled stars, once for each tree of LoRA1's factors: (S, n, ...)."""
+        if not factors:
+            return BackboneFeatures(*(leaf[None] for leaf in self.base))
+        leaves = jax.tree.leaves(factors)
+        for known, features in self._adapted:
+            if len(known) == len(leaves) and all(a is b for a, b in zip(known, leaves, strict=True)):
+                return features
+        features = self._run_backbone(factors, self.labelled)
+        self._adapted.append((leaves, features))
+        return features
+
+    def _run_backbone(self, factors: Tree, data: ModelInput) -> BackboneFeatures:
+        """Run the backbone with each seed's LoRA1; without it, use cached features of an earlier run."""
+        run = functools.partial(forward.backbone, self.model, factors, data)
+        return run() if factors else cached(run, self.model, data)
+
+    def _first(self, features: BackboneFeatures) -> BackboneFeatures:
+        return BackboneFeatures(*(leaf[0] for leaf in features))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _tower_inputs(
+    config: ModelConfig, dtype: str, entry: Entry, params: Tree, flux: jax.Array, valid: jax.Array
+) -> Tree:
+    return tower_inputs(config, dtype, params, objectives.tokens(config, flux, valid), entry)
