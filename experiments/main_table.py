@@ -59,7 +59,7 @@ def main(config: Config) -> list[Row]:
     libraries = fetch_stellar_libraries()
     targets = make_targets(libraries, config.targets)
     scatter = {target.name: label_scatter(libraries, target) for target in targets if target.name == "stelib"}
-    baselines = Baselines(libraries) if config.baselines else None
+    baselines = Baselines(libraries, config.adapt) if config.baselines else None
     rows = run_study(
         load(config.model),
         targets,
@@ -79,20 +79,22 @@ def main(config: Config) -> list[Row]:
 class Baselines:
     """Predictions of the baselines on the splits of the table."""
 
-    def __init__(self, libraries: Path) -> None:
-        """Build the source corpus, once for all targets."""
+    def __init__(self, libraries: Path, config: AdaptConfig) -> None:
+        """Build the source corpus, once for all targets; `config` is that of the adaptation."""
+        self.config = config
         self.source, self.fill = corpus.build(libraries)
 
     def __call__(self, target: Target, splits: Splits) -> dict[str, FloatArray]:
         """Return predictions (S, n) by baseline, NaN outside the test set of a seed."""
         from experiments.baselines import run_baselines
-        from experiments.spectrum_mlp import zero_shot
+        from experiments.spectrum_mlp import adapted, trained, zero_shot
 
         say(f"{target.name}: baselines")
         stars = target.labelled
         flux = self.fill.apply(stars.flux, stars.ivar if stars.has_ivar else None, stars.mask)
         seeds, n = len(splits), len(stars)
-        mlp = zero_shot(self.source, flux, cache_folder(), say)
+        network = trained(self.source, cache_folder(), say)
+        mlp = zero_shot(network, flux)
         made = run_baselines(
             self.source.flux,
             self.source.labels[:, 2],
@@ -103,7 +105,10 @@ class Baselines:
             zero_shot=mlp,
             jobs=core_count(),
         )
-        full = {"mlp-zero-shot": np.broadcast_to(mlp, (seeds, n))}
+        full = {
+            "mlp-zero-shot": np.broadcast_to(mlp, (seeds, n)),
+            "mlp-lora": adapted(network, flux, target.truth, splits, self.config),
+        }
         for name, predicted in made.items():
             full["mlp-affine" if name == "affine" else name] = _scatter_to_stars(predicted, splits.test, n)
         return full

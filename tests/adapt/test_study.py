@@ -104,7 +104,7 @@ class TestFolder:
         assert content["configurations"] == NAMES
         assert content["model"] == "somewhere"
         assert content["adapt"]["seeds"] == 3
-        assert content["adapt"]["head"]["schedule"]["learning_rate"] == 3e-2
+        assert content["adapt"]["head"][0]["head"]["learning_rate"] == 3e-2
 
     def test_table(self, run):
         out, rows, _ = run
@@ -225,7 +225,14 @@ class TestFailure:
             ({"config": dataclasses.replace(CONFIG, train=36)}, DataError),
             ({"config": dataclasses.replace(CONFIG, seeds=0)}, DataError),
             ({"targets": [synthetic.target(label="logg")]}, ConfigError),
-            ({"targets": [synthetic.target(unlabelled=0)], "configurations": ["lora1"]}, DataError),
+            (
+                {
+                    "targets": [synthetic.target(xp=False)],
+                    "configurations": ["lora3"],
+                    "config": dataclasses.replace(CONFIG, objective="sequential"),
+                },
+                DataError,
+            ),
         ],
     )
     def test_what_is_wrong_is_one_line_and_nothing_is_written(self, model, tmp_path, options, error):
@@ -285,3 +292,48 @@ def test_labelled_stars_outside_the_training_range_are_reported(model, tmp_path)
     assert flagged == dict.fromkeys(target.labelled.id[distance > limit].tolist(), "unlike_training")
     assert len(flagged) == 2
     assert any("2 of 40 labelled spectra are outside" in line for line in said)
+
+
+@pytest.fixture(scope="module")
+def fused(model, tmp_path_factory):
+    out, said = tmp_path_factory.mktemp("fused") / "run", []
+    config = dataclasses.replace(CONFIG, one_split=True, fuse=True)
+    rows = run_study(
+        model, [synthetic.target()], config, out, configurations=parsed("lora4"), say=said.append
+    )
+    return out, rows, said
+
+
+class TestFused:
+    """One adapter of all seeds, beside the mean of their predictions."""
+
+    def test_is_scored_on_stars_that_no_seed_has_seen(self, fused):
+        rows = {row["configuration"]: row for row in fused[1] if row["subset"] == "all"}
+        assert list(rows) == ["zero-shot-mlp2", "lora4", "lora4-mean", "lora4-fused"]
+        assert rows["lora4-fused"]["n_stars"] == rows["lora4"]["n_stars"] == 16
+        assert rows["lora4-fused"]["n_seeds"] == 1
+        # one split and other draws: seeds differ, and their mean is no single one
+        assert rows["lora4-mean"]["sigma"] != rows["lora4"]["sigma"]
+
+    def test_is_an_adapter_to_predict_with(self, fused, model):
+        folder = fused[0] / "adapters" / "tilted"
+        one, each = (load_adapter(folder / name, base=model.digest) for name in ("lora4-fused", "lora4"))
+        assert (one.config["seeds"], one.config["configuration"]) == (1, "lora4")
+        labelled = synthetic.target().labelled
+        found, many = (
+            predict_label(model, ("mlp2",), stored.arrays, labelled, "fe_h") for stored in (one, each)
+        )
+        assert found.shape == (1, 40)
+        # Not the mean of the predictions, as the head is not linear, but near it.
+        assert 0 < np.abs(found[0] - many.mean(axis=0)).max() < 0.5
+
+    def test_is_not_scored_where_every_star_was_seen(self, model, tmp_path):
+        said = []
+        config = dataclasses.replace(CONFIG, seeds=6, fuse=True)
+        rows = run_study(
+            model, [synthetic.target()], config, tmp_path / "run", configurations=parsed("lora4"),
+            say=said.append,
+        )  # fmt: skip
+        assert "lora4-fused" not in {row["configuration"] for row in rows}
+        assert any("too few to score the fused adapters" in line for line in said)
+        assert (tmp_path / "run" / "adapters" / "tilted" / "lora4-fused").is_dir()

@@ -39,6 +39,7 @@ SMALL = ModelConfig(
     labels=("teff", "fe_h"),
 )
 CONFIG = dataclasses.replace(synthetic.ADAPT, seeds=2, train=12, validate=2)
+SEQUENTIAL = dataclasses.replace(CONFIG, objective="sequential")
 WAVELENGTH = np.arange(3750.0, 5800.0, 2.0)
 
 
@@ -279,8 +280,8 @@ def test_an_adapter_of_another_model_is_refused(files, adapted, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"configurations": ["lora3+lora4"]}, ConfigError, "needs Gaia XP spectra"),
-        ({"configurations": ["lora3"], "fwhm": 3.0}, DataError, "give --xp"),
+        ({"configurations": ["lora3+lora4"], "config": SEQUENTIAL}, ConfigError, "needs Gaia XP spectra"),
+        ({"configurations": ["lora3"], "config": SEQUENTIAL, "fwhm": 3.0}, DataError, "give --xp"),
         ({"configurations": ["lora7"]}, ConfigError, "no configuration"),
         ({"label": "logg"}, DataError, "no column logg"),
         ({"config": dataclasses.replace(CONFIG, train=16)}, DataError, "18 labelled stars"),

@@ -75,10 +75,14 @@ def test_baselines_follow_the_splits(monkeypatch, tmp_path):
     fill = PrincipalFill.fit(pairs.flux, np.zeros(pairs.flux.shape, bool), 5)
     source = dataclasses.replace(pairs, labels=labels)
     monkeypatch.setattr(main_table.corpus, "build", lambda folder: (source, fill))
-    monkeypatch.setattr("experiments.spectrum_mlp.zero_shot", lambda corpus, flux, *_: flux.mean(axis=1))
+    monkeypatch.setattr("experiments.spectrum_mlp.trained", lambda corpus, *_: None)
+    monkeypatch.setattr("experiments.spectrum_mlp.zero_shot", lambda network, flux: flux.mean(axis=1))
+    monkeypatch.setattr(
+        "experiments.spectrum_mlp.adapted", lambda network, flux, *_: np.tile(flux.mean(axis=1), (2, 1))
+    )
     target, splits = synthetic.target(), draw_splits(40, seeds=2, train=20, validate=4)
-    made = main_table.Baselines(tmp_path)(target, splits)
-    assert list(made) == ["mlp-zero-shot", "kernel-ridge", "gp-target", "gp-joint", "mlp-affine"]
+    made = main_table.Baselines(tmp_path, synthetic.ADAPT)(target, splits)
+    assert list(made) == ["mlp-zero-shot", "mlp-lora", "kernel-ridge", "gp-target", "gp-joint", "mlp-affine"]
     for name, values in made.items():
         assert values.shape == (2, 40)
         for row, test in zip(values, splits.test, strict=True):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import spectrum_mlp
+from specjax.adapt.splits import draw_splits
 from specjax.pretrain.config import StageConfig
 from tests import synthetic
 
@@ -29,17 +30,60 @@ def test_predicts_metallicity_and_trains_once_per_corpus(source, tmp_path):
     values = synthetic.labels(30, seed=9)
     flux, _ = synthetic.spectra(values, seed=10)
     said = []
-    first = spectrum_mlp.zero_shot(source, flux, tmp_path, said.append)
+
+    def predict(source, flux):
+        return spectrum_mlp.zero_shot(spectrum_mlp.trained(source, tmp_path, said.append), flux)
+
+    first = predict(source, flux)
     assert first.shape == (30,)
     assert np.std(first - values[:, 1]) < 0.6 * np.std(values[:, 1])  # it learns from 41 smoothed pixels
     trained = len(said)
     assert trained == 1
-    again = spectrum_mlp.zero_shot(source, flux[:3], tmp_path, said.append)
+    again = predict(source, flux[:3])
     assert len(said) == trained
     # 3 rows instead of 30: float32 sums in another order
     np.testing.assert_allclose(again, first[:3], rtol=1e-4, atol=1e-5)
     # Other labels need another training.
     moved = dataclasses.replace(source, labels=source.labels + np.array([0, 0, 1.0]))
-    other = spectrum_mlp.zero_shot(moved, flux, tmp_path, said.append)
+    other = predict(moved, flux)
     assert len(said) == 2 * trained
     assert np.median(other - first) == pytest.approx(1, abs=0.3)
+
+
+class TestAdapted:
+    """Low-rank factors on the labels of a survey whose spectra are tilted against those of the source."""
+
+    SPLITS = draw_splits(40, seeds=2, train=20, validate=4)
+
+    @pytest.fixture
+    def target(self):
+        values = synthetic.labels(40, seed=9)
+        flux, _ = synthetic.spectra(values, seed=10, bias=0.05)
+        return flux, values[:, 1]
+
+    @pytest.fixture
+    def network(self, source, tmp_path):
+        return spectrum_mlp.trained(source, tmp_path)
+
+    def test_is_better_than_the_network_as_it_is(self, network, target):
+        flux, truth = target
+        found = spectrum_mlp.adapted(network, flux, truth, self.SPLITS, synthetic.ADAPT)
+        assert found.shape == (2, 40)
+        before = spectrum_mlp.zero_shot(network, flux)
+        for seed, test in enumerate(self.SPLITS.test):
+            error = np.mean((found[seed, test] - truth[test]) ** 2)
+            assert error < 0.8 * np.mean((before[test] - truth[test]) ** 2)
+
+    def test_does_not_see_test_labels(self, network, target):
+        flux, truth = target
+        found = spectrum_mlp.adapted(network, flux, truth, self.SPLITS[:1], synthetic.ADAPT)
+        hidden = truth.copy()
+        hidden[self.SPLITS.test[0]] = np.nan
+        blind = spectrum_mlp.adapted(network, flux, hidden, self.SPLITS[:1], synthetic.ADAPT)
+        np.testing.assert_array_equal(blind, found)
+
+    def test_stays_as_it_is_if_nothing_is_better(self, network, target):
+        flux, _ = target
+        before = spectrum_mlp.zero_shot(network, flux)
+        found = spectrum_mlp.adapted(network, flux, before, self.SPLITS, synthetic.ADAPT)
+        np.testing.assert_allclose(found, np.tile(before, (2, 1)), rtol=1e-6)

@@ -1,0 +1,137 @@
+"""What keeps the joint step fast, asked of the compiler: no full gradients, one base for all seeds."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import flop_counts
+from specjax.adapt import objectives, stage
+from specjax.adapt.configuration import Configuration
+from specjax.adapt.start import initial_leaves
+from specjax.adapt.tower import Entry, entry_of
+from specjax.config import get_preset
+from specjax.models import LabelHead, SpecCLIP
+from specjax.train import loop
+from specjax.train.optimizer import GroupSchedule
+
+MINI = get_preset("mini")
+BATCH, SEEDS = 8, 3
+SCHEDULE = GroupSchedule(learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    """The variables of the mini model, as shapes."""
+    key, pixels = jax.random.key(0), (MINI.specformer.num_pixels, MINI.xp_autoencoder.num_pixels)
+    system = jax.eval_shape(SpecCLIP(MINI).init, key, *(jnp.zeros((1, size)) for size in pixels))
+    heads = {
+        name: jax.eval_shape(LabelHead(MINI.head).init, key, jnp.zeros((1, width)))
+        for name, width in (("mlp1", MINI.specformer.dim), ("mlp2", MINI.projection.dim))
+    }
+    return {
+        "params": {**system["params"], **{name: head["params"] for name, head in heads.items()}},
+        "batch_stats": {name: head["batch_stats"] for name, head in heads.items()},
+    }
+
+
+def program(variables, name, seeds=SEEDS, rows=None):
+    """The training program of a configuration and the shapes of its arguments."""
+    configuration = Configuration.parse(name)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), seeds))
+    start = jax.eval_shape(initial_leaves(MINI, configuration), keys, variables)
+    entry = entry_of(start)
+    problem = objectives.Problem(
+        config=MINI, dtype="float32", entry=entry, heads=configuration.heads, column=0,
+        objective=objectives.Objective(), batch=BATCH, rows=rows,
+    )  # fmt: skip
+    head, tower = configuration.heads[0], MINI.specformer
+    params = {name: variables["params"][name] for name in ("lamost", head)}
+    width = tower.dim if head == "mlp1" else MINI.projection.dim
+    stats = {name: jax.ShapeDtypeStruct((width,), jnp.float32) for name in ("feature_mean", "feature_std")}
+    frozen = {
+        "params": params,
+        "batch_stats": {head: variables["batch_stats"][head]},
+        "stats": {head: stats},
+    }
+    kind = {"tokens": ("tokens", tower.token_dim), "block": ("hidden", tower.dim)}[entry.level]
+    inputs = {kind[0]: jax.ShapeDtypeStruct((20, tower.num_tokens, kind[1]), jnp.float32)}
+    own = {
+        "rows": jax.ShapeDtypeStruct((seeds, 20), jnp.int32),
+        "y": {head: jax.ShapeDtypeStruct((seeds, 20), jnp.float32)},
+        "weight": jax.ShapeDtypeStruct((seeds, 20), jnp.float32),
+    }
+    optimizer = stage._optimizer(tuple(dict.fromkeys(configuration.groups, SCHEDULE).items()), 2)
+    run = loop._program(objectives.make_loss(problem), optimizer, 2, 1)
+    return run, (frozen, start, {"labelled": inputs}, own, keys)
+
+
+def flops(variables, name, seeds=SEEDS):
+    run, given = program(variables, name, seeds)
+    return run.lower(*given).cost_analysis()["flops"]
+
+
+def size(tree):
+    return sum(
+        leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree) if leaf.dtype.name[:3] != "key"
+    )
+
+
+@pytest.mark.parametrize("name", ["lora1+lora2", "lora1+lora3+lora4"])
+def test_a_joint_step_makes_no_full_gradients(variables, name):
+    """It takes the forward products, as many backward, and thin ones; not the gradients of the weights."""
+    joint, full = flops(variables, name), flops(variables, f"full-{Configuration.parse(name).heads[0]}")
+    tower = SEEDS * BATCH * flop_counts.lamost_tower(MINI.specformer)
+    # The compiler counts the body of the loop over steps once. Norms, softmax and GELU of a narrow model come
+    # on top of the products, as in the guard of the embedding.
+    assert 1.8 < joint / tower < 2.8
+    assert joint < 0.75 * full
+
+
+def test_the_base_is_not_batched_over_seeds(variables):
+    sizes = {}
+    for seeds in (1, 4):
+        run, given = program(variables, "lora1+lora2", seeds)
+        sizes[seeds] = run.lower(*given).compile().memory_analysis().argument_size_in_bytes
+        small = size(given[1]) + size(given[3])
+        base = size(given[0]["params"]["lamost"]["backbone"]) + size(given[0]["params"]["mlp1"])
+        # The keys, the statistics and the spectra that all seeds share come on top of base and factors.
+        shared = size(given[2]) + size(given[0]["batch_stats"]) + size(given[0]["stats"])
+        assert sizes[seeds] <= 1.01 * (base + small + shared) + 64 * seeds
+    per_seed = (sizes[4] - sizes[1]) / 3
+    assert per_seed < 0.2 * base
+
+
+def test_products_with_the_base_see_the_rows_of_all_seeds(variables):
+    run, given = program(variables, "lora1+lora2")
+    text = run.lower(*given).compile().as_text()
+    tower, rows = MINI.specformer, SEEDS * BATCH * MINI.specformer.num_tokens
+    made = {tuple(map(int, dims.split(","))) for dims in re.findall(r"= f32\[([\d,]+)\]\S* dot\(", text)}
+    wide = {np.prod(dims[:-1]) for dims in made if dims[-1] == tower.mlp_dim}
+    assert rows in wide
+    assert not any(dims[0] == SEEDS and dims[-1] == tower.mlp_dim for dims in made)
+
+
+def test_the_embedding_below_lora1_is_not_in_the_step(variables):
+    """It has run once: the program reads hidden states, and its first product is that of a block."""
+    run, given = program(variables, "lora1+lora2")
+    assert set(given[2]["labelled"]) == {"hidden"}
+    unused = given[0]["params"]["lamost"]["backbone"]["data_embed"]
+    lowered = run.lower(*given)
+    kept = lowered.compile().memory_analysis().argument_size_in_bytes
+    assert kept < size(given[0]["params"]) + size(given[1]) + size(given[2]) + size(given[3])
+    assert size(unused)
+    assert entry_of(given[1]) == Entry("block", 0)
+
+
+def test_another_run_of_the_same_shapes_compiles_nothing(variables):
+    run, given = program(variables, "lora1+lora2", seeds=2, rows=4)
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (given[0], given[1], given[2], given[3])
+    )
+    for seed in (0, 1):
+        run(*zeros, jax.random.split(jax.random.key(seed), 2))
+    assert run._cache_size() == 1
+    assert program(variables, "lora1+lora2", seeds=2, rows=4)[0] is run  # for the same configuration
