@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from experiments.joint_process import JointGaussianProcess
 from experiments.spectral_kernels import Kernel, bandpass, best_evidence, principal_components
-from specjax.typing import FloatArray
+from specjax.typing import FloatArray, IntArray
 
 FILTERS = ((0.0, 0.0), (2.0, 0.0), (0.0, 30.0), (2.0, 30.0))  # (smooth, highpass) of `bandpass`
 COMPONENTS = (10, 20, 40)
@@ -69,8 +69,7 @@ def run_baselines(
     ridge, process = zip(*target_only, strict=True)
     results = {"kernel-ridge": list(ridge), "gp-target": list(process), "gp-joint": from_both}
     if zero_shot is not None:
-        z = np.broadcast_to(np.asarray(zero_shot, dtype=np.float64), (len(train), len(y)))
-        results["affine"] = [recalibrate(z[k, a], y[a], z[k, b]) for k, (a, b) in enumerate(splits)]
+        results["affine"] = list(recalibrate_seeds(zero_shot, y, train, test))
     return {name: np.stack(predicted) for name, predicted in results.items()}
 
 
@@ -82,6 +81,25 @@ def _predict_from_target(
 
     with threadpool_limits(1):  # on matrices of 60 stars, threads cost more than they gain
         return kernel_ridge(flux, labels, others), target_gaussian_process(flux, labels, others)
+
+
+def recalibrate_seeds(
+    predicted: ArrayLike, labels: FloatArray, train: IntArray, test: IntArray
+) -> FloatArray:
+    """Apply `recalibrate` to predictions (n,) or (seeds, n) for the test stars of every seed.
+
+    Args:
+        predicted: predictions of a model that saw no target star.
+        labels: (n,) labels; those of test stars are not used.
+        train: (seeds, a) indices of the training stars.
+        test: (seeds, b) indices of the test stars.
+
+    Returns:
+        (seeds, b).
+    """
+    rows = np.broadcast_to(np.asarray(predicted, dtype=np.float64), (len(train), len(labels)))
+    seeds = zip(rows, train, test, strict=True)
+    return np.stack([recalibrate(z[a], labels[a], z[b]) for z, a, b in seeds])
 
 
 def recalibrate(predicted: FloatArray, labels: FloatArray, others: FloatArray) -> FloatArray:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.stelib import NAMES, label_scatter, make_targets
+from experiments.stelib import NAMES, label_scatter, make_targets, star_labels
 from specjax import load
 from specjax.adapt.adaptation import AdaptConfig
 from specjax.adapt.configuration import PAPER, Configuration
@@ -81,7 +81,7 @@ class Baselines:
 
     def __init__(self, libraries: Path, config: AdaptConfig) -> None:
         """Build the source corpus, once for all targets; `config` is that of the adaptation."""
-        self.config = config
+        self.libraries, self.config = libraries, config
         self.source, self.fill = corpus.build(libraries)
 
     def __call__(self, target: Target, splits: Splits) -> dict[str, FloatArray]:
@@ -111,7 +111,28 @@ class Baselines:
         }
         for name, predicted in made.items():
             full["mlp-affine" if name == "affine" else name] = _scatter_to_stars(predicted, splits.test, n)
-        return full
+        return {**full, **self._generative(target, splits, flux)}
+
+    def _generative(self, target: Target, splits: Splits, flux: FloatArray) -> dict[str, FloatArray]:
+        """Return predictions (S, n) of the generative models from the filled flux (n, p)."""
+        from experiments.baselines import recalibrate_seeds
+        from experiments.cannon import run_cannon
+        from experiments.generative import pixel_variance
+        from experiments.payne import Payne, source_flux
+
+        seeds, n = len(splits), len(target.labelled)
+        variance = pixel_variance(target.labelled)
+        labels = star_labels(self.libraries, target.labelled.id)
+        cannon = run_cannon(flux, variance, labels, splits.train, splits.test, jobs=core_count())
+        source = source_flux(self.libraries, self.source, self.fill, target.fwhm)
+        model = Payne.train(source, self.source.labels, cache_folder(), say)
+        payne = model.predict(flux, variance)[:, 2]
+        affine = recalibrate_seeds(payne, target.truth, splits.train, splits.test)
+        return {
+            "cannon": _scatter_to_stars(cannon, splits.test, n),
+            "payne": np.broadcast_to(payne, (seeds, n)),
+            "payne-affine": _scatter_to_stars(affine, splits.test, n),
+        }
 
 
 def _scatter_to_stars(predicted: FloatArray, rows: IntArray, n: int) -> FloatArray:

@@ -10,7 +10,9 @@ from specjax.preprocess import to_lamost
 from specjax.pretrain.corpus import LABELS, in_range, xp_partners
 from specjax.report.metrics import robust_sigma
 from specjax.simulate import grism
+from specjax.spectra import Spectra
 from specjax.surveys import mastar, miles, stelib
+from specjax.typing import FloatArray, StrArray
 
 NAMES = ("stelib", "stelib-grism")
 
@@ -28,8 +30,7 @@ def make_targets(libraries: Path, names: tuple[str, ...] = NAMES, label: str = "
         label: label to adapt to.
     """
     spectra = stelib.read(libraries / "stelib")
-    labels = np.stack([spectra.meta[name] for name in LABELS], axis=1)
-    usable = in_range(labels)
+    usable = in_range(_labels(spectra))
     xp = xp_partners(spectra, stelib.FWHM, mastar.read(libraries / "mastarhc_v2"))
     prepared = {
         "stelib": lambda: to_lamost(spectra, fwhm=stelib.FWHM),
@@ -45,6 +46,11 @@ def make_targets(libraries: Path, names: tuple[str, ...] = NAMES, label: str = "
     ]
 
 
+def star_labels(libraries: Path, ids: StrArray) -> FloatArray:
+    """Return `LABELS` (n, 3) of the STELIB stars with these ids: K, dex and dex, NaN where unknown."""
+    return _labels(stelib.read(libraries / "stelib").select(ids))
+
+
 def label_scatter(libraries: Path, target: Target, label: str = "fe_h") -> float:
     """Return the robust scatter between the STELIB and MILES labels of their common stars."""
     spectra = stelib.read(libraries / "stelib").select(target.labelled.id)
@@ -52,3 +58,7 @@ def label_scatter(libraries: Path, target: Target, label: str = "fe_h") -> float
     left, right = crossmatch(spectra.meta["name"].tolist(), source.meta["name"].tolist())
     difference = spectra.meta[label][left] - source.meta[label][right]
     return float(robust_sigma(difference[np.isfinite(difference)]))
+
+
+def _labels(spectra: Spectra) -> FloatArray:
+    return np.stack([spectra.meta[name] for name in LABELS], axis=1)

@@ -49,3 +49,15 @@ def test_recalibration_inverts_a_linear_distortion():
     np.testing.assert_allclose(
         baselines.recalibrate(0.5 * truth - 1.0, truth, np.array([-1.25])), [-0.5], rtol=1e-12
     )
+
+
+def test_recalibration_is_made_for_every_seed_with_its_own_training_stars():
+    rng = np.random.default_rng(0)
+    truth, predicted = rng.normal(size=20), rng.normal(size=(2, 20))
+    order = np.stack([rng.permutation(20) for _ in range(2)])
+    train, test = order[:, :12], order[:, 12:]
+    made = baselines.recalibrate_seeds(predicted, truth, train, test)
+    for z, a, b, row in zip(predicted, train, test, made, strict=True):
+        np.testing.assert_array_equal(row, baselines.recalibrate(z[a], truth[a], z[b]))
+    shared = baselines.recalibrate_seeds(predicted[0], truth, train, test)
+    np.testing.assert_array_equal(shared[0], made[0])

@@ -71,7 +71,8 @@ def test_baselines_follow_the_splits(monkeypatch, tmp_path):
     from specjax.preprocess import PrincipalFill
 
     pairs = synthetic.corpus(60)
-    labels = np.insert(pairs.labels, 1, 4.0, axis=1)
+    rng = np.random.default_rng(0)
+    labels = np.insert(pairs.labels, 1, rng.uniform(1, 5, 60), axis=1)
     fill = PrincipalFill.fit(pairs.flux, np.zeros(pairs.flux.shape, bool), 5)
     source = dataclasses.replace(pairs, labels=labels)
     monkeypatch.setattr(main_table.corpus, "build", lambda folder: (source, fill))
@@ -80,9 +81,15 @@ def test_baselines_follow_the_splits(monkeypatch, tmp_path):
     monkeypatch.setattr(
         "experiments.spectrum_mlp.adapted", lambda network, flux, *_: np.tile(flux.mean(axis=1), (2, 1))
     )
+    monkeypatch.setattr("experiments.payne.source_flux", lambda *_: pairs.flux)
     target, splits = synthetic.target(), draw_splits(40, seeds=2, train=20, validate=4)
+    others = rng.uniform([4000, 1], [7000, 5], (40, 2))  # Teff and log g
+    target_labels = np.column_stack([others, target.truth])
+    monkeypatch.setattr(main_table, "star_labels", lambda folder, ids: target_labels)
     made = main_table.Baselines(tmp_path, synthetic.ADAPT)(target, splits)
-    assert list(made) == ["mlp-zero-shot", "mlp-lora", "kernel-ridge", "gp-target", "gp-joint", "mlp-affine"]
+    target_only, payne = ["kernel-ridge", "gp-target"], ["payne", "payne-affine"]
+    networks = ["mlp-zero-shot", "mlp-lora"]
+    assert list(made) == [*networks, *target_only, "gp-joint", "mlp-affine", "cannon", *payne]
     for name, values in made.items():
         assert values.shape == (2, 40)
         for row, test in zip(values, splits.test, strict=True):

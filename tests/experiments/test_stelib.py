@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.stelib import NAMES, label_scatter, make_targets
+from experiments.stelib import NAMES, label_scatter, make_targets, star_labels
 from specjax.adapt.splits import draw_splits
 from specjax.services import stellar_libraries
 
@@ -57,3 +57,14 @@ def test_both_targets_have_the_same_stars(targets):
 def test_labels_of_the_libraries_differ_by_less_than_a_tenth_of_a_dex(targets):
     # 0.086 computed by hand for the 79 common stars
     assert label_scatter(FOLDER, targets[0]) == pytest.approx(0.086, abs=0.003)
+
+
+def test_all_labels_of_the_labelled_stars_are_known(targets):
+    for target in targets:
+        labels = star_labels(FOLDER, target.labelled.id)
+        assert labels.shape == (126, 3)
+        np.testing.assert_array_equal(labels[:, 2], target.truth)
+        assert ((labels[:, 0] >= 3800) & (labels[:, 0] <= 7500)).all()
+        assert np.isfinite(labels).all()
+    some = target.labelled.id[[5, 2]]
+    np.testing.assert_array_equal(star_labels(FOLDER, some), labels[[5, 2]])
