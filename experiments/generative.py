@@ -15,6 +15,7 @@ from specjax.spectra import Spectra
 from specjax.typing import FloatArray
 
 STARTS = 3
+TOLERANCE = 1e-6  # of standardised labels and of the sum of squares, both relative
 APART = 0.7  # distance between starting points in at least one standardised label
 
 
@@ -110,6 +111,9 @@ def fit_labels(
         box: bounds of the labels.
     """
     bounds = (box.low, box.high)
-    fits = [least_squares(residuals, box.inside(x), jac=jacobian, bounds=bounds) for x in starts]
+    fits = [
+        least_squares(residuals, box.inside(x), jac=jacobian, bounds=bounds, xtol=TOLERANCE, ftol=TOLERANCE)
+        for x in starts
+    ]
     best = min(fits, key=lambda fit: float(fit.cost))
     return np.asarray(best.x, np.float64)

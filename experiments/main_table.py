@@ -22,12 +22,16 @@ from specjax.adapt.splits import Splits
 from specjax.adapt.study import run_study
 from specjax.adapt.target import Target
 from specjax.cache import cache_folder, use_compilation_cache
+from specjax.lora import HEADS
 from specjax.prepare.pool import core_count
 from specjax.pretrain import corpus
 from specjax.progress import say
 from specjax.report.results import Row, print_table
 from specjax.services.stellar_libraries import fetch_stellar_libraries
 from specjax.typing import FloatArray, IntArray
+
+EXTRA = tuple(f"{kind}-{head}" for kind in ("residual", "scratch", "full") for head in HEADS)
+"""Rows for what the paper does not train."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,9 @@ class Config:
     """Targets: stelib, stelib-grism."""
     configurations: tuple[str, ...] = PAPER
     """Rows of the table."""
+    everything: bool = False
+    """Add the rows that take longer: residual heads, heads from scratch, full fine-tuning, The Cannon and The
+    Payne."""
     baselines: bool = True
     """Add rows for methods without a foundation model (needs the extra "baselines")."""
     adapt: AdaptConfig = AdaptConfig()
@@ -59,13 +66,14 @@ def main(config: Config) -> list[Row]:
     libraries = fetch_stellar_libraries()
     targets = make_targets(libraries, config.targets)
     scatter = {target.name: label_scatter(libraries, target) for target in targets if target.name == "stelib"}
-    baselines = Baselines(libraries, config.adapt) if config.baselines else None
+    baselines = Baselines(libraries, config.adapt, config.everything) if config.baselines else None
+    names = (*config.configurations, *(EXTRA if config.everything else ()))
     rows = run_study(
         load(config.model),
         targets,
         config.adapt,
         config.out,
-        configurations=[Configuration.parse(name) for name in config.configurations],
+        configurations=[Configuration.parse(name) for name in names],
         baselines=baselines,
         label_scatter=scatter,
         record={"model": config.model, "targets": config.targets},
@@ -79,9 +87,15 @@ def main(config: Config) -> list[Row]:
 class Baselines:
     """Predictions of the baselines on the splits of the table."""
 
-    def __init__(self, libraries: Path, config: AdaptConfig) -> None:
-        """Build the source corpus, once for all targets; `config` is that of the adaptation."""
-        self.libraries, self.config = libraries, config
+    def __init__(self, libraries: Path, config: AdaptConfig, everything: bool = True) -> None:
+        """Build the source corpus, once for all targets.
+
+        Args:
+            libraries: folder of the stellar libraries.
+            config: of the adaptation.
+            everything: add The Cannon and The Payne, which take longer.
+        """
+        self.libraries, self.config, self.everything = libraries, config, everything
         self.source, self.fill = corpus.build(libraries)
 
     def __call__(self, target: Target, splits: Splits) -> dict[str, FloatArray]:
@@ -111,7 +125,7 @@ class Baselines:
         }
         for name, predicted in made.items():
             full["mlp-affine" if name == "affine" else name] = _scatter_to_stars(predicted, splits.test, n)
-        return {**full, **self._generative(target, splits, flux)}
+        return full | (self._generative(target, splits, flux) if self.everything else {})
 
     def _generative(self, target: Target, splits: Splits, flux: FloatArray) -> dict[str, FloatArray]:
         """Return predictions (S, n) of the generative models from the filled flux (n, p)."""

@@ -71,11 +71,13 @@ class AdaptConfig:
     )
     joint: tuple[Stage, ...] = (
         Stage(
-            steps=80,
+            steps=60,
             batch=20,
-            snapshots=8,
-            tower=GroupSchedule(learning_rate=3e-3),
-            head=GroupSchedule(learning_rate=3e-3, weight_decay=0.1),
+            snapshots=6,
+            # The rate rises during half of the run, so that early states have moved little: what a target
+            # without a gap needs, and late ones far.
+            tower=GroupSchedule(learning_rate=5e-3, warmup=0.5),
+            head=GroupSchedule(learning_rate=5e-3, warmup=0.5, weight_decay=0.1),
             ratio=4.0,
         ),
     )

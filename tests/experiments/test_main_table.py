@@ -69,6 +69,7 @@ def test_baselines_follow_the_splits(monkeypatch, tmp_path):
     pytest.importorskip("sklearn")
     from specjax.adapt.splits import draw_splits
     from specjax.preprocess import PrincipalFill
+    from specjax.pretrain.config import StageConfig
 
     pairs = synthetic.corpus(60)
     rng = np.random.default_rng(0)
@@ -81,12 +82,16 @@ def test_baselines_follow_the_splits(monkeypatch, tmp_path):
     monkeypatch.setattr(
         "experiments.spectrum_mlp.adapted", lambda network, flux, *_: np.tile(flux.mean(axis=1), (2, 1))
     )
+    monkeypatch.setattr(main_table, "core_count", lambda: 1)
+    monkeypatch.setattr("experiments.cannon.RIDGE", (1.0,))
+    monkeypatch.setattr("experiments.payne.STAGE", StageConfig(steps=100, batch=32, chunk=100))
     monkeypatch.setattr("experiments.payne.source_flux", lambda *_: pairs.flux)
     target, splits = synthetic.target(), draw_splits(40, seeds=2, train=20, validate=4)
     others = rng.uniform([4000, 1], [7000, 5], (40, 2))  # Teff and log g
     target_labels = np.column_stack([others, target.truth])
     monkeypatch.setattr(main_table, "star_labels", lambda folder, ids: target_labels)
-    made = main_table.Baselines(tmp_path, synthetic.ADAPT)(target, splits)
+    with synthetic.quick_compilation():
+        made = main_table.Baselines(tmp_path, synthetic.ADAPT)(target, splits)
     target_only, payne = ["kernel-ridge", "gp-target"], ["payne", "payne-affine"]
     networks = ["mlp-zero-shot", "mlp-lora"]
     assert list(made) == [*networks, *target_only, "gp-joint", "mlp-affine", "cannon", *payne]
