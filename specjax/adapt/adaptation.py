@@ -11,6 +11,7 @@ heads alone, or nothing at all, is always among the candidates. Test stars are n
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -57,6 +58,9 @@ class AdaptConfig:
         one_split: all seeds share one split and differ in the rest, as in the paper.
         fuse: also average the products of the factors of all seeds into one adapter, and score it beside the
             mean of the seeds' predictions on stars that no seed has trained or been selected on.
+
+    Raises:
+        ConfigError: fewer than two folds, factors outside 0 to 1, or ranks that cannot be read.
     """
 
     seeds: int = 16
@@ -88,6 +92,19 @@ class AdaptConfig:
     ranks: Ranks = ()
     one_split: bool = False
     fuse: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.folds, self.tower_folds) < 2:
+            raise ConfigError(f"cross-validation needs at least two folds: {self.folds}, {self.tower_folds}")
+        if not all(0 <= scale <= 1 for scale in (*self.head_scales, *self.tower_scales)):
+            raise ConfigError("factors on the updates must be between 0 and 1")
+        for rule, rank in self.ranks:
+            try:
+                re.compile(rule)
+            except re.error as error:
+                raise ConfigError(f"{rule!r} in ranks is not a regular expression: {error}") from None
+            if rank < 0:
+                raise ConfigError(f"the rank of {rule!r} must be 0 or more, not {rank}")
 
     def needs_xp(self, configuration: Configuration) -> bool:
         """Return whether a configuration needs Gaia XP spectra, as it does to align the projection."""

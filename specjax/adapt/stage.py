@@ -26,6 +26,7 @@ from specjax.adapt.start import Ranks, initial_leaves
 from specjax.adapt.tower import Entry, entry_of
 from specjax.batching import micro_batch_size
 from specjax.config import LORA_GROUPS
+from specjax.errors import ConfigError
 from specjax.foundation import Foundation
 from specjax.progress import Say, silent
 from specjax.train.loop import fit
@@ -46,6 +47,9 @@ class Stage:
         ratio: learning rate of the factors B over that of A (LoRA+).
         freeze_a: train the factors B only (LoRA-FA).
         objective: weights of the terms of the loss; those that nothing in a configuration serves are ignored.
+
+    Raises:
+        ConfigError: steps that cannot be cut into the snapshots, or terms that need a batch without one.
     """
 
     steps: int
@@ -56,6 +60,14 @@ class Stage:
     ratio: float = 1.0
     freeze_a: bool = False
     objective: Objective = Objective()
+
+    def __post_init__(self) -> None:
+        if self.snapshots < 1 or self.steps < 1 or self.steps % self.snapshots:
+            raise ConfigError(f"{self.steps} steps cannot be cut into {self.snapshots} equal parts")
+        if self.batch is None and (self.objective.masked or self.objective.contrastive):
+            raise ConfigError("masked modelling and alignment need a batch size")
+        if self.batch is not None and self.batch < 1:
+            raise ConfigError(f"a batch needs at least one row, not {self.batch}")
 
     def schedules(self, groups: Iterable[str]) -> dict[str, GroupSchedule]:
         """Return the schedule of each label, for `make_optimizer`."""

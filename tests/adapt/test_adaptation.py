@@ -10,9 +10,10 @@ from specjax.adapt.adaptation import Adaptation
 from specjax.adapt.candidates import Scorer
 from specjax.adapt.configuration import PAPER, Configuration
 from specjax.adapt.forward import predict_label
+from specjax.adapt.objectives import Objective
 from specjax.adapt.selection import fold_of, stars_of_folds
 from specjax.adapt.splits import draw_splits
-from specjax.adapt.stage import Trainer
+from specjax.adapt.stage import Stage, Trainer
 from specjax.adapt.start import initial_leaves
 from specjax.errors import ConfigError, DataError, ModelError
 from specjax.train.optimizer import GroupSchedule
@@ -465,3 +466,43 @@ def test_statistics_that_a_model_lacks_count_as_zero_and_one():
     found = run(Adaptation(model, synthetic.target(), SPLITS, CONFIG), "zero-shot-mlp2").predictions
     expected = model.predict(synthetic.target().labelled, "mlp2")["fe_h"]
     np.testing.assert_allclose(found, np.tile(expected, (3, 1)), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"folds": 1}, "at least two folds"),
+        ({"tower_folds": 0}, "at least two folds"),
+        ({"head_scales": (0.5, 1.5)}, "between 0 and 1"),
+        ({"ranks": (("out_proj(", 2),)}, "not a regular expression"),
+        ({"ranks": (("out_proj", -1),)}, "must be 0 or more"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        dataclasses.replace(CONFIG, **changes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 10, "snapshots": 3}, "cannot be cut into 3 equal parts"),
+        ({"steps": 10, "batch": 0}, "at least one row"),
+        ({"steps": 10, "objective": Objective(masked=1.0)}, "need a batch size"),
+    ],
+)
+def test_stages_that_cannot_be_trained_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Stage(**options)
+
+
+def test_weights_of_an_objective_are_positive():
+    for weights in ({"label": -1.0}, {"label": 0.0}):
+        with pytest.raises(ConfigError, match="must be positive or 0"):
+            Objective(**weights)
+
+
+def test_ranks_that_leave_a_group_without_layers_are_an_error():
+    with pytest.raises(ModelError, match="nothing in this model for lora1 to adapt"):
+        run(make(ranks=(("attention", 0),)), "lora1+lora2")

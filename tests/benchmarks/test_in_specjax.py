@@ -40,7 +40,12 @@ def head_run(model):
     return in_specjax.HeadRun(model, features, RANDOM.normal(size=9).astype(np.float32), 2)
 
 
-@pytest.mark.parametrize("work", [masked_modelling, contrastive, head_run])
+def joint(model):
+    labels = RANDOM.normal(size=4).astype(np.float32)
+    return in_specjax.Joint(model, in_specjax.random_tokens(model, 4), labels)
+
+
+@pytest.mark.parametrize("work", [masked_modelling, joint, contrastive, head_run])
 def test_work_trains_the_factors_of_all_seeds(model, work):
     result = work(model).call(3)()
     assert len(result.loss) == 3
