@@ -4,8 +4,8 @@
 
 The source survey is MILES without the stars that are also in STELIB; the targets are STELIB as observed and
 as a slitless survey would deliver it. Each seed splits the stars into 60 for training, 10 for validation and
-56 for testing. Expected with the shipped model and 16 seeds: LoRA4 reaches sigma([Fe/H]) = 0.140 dex on
-`stelib`, the same as zero-shot, and 0.194 dex on `stelib-grism`, 0.012 dex below zero-shot. README.md has the
+56 for testing. Expected with the shipped model and 16 seeds: LoRA4 reaches sigma([Fe/H]) = 0.139 dex on
+`stelib`, the same as zero-shot, and 0.195 dex on `stelib-grism`, 0.011 dex below zero-shot. README.md has the
 table.
 """
 
