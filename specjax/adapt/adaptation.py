@@ -21,11 +21,11 @@ import numpy as np
 
 from specjax import lora
 from specjax.adapt import forward
-from specjax.adapt.candidates import Scorer, chosen_adapter
+from specjax.adapt.candidates import Scorer, chosen_adapter, snapshots, split_tower
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.inputs import TargetInputs
 from specjax.adapt.objectives import Objective
-from specjax.adapt.selection import select
+from specjax.adapt.selection import Candidates, select
 from specjax.adapt.splits import Splits
 from specjax.adapt.stage import Fitted, Stage, Trainer
 from specjax.adapt.start import Ranks
@@ -34,7 +34,7 @@ from specjax.errors import ConfigError, ModelError
 from specjax.foundation import Foundation
 from specjax.progress import Say, silent
 from specjax.train.optimizer import GroupSchedule
-from specjax.typing import FloatArray, Tree
+from specjax.typing import FloatArray, IntArray, Tree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,6 +105,17 @@ class AdaptConfig:
                 raise ConfigError(f"{rule!r} in ranks is not a regular expression: {error}") from None
             if rank < 0:
                 raise ConfigError(f"the rank of {rule!r} must be 0 or more, not {rank}")
+
+    def with_steps(self, steps: int) -> "AdaptConfig":
+        """Return the same with that many steps of joint training and a snapshot every ten.
+
+        Raises:
+            ConfigError: steps is not a positive multiple of ten.
+        """
+        if steps < 1 or steps % 10:
+            raise ConfigError(f"the number of steps must be a multiple of 10, not {steps}")
+        longer = tuple(dataclasses.replace(stage, steps=steps, snapshots=steps // 10) for stage in self.joint)
+        return dataclasses.replace(self, joint=longer)
 
     def needs_xp(self, configuration: Configuration) -> bool:
         """Return whether a configuration needs Gaia XP spectra, as it does to align the projection."""
@@ -181,6 +192,7 @@ class Adaptation:
             self.model, heads, adapters, self.inputs.labelled, self.target.label, self.inputs.base
         )
         trained = candidates.fit[pick] >= 0
+        self._warn_of_short_training(fits, candidates, pick)
         steps = np.array([lengths[fit] if fit >= 0 else 0.0 for fit in candidates.fit[pick]])
         return AdaptationResult(
             configuration=configuration,
@@ -192,6 +204,18 @@ class Adaptation:
                 "step": steps * (candidates.step[pick] + 1),
             },
         )
+
+    def _warn_of_short_training(self, fits: Sequence[Fitted], candidates: Candidates, pick: IntArray) -> None:
+        """Say if most seeds selected the end of a training of the tower, at its full strength."""
+        towers = [index for index, fitted in enumerate(fits) if split_tower(fitted.leaves)[0]]
+        last = max((snapshots(fits[index]) for index in towers), default=0) - 1
+        at_the_end = (candidates.fit == max(towers, default=-2)) & (candidates.step == last)
+        count = int((at_the_end & (candidates.tower == 1))[pick].sum())
+        if count > len(pick) / 2:
+            self.trainer.say(
+                f"{self.target.name}: {count} of {len(pick)} seeds selected the end of the training: more"
+                " steps may help (--steps)"
+            )
 
     def _fits(self, configuration: Configuration, folds: int) -> tuple[list[Fitted], list[float]]:
         """Train what a configuration names, and return the steps between two snapshots of each training."""

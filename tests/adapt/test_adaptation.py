@@ -506,3 +506,20 @@ def test_weights_of_an_objective_are_positive():
 def test_ranks_that_leave_a_group_without_layers_are_an_error():
     with pytest.raises(ModelError, match="nothing in this model for lora1 to adapt"):
         run(make(ranks=(("attention", 0),)), "lora1+lora2")
+
+
+def test_more_steps_are_suggested_where_seeds_select_the_end():
+    """A rate so small that every step helps; and not where the heads alone are selected."""
+    slow = GroupSchedule(learning_rate=2e-3)
+    short = (dataclasses.replace(CONFIG.joint[0], steps=4, snapshots=2, tower=slow, head=slow),)
+    for name, suggested in (("lora1", True), ("lora2", False)):
+        said = []
+        run(make(say=said.append, joint=short), name)
+        assert any("seeds selected the end of the training" in line for line in said) == suggested, name
+
+
+def test_steps_come_with_a_snapshot_every_ten():
+    stage = CONFIG.with_steps(40).joint[0]
+    assert (stage.steps, stage.snapshots) == (40, 4)
+    with pytest.raises(ConfigError, match="multiple of 10, not 45"):
+        CONFIG.with_steps(45)
