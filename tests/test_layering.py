@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FILE_SIDE = (
-    "surveys catalogues services preprocess prepare simulate "
+    "surveys catalogues services preprocess prepare "
     "spectra wavelength flags units typing cache atomic errors progress"
 ).split()
 ACCELERATED = {"jax", "flax", "chex", "optax"}
@@ -106,6 +106,12 @@ def test_only_commands_import_the_converter():
         and any(top_level(to) == "checkpoints_convert" for to, _ in imports_of(name))
     ]
     assert wrong == []
+
+
+def test_the_simulator_knows_nothing_of_models_and_adaptation():
+    built_on_it = {"models", "foundation", "train", "adapt", "pretrain", "lora", "config"}
+    loaded = {to for name in modules() if name.startswith("specjax.simulate") for to in loaded_with(name)}
+    assert {to for to in loaded if to.startswith("specjax.") and to.split(".")[1] in built_on_it} == set()
 
 
 @pytest.mark.parametrize("outside", ["experiments", "benchmarks", "tests"])
