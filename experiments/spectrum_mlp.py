@@ -72,7 +72,7 @@ class Trained(NamedTuple):
 
 def trained(corpus: Pairs, cache: Path, say: Say = silent) -> Trained:
     """Return the network, training it first if the cache has no weights."""
-    data, _, scaler = make_data(corpus, PretrainConfig())
+    data, _, scaler, _ = make_data(corpus, PretrainConfig())
     content = json.dumps([plain(STAGE), plain(AUGMENT), "dense_0"]).encode()
     content += corpus.flux.tobytes() + corpus.labels.tobytes()
     folder = cache / f"spectrum-mlp-{hashlib.sha256(content).hexdigest()[:16]}"

@@ -1,6 +1,8 @@
 """Training data of all stages: the corpus as arrays, and batches of mixed, moved and augmented stars."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,15 +43,33 @@ class ValidationStars:
         }
 
 
-def make_data(pairs: Pairs, config: PretrainConfig) -> tuple[Tree, ValidationStars, Tree]:
+Draw = Callable[[jax.Array, Tree, int, AugmentConfig], Tree]
+"""(key, data, size, augmentation) -> a batch: flux, valid, xp_flux, xp_valid and standardised labels."""
+
+
+class Material(NamedTuple):
+    """What all stages of a run train on.
+
+    Attributes:
+        data: arrays from which batches are drawn, "noise_width" (1 + k,) among them.
+        validation: stars on which the stages are scored.
+        scaler: label_mean and label_std.
+        draw: draws a batch from `data`.
+    """
+
+    data: Tree
+    validation: ValidationStars
+    scaler: Tree
+    draw: Draw
+
+
+def make_data(pairs: Pairs, config: PretrainConfig) -> Material:
     """Hold out the validation stars and turn the others into the arrays that all stages train on.
 
-    Returns:
-        data: spectra (n, 1 + k, p), the stars as observed and at k lower resolutions, noise_width (1 + k,),
-            xp_flux, xp_valid, labels (standardised), neighbours in label space (n, neighbours) and the
-            label model.
-        validation: the held-out stars, or the training stars if none is held out.
-        scaler: label_mean and label_std of the training stars.
+    The data are spectra (n, 1 + k, p), the stars as observed and at k lower resolutions, noise_width
+    (1 + k,), xp_flux, xp_valid, labels (standardised), neighbours in label space (n, neighbours) and the
+    label model.
+    Validation stars are those held out, or the training stars if none is held out.
     """
     held_out = np.zeros(len(pairs), bool)
     order = np.random.default_rng(config.seed).permutation(len(pairs))
@@ -71,7 +91,7 @@ def make_data(pairs: Pairs, config: PretrainConfig) -> tuple[Tree, ValidationSta
         "neighbours": np.argsort(distance, axis=1)[:, 1 : config.neighbours + 1],
         "label_model": LabelModel.fit(labels),
     }
-    return jax.tree.map(jnp.asarray, data), validation, scaler
+    return Material(jax.tree.map(jnp.asarray, data), validation, scaler, draw_batch)
 
 
 def _resolutions(stars: Pairs) -> dict[str, AnyArray]:

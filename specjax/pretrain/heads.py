@@ -19,7 +19,7 @@ from specjax.models.label_head import LabelHead
 from specjax.models.specclip import SpecCLIP
 from specjax.models.tokens import tokenise
 from specjax.pretrain.augment import augment
-from specjax.pretrain.batches import ValidationStars, draw_batch, shard_batch
+from specjax.pretrain.batches import Material, shard_batch
 from specjax.pretrain.config import PretrainConfig
 from specjax.pretrain.loop import StageAux, StageLoss
 from specjax.progress import Say
@@ -44,9 +44,7 @@ class HeadTraining:
         self,
         config: PretrainConfig,
         model_config: ModelConfig,
-        data: Tree,
-        validation: ValidationStars,
-        scaler: Tree,
+        material: Material,
         *,
         run_stage: Callable[..., tuple[Tree, Tree]],
         say: Say,
@@ -56,14 +54,12 @@ class HeadTraining:
         Args:
             config: schedules and augmentation.
             model_config: sizes of the model.
-            data: see `batches.make_data`.
-            validation: likewise.
-            scaler: likewise.
+            material: what they train on.
             run_stage: `loop.run_stage` with the folder of its states and `say` bound.
             say: takes lines of progress.
         """
-        self.config, self.model_config, self.data = config, model_config, data
-        self.validation, self.scaler = validation, scaler
+        self.config, self.model_config = config, model_config
+        self.data, self.validation, self.scaler, self.draw = material
         self.run_stage, self.say = run_stage, say
         self.model, self.head = SpecCLIP(model_config), LabelHead(model_config.head)
 
@@ -88,7 +84,7 @@ class HeadTraining:
     def feature_pool(self, variables: Tree, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
         """Draw and embed `head_pool` augmented spectra: {head: (pool, d)} and labels (pool, k)."""
         config = self.config
-        make = jax.jit(lambda key, data: draw_batch(key, data, AT_ONCE, config.head_augment))
+        make = jax.jit(lambda key, data: self.draw(key, data, AT_ONCE, config.head_augment))
         features: dict[str, list[jax.Array]] = {"mlp1": [], "mlp2": []}
         labels = []
         for index in range(config.head_pool // AT_ONCE):

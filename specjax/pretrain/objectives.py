@@ -16,7 +16,7 @@ from specjax.models.specclip import SpecCLIP
 from specjax.models.specformer import SpecFormer
 from specjax.models.tokens import standardise, tokenise
 from specjax.models.xp_autoencoder import XPAutoencoder, xp_vector
-from specjax.pretrain.batches import draw_batch
+from specjax.pretrain.batches import Draw
 from specjax.pretrain.config import PretrainConfig
 from specjax.pretrain.loop import StageAux, StageLoss
 from specjax.train import losses
@@ -35,7 +35,7 @@ class WithAuxiliaryHead(NamedTuple):
     auxiliary_head: Tree
 
 
-def backbone_loss(config: PretrainConfig, model_config: ModelConfig) -> StageLoss:
+def backbone_loss(config: PretrainConfig, model_config: ModelConfig, draw: Draw) -> StageLoss:
     """Make the loss of the LAMOST backbone: masked modelling and the labels from the mean token."""
     shape = model_config.specformer
     backbone, auxiliary_head = SpecFormer(shape), AuxiliaryHead(model_config.head.num_labels)
@@ -44,7 +44,7 @@ def backbone_loss(config: PretrainConfig, model_config: ModelConfig) -> StageLos
         params: WithAuxiliaryHead, stats: Tree, data: Tree, key: jax.Array
     ) -> tuple[jax.Array, StageAux]:
         draw_key, mask_key = jax.random.split(key)
-        batch = draw_batch(draw_key, data, config.backbone.batch, config.augment)
+        batch = draw(draw_key, data, config.backbone.batch, config.augment)
         tokens = tokenise(batch["flux"], shape, batch["valid"])
         # Half of the batch is masked: the labels are learnt from complete and from partly hidden spectra.
         half = jnp.arange(len(tokens))[:, None] < len(tokens) // 2
@@ -60,13 +60,13 @@ def backbone_loss(config: PretrainConfig, model_config: ModelConfig) -> StageLos
     return loss
 
 
-def autoencoder_loss(config: PretrainConfig, model_config: ModelConfig) -> StageLoss:
+def autoencoder_loss(config: PretrainConfig, model_config: ModelConfig, draw: Draw) -> StageLoss:
     """Make the loss of the Gaia XP autoencoder: squared error of its inputs where they are valid."""
     network = XPAutoencoder(model_config.xp_autoencoder)
 
     def loss(params: Tree, stats: Tree, data: Tree, key: jax.Array) -> tuple[jax.Array, StageAux]:
         draw_key, noise_key = jax.random.split(key)
-        batch = draw_batch(draw_key, data, config.autoencoder.batch, config.head_augment)
+        batch = draw(draw_key, data, config.autoencoder.batch, config.head_augment)
         noise = config.xp_noise * jax.random.normal(noise_key, batch["xp_flux"].shape)
         target = xp_vector(batch["xp_flux"], batch["xp_valid"])
         noisy = xp_vector(batch["xp_flux"] + noise, batch["xp_valid"])
@@ -78,7 +78,7 @@ def autoencoder_loss(config: PretrainConfig, model_config: ModelConfig) -> Stage
     return loss
 
 
-def alignment_loss(config: PretrainConfig, model_config: ModelConfig) -> StageLoss:
+def alignment_loss(config: PretrainConfig, model_config: ModelConfig, draw: Draw) -> StageLoss:
     """Make the loss of projections and decoders: contrastive, reconstruction, cross-prediction and labels.
 
     Its data also have the "backbones", which are frozen.
@@ -89,7 +89,7 @@ def alignment_loss(config: PretrainConfig, model_config: ModelConfig) -> StageLo
         params: WithAuxiliaryHead, stats: Tree, data: Tree, key: jax.Array
     ) -> tuple[jax.Array, StageAux]:
         draw_key, noise_key, drop_key = jax.random.split(key, 3)
-        batch = draw_batch(draw_key, data, config.alignment.batch, config.augment)
+        batch = draw(draw_key, data, config.alignment.batch, config.augment)
         xp = batch["xp_flux"] + config.xp_noise * jax.random.normal(noise_key, batch["xp_flux"].shape)
         (z_lamost, z_xp, decoded), updates = model.apply(
             {"params": add_backbones(params.model, data["backbones"]), "batch_stats": stats},

@@ -8,6 +8,7 @@ from specjax.config import get_preset
 from specjax.errors import ConfigError, DataError
 from specjax.foundation import Foundation
 from specjax.pretrain import corpus
+from specjax.pretrain.batches import make_data
 from specjax.pretrain.config import PretrainConfig
 from specjax.pretrain.stages import Pretraining
 from specjax.progress import Say, silent
@@ -58,7 +59,7 @@ def pretrain(
     pairs, fill = corpus.build(libraries, say, degraded=degraded)
     say(f"{len(pairs)} source stars, {int((pairs.labels[:, 2] < -1).sum())} below [Fe/H] = -1")
     outside = corpus.out_of_range_stars(libraries, fill, say, degraded=degraded)
-    trainer = Pretraining(pairs, config, states, say, outside)
+    trainer = Pretraining(make_data(pairs, config), config, states, say, outside)
     variables, stats, ood = trainer.run()
     model = Foundation(config=trainer.model_config, variables=variables, stats=stats, fill=fill, ood=ood)
     model.save(out, half=True, record={"training": plain(dataclasses.asdict(config))})

@@ -25,9 +25,8 @@ from specjax.models.label_head import AuxiliaryHead
 from specjax.models.specclip import SpecCLIP
 from specjax.models.specformer import SpecFormer
 from specjax.models.tokens import tokenise
-from specjax.pretrain.batches import make_data
+from specjax.pretrain.batches import Material
 from specjax.pretrain.config import PretrainConfig
-from specjax.pretrain.corpus import Pairs
 from specjax.pretrain.heads import HeadTraining, Trained
 from specjax.pretrain.loop import run_stage
 from specjax.pretrain.objectives import (
@@ -45,11 +44,11 @@ AT_ONCE = 128  # spectra to predict at a time in validation
 
 
 class Pretraining:
-    """The stages on one corpus; each returns new variables, so that stages can be run one by one."""
+    """The stages of a run; each returns new variables, so that stages can be run one by one."""
 
     def __init__(
         self,
-        pairs: Pairs,
+        material: Material,
         config: PretrainConfig,
         folder: Path | None = None,
         say: Say = silent,
@@ -58,7 +57,7 @@ class Pretraining:
         """Prepare data and modules.
 
         Args:
-            pairs: the corpus.
+            material: what the stages train on, see `batches.make_data`.
             config: schedules and augmentation.
             folder: where training states are kept for resuming; None keeps none.
             say: takes lines of progress.
@@ -66,7 +65,7 @@ class Pretraining:
         """
         self.config = config
         self.model_config = get_preset(config.preset)
-        self.data, self.validation, self.scaler = make_data(pairs, config)
+        self.data, self.validation, self.scaler, self.draw = material
         self.out_of_range = dict(out_of_range or {})
         self.model = SpecCLIP(self.model_config)
         self.auxiliary_head = AuxiliaryHead(self.model_config.head.num_labels)
@@ -75,9 +74,7 @@ class Pretraining:
         self.heads = HeadTraining(
             config,
             self.model_config,
-            self.data,
-            self.validation,
-            self.scaler,
+            material,
             run_stage=self.run_stage,
             say=say,
         )
@@ -92,7 +89,8 @@ class Pretraining:
 
     def initial(self) -> Tree:
         """Initialise both towers and the decoders."""
-        flux, xp = self.data["spectra"][:2, 0], self.data["xp_flux"][:2]
+        sizes = (self.model_config.specformer.num_pixels, self.model_config.xp_autoencoder.num_pixels)
+        flux, xp = (jnp.zeros((2, pixels)) for pixels in sizes)
         return self.model.init(jax.random.fold_in(self.key, 0), flux, xp)
 
     def train_backbone(self, variables: Tree) -> Tree:
@@ -108,7 +106,7 @@ class Pretraining:
 
         params, _ = self.run_stage(
             "backbone",
-            backbone_loss(self.config, self.model_config),
+            backbone_loss(self.config, self.model_config, self.draw),
             self.config.backbone,
             params=params,
             batch_stats={},
@@ -122,7 +120,7 @@ class Pretraining:
         """Stage 2: the Gaia XP autoencoder."""
         params, _ = self.run_stage(
             "autoencoder",
-            autoencoder_loss(self.config, self.model_config),
+            autoencoder_loss(self.config, self.model_config, self.draw),
             self.config.autoencoder,
             params=variables["params"]["gaia_xp"]["backbone"],
             batch_stats={},
@@ -144,7 +142,7 @@ class Pretraining:
 
         params, stats = self.run_stage(
             "alignment",
-            alignment_loss(self.config, self.model_config),
+            alignment_loss(self.config, self.model_config, self.draw),
             self.config.alignment,
             params=self._with_auxiliary_head(trained, self.model_config.projection.dim, key),
             batch_stats=variables["batch_stats"],

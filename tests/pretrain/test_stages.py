@@ -10,6 +10,7 @@ from specjax import lora
 from specjax.foundation import Foundation
 from specjax.pretrain import stages as stages_module
 from specjax.pretrain.augment import AugmentConfig
+from specjax.pretrain.batches import make_data
 from specjax.pretrain.config import StageConfig
 from specjax.pretrain.stages import Pretraining
 from tests import synthetic
@@ -32,7 +33,7 @@ def stages():
     patch = pytest.MonkeyPatch()
     patch.setattr(stages_module, "get_preset", lambda name: synthetic.CONFIG)
     said = []
-    trainer = Pretraining(without_held_out(corpus()), CONFIG, say=said.append)
+    trainer = Pretraining(make_data(without_held_out(corpus()), CONFIG), CONFIG, say=said.append)
     made = [system_without_heads()]
     for stage in (trainer.train_backbone, trainer.train_autoencoder, trainer.align):
         made.append(stage(made[-1]))
@@ -50,7 +51,7 @@ def system_without_heads():
 
 
 def test_a_run_starts_from_both_towers_and_the_decoders():
-    trainer = Pretraining(corpus(), CONFIG)
+    trainer = Pretraining(make_data(corpus(), CONFIG), CONFIG)
     shapes, expected = jax.eval_shape(trainer.initial), system_without_heads()
     chex.assert_trees_all_equal_shapes_and_dtypes(shapes, expected)
 
@@ -137,11 +138,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
         if text.startswith("alignment 2/4"):
             raise KeyboardInterrupt
 
-    whole = Pretraining(corpus(), CONFIG).run()
+    whole = Pretraining(make_data(corpus(), CONFIG), CONFIG).run()
     with pytest.raises(KeyboardInterrupt):
-        Pretraining(corpus(), CONFIG, tmp_path, stop).run()
+        Pretraining(make_data(corpus(), CONFIG), CONFIG, tmp_path, stop).run()
     said = []
-    resumed = Pretraining(corpus(), CONFIG, tmp_path, said.append).run()
+    resumed = Pretraining(make_data(corpus(), CONFIG), CONFIG, tmp_path, said.append).run()
     assert [line for line in said if "resuming" in line] == [
         "backbone: resuming after step 4",
         "autoencoder: resuming after step 4",
@@ -168,7 +169,7 @@ def test_the_stages_learn(tmp_path):
         heads=stage,
     )
     pairs = synthetic.corpus(120)
-    variables, stats, _ = Pretraining(pairs, config).run()
+    variables, stats, _ = Pretraining(make_data(pairs, config), config).run()
     model = Foundation(config=synthetic.CONFIG, variables=variables, stats=stats)
     held_out = held_out_stars(pairs, config)
     for head in ("mlp1", "mlp2"):
@@ -184,7 +185,9 @@ def test_out_of_range_stars_get_their_flag():
     others = np.broadcast_to(lines, (30, 2, synthetic.PIXELS)) + 0.01 * np.random.default_rng(0).normal(
         size=(30, 2, synthetic.PIXELS)
     )
-    trainer = Pretraining(pairs, CONFIG, out_of_range={"others": others.astype(np.float32)})
+    trainer = Pretraining(
+        make_data(pairs, CONFIG), CONFIG, out_of_range={"others": others.astype(np.float32)}
+    )
     variables = trainer.initial()
     pools, _ = trainer.heads.feature_pool(variables, trainer.key)
     ood = trainer.heads.fit_ood(variables, pools["mlp1"], trainer.out_of_range, trainer.key)

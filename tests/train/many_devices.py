@@ -14,7 +14,7 @@ from specjax.adapt.configuration import Configuration
 from specjax.adapt.splits import draw_splits
 from specjax.devices import mesh_for
 from specjax.pretrain import stages
-from specjax.pretrain.batches import shard_batch
+from specjax.pretrain.batches import make_data, shard_batch
 from specjax.pretrain.config import PretrainConfig, StageConfig
 from specjax.pretrain.loop import chunk_program, on_mesh, run_stage
 from specjax.train import loop
@@ -130,7 +130,7 @@ def check_pretraining():
     config = PretrainConfig(held_out=0.25, backbone=stage)
     made = []
     for devices in (jax.local_devices()[:1], None):
-        trainer = stages.Pretraining(synthetic.corpus(), config, say=lambda text: None)
+        trainer = stages.Pretraining(make_data(synthetic.corpus(), config), config, say=lambda text: None)
         trainer.run_stage = functools.partial(trainer.run_stage, devices=devices)
         start = jax.tree.map(jnp.asarray, synthetic.foundation().variables)
         made.append(trainer.train_backbone(start)["params"]["lamost"]["backbone"])
