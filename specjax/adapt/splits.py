@@ -41,7 +41,8 @@ class Splits:
         rows = {
             name: np.repeat(getattr(self, name)[:1], seeds, axis=0) for name in ("train", "validate", "test")
         }
-        return Splits(**rows)
+        first = 0 if self.seeds is None else self.seeds[0]
+        return Splits(**rows, seeds=first + np.arange(seeds))
 
     def __getitem__(self, seeds: slice) -> "Splits":
         return replace(self, **{name: rows[seeds] for name, rows in self.__dict__.items()})
@@ -86,6 +87,7 @@ def draw_splits(
         train=order[:, :train],
         validate=order[:, train:end],
         test=order[:, end : n if test is None else end + test],
+        seeds=np.arange(first_seed, first_seed + seeds),
     )
 
 
