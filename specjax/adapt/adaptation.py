@@ -60,7 +60,7 @@ class AdaptConfig:
             mean of the seeds' predictions on stars that no seed has trained or been selected on.
 
     Raises:
-        ConfigError: fewer than two folds, factors outside 0 to 1, or ranks that cannot be read.
+        ConfigError: no seeds, fewer than two folds, factors outside 0 to 1, or ranks that cannot be read.
     """
 
     seeds: int = 16
@@ -94,6 +94,8 @@ class AdaptConfig:
     fuse: bool = False
 
     def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ConfigError(f"at least one seed is needed, not {self.seeds}")
         if min(self.folds, self.tower_folds) < 2:
             raise ConfigError(f"cross-validation needs at least two folds: {self.folds}, {self.tower_folds}")
         if not all(0 <= scale <= 1 for scale in (*self.head_scales, *self.tower_scales)):

@@ -474,6 +474,8 @@ def test_statistics_that_a_model_lacks_count_as_zero_and_one():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"seeds": 0}, "at least one seed is needed, not 0"),
+        ({"seeds": -1, "one_split": True}, "at least one seed is needed, not -1"),
         ({"folds": 1}, "at least two folds"),
         ({"tower_folds": 0}, "at least two folds"),
         ({"head_scales": (0.5, 1.5)}, "between 0 and 1"),

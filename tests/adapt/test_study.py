@@ -223,7 +223,6 @@ class TestFailure:
         [
             ({"configurations": ["lora4", "lora9"]}, ConfigError),
             ({"config": dataclasses.replace(CONFIG, train=36)}, DataError),
-            ({"config": dataclasses.replace(CONFIG, seeds=0)}, DataError),
             ({"targets": [synthetic.target(label="logg")]}, ConfigError),
             (
                 {
