@@ -36,6 +36,12 @@ class Splits:
     def __len__(self) -> int:
         return len(self.train)
 
+    @property
+    def all_equal(self) -> bool:
+        """Whether all seeds have the same training and test stars."""
+        parts = (np.sort(rows, axis=1) for rows in (self.train, self.test))
+        return all(bool((rows == rows[:1]).all()) for rows in parts)
+
     def repeated(self, seeds: int) -> "Splits":
         """Return the first split for that many seeds, which differ in all other random numbers."""
         rows = {

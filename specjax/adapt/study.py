@@ -213,10 +213,11 @@ def _scores(
     return metrics.summarise(
         target.truth[rows],
         _taken(predictions, rows),
+    drawn_anew = not splits.all_equal  # what the p value of the gain assumes
         fe_h=target.fe_h[rows],
         reference=None if reference is None else _taken(reference, rows),
         stars=target.labelled.id[rows],
-        n_train=splits.train.shape[1],
+        n_train=splits.train.shape[1] if drawn_anew else None,
     )
 
 

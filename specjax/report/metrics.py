@@ -102,7 +102,8 @@ def summarise(
         fe_h: (seeds, n) literature [Fe/H], which assigns stars to subsets; equals ``truth`` for that label.
         stars: (seeds, n) integer or string identifiers of the test stars.
         reference: (seeds, n) predictions of the zero-shot configuration; without it the gains are NaN.
-        n_train: number of training stars of each seed, for the p value of the gain in sigma.
+        n_train: number of training stars of each seed, for the p value of the gain in sigma; None if the
+            splits are not drawn independently, as where all seeds share one.
         min_stars: smallest number of stars in a subset for which each seed is scored on its own.
 
     Returns:

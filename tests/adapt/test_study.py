@@ -252,6 +252,27 @@ class TestFailure:
         assert not (tmp_path / "run" / "adapters").exists()
 
 
+def test_splits_that_are_all_equal_have_no_p_value():
+    """The corrected resampled t test asks about another draw of training stars."""
+    target, rng = synthetic.target(), np.random.default_rng(0)
+    for splits, has_p in ((SPLITS, True), (SPLITS.repeated(3), False)):
+        scatter = {"zero-shot-mlp2": 0.3, "lora4": 0.1}
+        made = [
+            AdaptationResult(
+                configuration=Configuration.parse(name),
+                predictions=target.truth + rng.normal(0, sigma, (3, 40)),
+                adapters={},
+                chosen={},
+            )
+            for name, sigma in scatter.items()
+        ]
+        (row,) = [
+            r for r in score(target, splits, made) if (r["configuration"], r["subset"]) == ("lora4", "all")
+        ]
+        assert np.isfinite([row["sigma_gain"], row["sigma_gain_std"], row["sigma_gain_lo"]]).all()
+        assert np.isfinite(row["sigma_gain_p"]) == has_p
+
+
 def test_another_label_has_its_own_unit(model, tmp_path):
     values = synthetic.labels(40, seed=5)
     target = synthetic.target(label="teff", truth=values[:, 0])
