@@ -66,7 +66,8 @@ def run_study(
         baselines: further predictions for the table, from the same splits, made in a thread of their own.
         label_scatter: by target, the scatter between two sets of literature labels, drawn as a line.
         record: further entries of config.json.
-        splits: by target, the splits of `config.seeds` seeds; drawn at random for the others.
+        splits: by target, the splits of `config.seeds` seeds; drawn at random for the others. With
+            `config.one_split`, only the first of them is used.
         say: receives lines of progress.
 
     Raises:
@@ -81,7 +82,7 @@ def run_study(
     outside: dict[str, dict[str, str]] = {}
     with atomic_folder(out) as folder, ThreadPoolExecutor(1) as thread:
         for target in targets:
-            drawn = (splits or {}).get(target.name) or _draw(target, config)
+            drawn = _splits_of(target, config, (splits or {}).get(target.name))
             pending = thread.submit(baselines, target, drawn) if baselines is not None else None
             adaptation = Adaptation(model, target, drawn, config, say)
             outside[target.name] = adaptation.inputs.outside_training()
@@ -110,14 +111,16 @@ def run_study(
     return rows
 
 
-def _draw(target: Target, config: AdaptConfig) -> Splits:
-    drawn = draw_splits(
-        len(target.labelled),
-        seeds=1 if config.one_split else config.seeds,
-        train=config.train,
-        validate=config.validate,
-    )
-    return drawn.repeated(config.seeds) if config.one_split else drawn
+def _splits_of(target: Target, config: AdaptConfig, given: Splits | None) -> Splits:
+    """Return the splits of all seeds: those that are given, or drawn at random."""
+    if given is None:
+        given = draw_splits(
+            len(target.labelled),
+            seeds=1 if config.one_split else config.seeds,
+            train=config.train,
+            validate=config.validate,
+        )
+    return given.repeated(config.seeds) if config.one_split else given
 
 
 def fuse_seeds(model: Foundation, target: Target, result: AdaptationResult) -> AdaptationResult:
@@ -210,10 +213,10 @@ def _scores(
     target: Target, splits: Splits, predictions: FloatArray, reference: FloatArray | None = None
 ) -> list[dict[str, Any]]:
     rows = splits.test
+    drawn_anew = not splits.all_equal  # what the p value of the gain assumes
     return metrics.summarise(
         target.truth[rows],
         _taken(predictions, rows),
-    drawn_anew = not splits.all_equal  # what the p value of the gain assumes
         fe_h=target.fe_h[rows],
         reference=None if reference is None else _taken(reference, rows),
         stars=target.labelled.id[rows],

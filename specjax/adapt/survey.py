@@ -48,7 +48,8 @@ def adapt_survey(
         labels: a table with the columns id and `label`, in physical units. If the label is not fe_h, a column
             fe_h divides the stars into the table's subsets. Columns split_0, split_1, ... as
             `roles.split_table` writes them give the role of each spectrum for each seed, in place of the
-            sizes in `config`; the first `config.seeds` of them are used.
+            sizes in `config`; the first `config.seeds` of them are used, or the first for all seeds with
+            `config.one_split`.
         out: the run folder.
         label: what to adapt to, one of the model's labels.
         configurations: names, see `Configuration.parse`.
@@ -84,8 +85,13 @@ def adapt_survey(
     )
     splits: dict[str, Splits] = {}
     if roles is not None:
+        asked = config.seeds
         target, config, splits[target.name] = _splits_of_table(target, config, roles)
         say(f"splits from {labels}: {config.train} training and {config.validate} validation stars")
+        if config.one_split:
+            say(f"{labels}: the first split for all seeds")
+        elif config.seeds < asked:
+            say(f"{labels} has splits for only {config.seeds} of the {asked} seeds that were asked for")
     describe_target(target, say)
     return run_study(
         foundation,
@@ -119,7 +125,7 @@ def _joined_labels(observed: Spectra, labels: Path, label: str) -> dict[str, Flo
 def _splits_of_table(target: Target, config: AdaptConfig, roles: Roles) -> tuple[Target, AdaptConfig, Splits]:
     """Return the first splits of a table of labels, and a configuration that states their sizes."""
     target, splits = apply_roles(roles, target)
-    splits = splits[: config.seeds]
+    splits = splits.repeated(config.seeds) if config.one_split else splits[: config.seeds]
     sizes = {"train": splits.train.shape[1], "validate": splits.validate.shape[1]}
     return target, dataclasses.replace(config, seeds=len(splits), **sizes), splits
 

@@ -42,7 +42,7 @@ class Adapt:
     """pairs of a regular expression and the rank of the layers that it is found in, 0 to leave them alone,
     such as --ranks q_proj 0 out_proj 2"""
     one_split: bool = False
-    """one split for all seeds, as in the paper"""
+    """one split for all seeds, as in the paper: the first one if the table of labels contains splits"""
     fuse: bool = False
     """also average the seeds into one adapter (NAME-fused)"""
     survey: str | None = None

@@ -252,6 +252,15 @@ class TestFailure:
         assert not (tmp_path / "run" / "adapters").exists()
 
 
+def test_one_split_repeats_the_first_of_given_splits(model, tmp_path):
+    config = dataclasses.replace(CONFIG, seeds=4, one_split=True)
+    cheap(model, tmp_path / "run", config=config, splits={"tilted": SPLITS[1:]})
+    table = Table.read(tmp_path / "run" / "predictions.ecsv")
+    expected = synthetic.target().labelled.id[SPLITS.test[1]]
+    for seed in range(4):
+        assert table["id"][table["seed"] == seed].tolist() == expected.tolist()
+
+
 def test_splits_that_are_all_equal_have_no_p_value():
     """The corrected resampled t test asks about another draw of training stars."""
     target, rng = synthetic.target(), np.random.default_rng(0)
