@@ -508,6 +508,12 @@ def test_weights_of_an_objective_are_positive():
             Objective(**weights)
 
 
+def test_an_anchor_needs_features_of_another_term():
+    with pytest.raises(ConfigError, match="the anchor needs the label or the contrastive term"):
+        Objective(label=0.0, masked=1.0, anchor=1.0)
+    Objective(label=0.0, contrastive=1.0, anchor=1.0)
+
+
 def test_ranks_that_leave_a_group_without_layers_are_an_error():
     with pytest.raises(ModelError, match="nothing in this model for lora1 to adapt"):
         run(make(ranks=(("attention", 0),)), "lora1+lora2")
