@@ -226,20 +226,42 @@ def init_adapters(
         ModelError: a group that has nothing to adapt in this tree.
     """
     leaves: dict[str, jax.Array] = {}
-    found: set[str] = set()
-    for layer, kernel, group in _targets(params, configs):
-        rank = next((rank for rule, rank in ranks if re.search(rule, layer)), configs[group].rank)
+    rank_of = layer_ranks(params, configs, ranks)
+    for layer, kernel, _ in _targets(params, configs):
+        rank = rank_of[layer]
         if not rank:
             continue
-        found.add(group)
         *lead, inputs, outputs = kernel.shape
         layer_key = jax.random.fold_in(key, len(leaves))
         leaves[f"{layer}/lora_a"] = init_lora_a(layer_key, (*lead, inputs, rank), kernel.dtype)
         leaves[f"{layer}/lora_b"] = jnp.zeros((*lead, rank, outputs), kernel.dtype)
-    missing = sorted(set(configs) - found)
-    if missing:
-        raise ModelError(f"nothing in this model for {', '.join(missing)} to adapt")
     return _nest(leaves)
+
+
+def adaptable_layers(params: Mapping[str, Any]) -> list[str]:
+    """Return the paths of the dense layers of a model that any LoRA group adapts."""
+    return [layer for layer, _, _ in _targets(params, _TARGETS)]
+
+
+def layer_ranks(
+    params: Mapping[str, Any], configs: Mapping[str, LoRAConfig], ranks: Sequence[tuple[str, int]] = ()
+) -> dict[str, int]:
+    """Return the rank of each layer of the groups in `configs`, 0 for those that `ranks` leaves alone.
+
+    Arguments and errors as in `init_adapters`.
+    """
+    group_of_layer = {layer: group for layer, _, group in _targets(params, configs)}
+    result = {
+        layer: next((rank for rule, rank in ranks if re.search(rule, layer)), configs[group].rank)
+        for layer, group in group_of_layer.items()
+    }
+    adapted = {group for layer, group in group_of_layer.items() if result[layer]}
+    missing = sorted(set(configs) - adapted)
+    if missing:
+        ruled_out = sorted(set(missing) & set(group_of_layer.values()))
+        why = f": all layers of {', '.join(ruled_out)} have a rank of 0 (--ranks)" if ruled_out else ""
+        raise ModelError(f"nothing in this model for {', '.join(missing)} to adapt{why}")
+    return result
 
 
 def init_lora_a(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
