@@ -1,6 +1,6 @@
 """Configurations: what is trained, and which heads predict the label."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from specjax.config import LORA_GROUPS
 from specjax.errors import ConfigError
@@ -85,6 +85,10 @@ class Configuration:
     def zero_shot(self) -> "Configuration":
         """The zero-shot configuration that gains are measured against: of its head, MLP2 if it has both."""
         return Configuration.parse(f"zero-shot-{self.heads[-1]}")
+
+    def part(self, groups: tuple[str, ...]) -> "Configuration":
+        """Return a configuration that trains some of these groups, with the same heads."""
+        return replace(self, groups=groups)
 
     def head_group(self, head: str) -> str | None:
         """Return the group of low-rank factors that adapts a head; None if there is none."""

@@ -13,9 +13,11 @@ import jax
 import numpy as np
 
 from specjax import lora
-from specjax.adapt.adaptation import Adaptation, AdaptationResult, AdaptConfig
+from specjax.adapt.adaptation import Adaptation, AdaptationResult
+from specjax.adapt.checks import check_model, check_settings
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.forward import count_seeds, predict_label
+from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.splits import Splits, draw_splits
 from specjax.adapt.target import Target
 from specjax.atomic import atomic_folder
@@ -71,9 +73,11 @@ def run_study(
         say: receives lines of progress.
 
     Raises:
-        SpecjaxError: an invalid target, model or folder.
+        SpecjaxError: an invalid configuration, target, model or folder.
     """
+    check_settings(configurations, config)
     wanted = _with_zero_shot(configurations)
+    check_model(model, wanted, config)
     if any(configuration.is_adapted for configuration in wanted):
         _digest(model)  # fail now, not after the training
     unit = symbol_and_unit(targets[0].label)[1]

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from specjax.adapt.adaptation import AdaptConfig
+from specjax.adapt.checks import check_settings
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.roles import Roles, apply_roles, read_roles
+from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.splits import Splits
 from specjax.adapt.study import run_study
 from specjax.adapt.target import Target, make_target
@@ -67,11 +68,12 @@ def adapt_survey(
         SpecjaxError: an invalid option, file or model, or unsuitable data.
     """
     parsed = [Configuration.parse(name) for name in configurations]
+    config = config or AdaptConfig()
+    check_settings(parsed, config)
     foundation = load(model)
     observed = read(spectra, survey, wavelength_medium=wavelength_medium, wavelength_unit=wavelength_unit)
     roles = read_roles(labels)
     joined = _joined_labels(observed, labels, label)
-    config = config or AdaptConfig()
     needs_xp = any(config.needs_xp(configuration) for configuration in parsed)
     target = make_target(
         observed.survey or spectra.stem,
