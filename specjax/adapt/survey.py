@@ -34,6 +34,7 @@ def adapt_survey(
     label: str = "fe_h",
     configurations: Sequence[str] = ("lora4",),
     config: AdaptConfig | None = None,
+    steps: int | None = None,
     survey: str | None = None,
     wavelength_medium: str | None = None,
     wavelength_unit: str | None = None,
@@ -55,6 +56,7 @@ def adapt_survey(
         label: what to adapt to, one of the model's labels.
         configurations: names, see `Configuration.parse`.
         config: seeds, splits and stages.
+        steps: of joint training, in place of those in `config` (see `AdaptConfig.with_steps`).
         survey: as in `surveys.read`.
         wavelength_medium: likewise.
         wavelength_unit: likewise.
@@ -69,6 +71,10 @@ def adapt_survey(
     """
     parsed = [Configuration.parse(name) for name in configurations]
     config = config or AdaptConfig()
+    if steps is not None:
+        config = config.with_steps(steps)
+        if config.objective != "joint" or not any(configuration.tower_groups for configuration in parsed):
+            say("--steps has no effect: no configuration trains the tower jointly with the head")
     check_settings(parsed, config)
     foundation = load(model)
     observed = read(spectra, survey, wavelength_medium=wavelength_medium, wavelength_unit=wavelength_unit)

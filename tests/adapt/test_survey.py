@@ -168,6 +168,28 @@ def test_a_table_with_fewer_splits_than_seeds(two_splits, tmp_path, one_split):
     assert (saved["seeds"], saved["one_split"]) == (len(columns), one_split)
 
 
+@pytest.mark.parametrize(
+    ("names", "objective", "said_so"),
+    [
+        (["lora4"], "joint", True),
+        (["lora1+lora2"], "sequential", True),
+        (["lora2", "lora1+lora2"], "joint", False),
+    ],
+)
+def test_steps_without_joint_training_of_a_tower_are_reported(
+    files, tmp_path, monkeypatch, names, objective, said_so
+):
+    said, configs = [], []
+    monkeypatch.setattr(survey, "run_study", lambda model, targets, config, *_, **__: configs.append(config))
+    survey.adapt_survey(
+        **files, out=tmp_path / "run", configurations=names, steps=120, say=said.append,
+        config=dataclasses.replace(CONFIG, objective=objective),
+        wavelength_medium="vacuum", wavelength_unit="angstrom",
+    )  # fmt: skip
+    assert any(line.startswith("--steps has no effect") for line in said) == said_so
+    assert configs[0].joint[0].steps == 120
+
+
 def test_metallicity_sorts_the_stars_whatever_the_label(files, tmp_path):
     """The run of another label must hand fe_h on, or the table's metal-poor rows are empty."""
     observed = read(files["spectra"])
