@@ -180,15 +180,19 @@ def fuse(adapters: Mapping[str, Any]) -> Tree:
 
     The products A B are averaged, never A and B separately, whose bases differ between seeds. The average has
     a rank of up to S times that of one seed; its factors are the truncated singular value decomposition at
-    that rank, or at the full rank of the layer if that is less, and so exact. Other leaves are averaged.
+    that rank, or at the full rank of the layer if that is less, and so exact.
+
+    Raises:
+        ModelError: other leaves than low-rank factors, whose average would not be that of the networks.
     """
     leaves = _leaves(adapters)
+    others = sorted(path for path in leaves if path.rpartition("/")[2] not in FACTORS)
+    if others:
+        raise ModelError(f"only low-rank factors can be fused, not {others[0]!r}")
     fused: dict[str, Any] = {}
     for path, leaf in leaves.items():
         layer, _, name = path.rpartition("/")
-        if name not in FACTORS:
-            fused[path] = np.mean(leaf, axis=0, keepdims=True)
-        elif name == "lora_a":
+        if name == "lora_a":
             a, b = (np.asarray(leaves[f"{layer}/{factor}"], np.float64) for factor in FACTORS)
             # (S, ..., in, r) side by side: (..., in, S r); B below each other: (..., S r, out)
             a = np.concatenate(list(a), axis=-1)

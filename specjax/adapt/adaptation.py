@@ -20,7 +20,7 @@ import numpy as np
 from specjax import lora
 from specjax.adapt import forward
 from specjax.adapt.candidates import Scorer, chosen_adapter, snapshots, split_tower
-from specjax.adapt.checks import check_model, check_ranks, check_settings
+from specjax.adapt.checks import check_model, check_ranks
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.inputs import TargetInputs
 from specjax.adapt.selection import Candidates, select
@@ -82,7 +82,7 @@ class Adaptation:
             ModelError: the model lacks a part that the configuration needs.
             DataError: the target lacks the unlabelled spectra or Gaia XP spectra that it needs.
         """
-        check_settings([configuration], self.config)
+        self.config.trainings(configuration)
         check_model(self.model, [configuration], self.config)
         heads, seeds = configuration.heads, len(self.splits)
         base = self._as_it_is(heads)

@@ -11,17 +11,22 @@ from specjax.errors import ConfigError, ModelError
 from specjax.foundation import Foundation
 from specjax.typing import Tree
 
+ONLY_FACTORS = "only low-rank factors (lora1 to lora4) can be averaged"
+
 
 def check_settings(configurations: Sequence[Configuration], config: AdaptConfig) -> None:
     """Check what needs neither a model nor spectra.
 
     Raises:
-        ConfigError: no configuration, or one that these settings cannot train.
+        ConfigError: no configuration, one that these settings cannot train, or none to fuse.
     """
     if not configurations:
         raise ConfigError("name at least one configuration")
     for configuration in configurations:
         config.trainings(configuration)
+    if config.fuse and not any(configuration.can_be_fused for configuration in configurations):
+        names = ", ".join(configuration.name for configuration in configurations)
+        raise ConfigError(f"none of {names} can be fused: {ONLY_FACTORS}")
 
 
 def check_model(model: Foundation, configurations: Sequence[Configuration], config: AdaptConfig) -> None:

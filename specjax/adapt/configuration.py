@@ -82,6 +82,11 @@ class Configuration:
         return tuple(group for group in self.groups if group in LORA_GROUPS)
 
     @property
+    def can_be_fused(self) -> bool:
+        """Whether only low-rank factors are trained, whose products can be averaged over seeds."""
+        return self.is_adapted and self.lora_groups == self.groups
+
+    @property
     def zero_shot(self) -> "Configuration":
         """The zero-shot configuration that gains are measured against: of its head, MLP2 if it has both."""
         return Configuration.parse(f"zero-shot-{self.heads[-1]}")

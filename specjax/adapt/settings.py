@@ -32,7 +32,8 @@ class AdaptConfig:
         ranks: (regular expression, rank) by layer, see `lora.init_adapters`.
         one_split: all seeds share one split and differ in the rest, as in the paper.
         fuse: also average the products of the factors of all seeds into one adapter, and score it beside the
-            mean of the seeds' predictions on stars that no seed has trained or been selected on.
+            mean of the seeds' predictions on stars that no seed has trained or been selected on. Only
+            configurations of low-rank factors are fused.
 
     Raises:
         ConfigError: no seeds, fewer than two folds, factors outside 0 to 1, or ranks that cannot be read.

@@ -14,7 +14,7 @@ import numpy as np
 
 from specjax import lora
 from specjax.adapt.adaptation import Adaptation, AdaptationResult
-from specjax.adapt.checks import check_model, check_settings
+from specjax.adapt.checks import ONLY_FACTORS, check_model, check_settings
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.forward import count_seeds, predict_label
 from specjax.adapt.settings import AdaptConfig
@@ -78,6 +78,9 @@ def run_study(
     check_settings(configurations, config)
     wanted = _with_zero_shot(configurations)
     check_model(model, wanted, config)
+    for configuration in wanted:
+        if config.fuse and configuration.is_adapted and not configuration.can_be_fused:
+            say(f"{configuration.name} is not fused: {ONLY_FACTORS}")
     if any(configuration.is_adapted for configuration in wanted):
         _digest(model)  # fail now, not after the training
     unit = symbol_and_unit(targets[0].label)[1]
@@ -97,7 +100,11 @@ def run_study(
                 adapted.append(adaptation.run(configuration))
             others = {} if pending is None else pending.result()
             scored = score(target, drawn, adapted, others)
-            fused = [fuse_seeds(model, target, one) for one in adapted if one.adapters and config.fuse]
+            fused = [
+                fuse_seeds(model, target, one)
+                for one in adapted
+                if config.fuse and one.configuration.can_be_fused
+            ]
             scored += _score_fused(target, drawn, adapted, fused, say)
             rows += scored
             columns.append(_columns(target, drawn, adapted, others))

@@ -88,6 +88,28 @@ def test_ranks_that_leave_a_group_without_layers(model, tmp_path):
     refused(ModelError, message, model, tmp_path, config, "lora2", "lora4")
 
 
+@pytest.mark.parametrize("names", [("residual-mlp1",), ("scratch-mlp2", "zero-shot-mlp1"), ("full-mlp1",)])
+def test_fusing_what_has_no_low_rank_factors(model, tmp_path, names):
+    config = dataclasses.replace(CONFIG, fuse=True)
+    message = f"none of {', '.join(names)} can be fused"
+    refused(ConfigError, message, model, tmp_path, config, *names)
+    nothing = tmp_path / "nothing"
+    with pytest.raises(ConfigError, match=message):
+        survey.adapt_survey(
+            model=nothing, spectra=nothing, labels=nothing, out=nothing, configurations=names, config=config
+        )
+
+
+def test_other_configurations_beside_those_that_are_fused(model, tmp_path):
+    said = []
+    config = dataclasses.replace(CONFIG, fuse=True)
+    with pytest.raises(AssertionError, match="it trained"):
+        study(model, tmp_path / "run", config, "residual-mlp1", "lora2", say=said.append)
+    assert [line for line in said if "fuse" in line] == [
+        "residual-mlp1 is not fused: only low-rank factors (lora1 to lora4) can be averaged"
+    ]
+
+
 def test_an_objective_none_of_whose_terms_reaches_a_configuration(model, tmp_path):
     masked = dataclasses.replace(CONFIG.joint[0], objective=Objective(label=0.0, masked=1.0))
     config = dataclasses.replace(CONFIG, joint=(masked,), head=(masked,))
