@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from specjax import lora
 from specjax.adapt.adaptation import Adaptation, AdaptationResult
 from specjax.adapt.checks import ONLY_FACTORS, check_model, check_settings
 from specjax.adapt.configuration import Configuration
-from specjax.adapt.forward import count_seeds, predict_label
+from specjax.adapt.forward import count_seeds
+from specjax.adapt.fusing import FUSED, fuse_seeds, mean_of_seeds, unseen_split
 from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.splits import Splits, draw_splits
 from specjax.adapt.target import Target
@@ -29,12 +29,6 @@ from specjax.progress import Say, silent
 from specjax.report import metrics, plots, results
 from specjax.typing import FloatArray, IntArray
 from specjax.units import symbol_and_unit
-
-FUSED, MEAN = "-fused", "-mean"
-"""Endings of the rows of adapters that were fused and of the mean of the predictions of all seeds."""
-
-MIN_UNSEEN = 10
-"""Fewest stars on which fused adapters are scored."""
 
 Baselines = Callable[[Target, Splits], Mapping[str, FloatArray]]
 """(target, splits) -> {baseline: predictions (S, n)}."""
@@ -56,8 +50,9 @@ def run_study(
     """Adapt to each target with each configuration, score all on the same splits, and write the run folder.
 
     Zero-shot rows that gains are measured against are added. The folder holds config.json, table.json,
-    predictions.ecsv (one row per target, configuration, seed and test star), predictions_TARGET.png,
-    sigma.png, and adapters/TARGET/CONFIGURATION. It appears whole or not at all.
+    predictions.ecsv (one row per target, configuration, seed and test star; fused adapters and means over
+    seeds have the seed 0), predictions_TARGET.png, sigma.png, and adapters/TARGET/CONFIGURATION. It appears
+    whole or not at all.
 
     Args:
         model: the model to adapt.
@@ -100,14 +95,15 @@ def run_study(
                 adapted.append(adaptation.run(configuration))
             others = {} if pending is None else pending.result()
             scored = score(target, drawn, adapted, others)
-            fused = [
-                fuse_seeds(model, target, one)
-                for one in adapted
-                if config.fuse and one.configuration.can_be_fused
-            ]
-            scored += _score_fused(target, drawn, adapted, fused, say)
-            rows += scored
             columns.append(_columns(target, drawn, adapted, others))
+            fusible = [one for one in adapted if config.fuse and one.configuration.can_be_fused]
+            fused = [fuse_seeds(model, target, one) for one in fusible]
+            if fused and (unseen := unseen_split(target, drawn, say)) is not None:
+                means = [mean_of_seeds(one) for one in fusible]
+                compared = [one for pair in zip(means, fused, strict=True) for one in pair]
+                scored += score(target, unseen, compared, references=adapted)
+                columns.append(_columns(target, unseen, compared))
+            rows += scored
             _save_adapters(
                 folder / "adapters" / target.name, model, target, config, [*adapted, *fused], scored
             )
@@ -134,67 +130,27 @@ def _splits_of(target: Target, config: AdaptConfig, given: Splits | None) -> Spl
     return given.repeated(config.seeds) if config.one_split else given
 
 
-def fuse_seeds(model: Foundation, target: Target, result: AdaptationResult) -> AdaptationResult:
-    """Fuse the adapters of all seeds into one (`lora.fuse`), and predict with it."""
-    adapters = lora.fuse(result.adapters)
-    heads = result.configuration.heads
-    return AdaptationResult(
-        configuration=dataclasses.replace(result.configuration, name=f"{result.configuration.name}{FUSED}"),
-        predictions=predict_label(model, heads, adapters, target.labelled, target.label),
-        adapters=adapters,
-        chosen={},
-    )
-
-
-def _score_fused(
-    target: Target,
-    splits: Splits,
-    adapted: Sequence[AdaptationResult],
-    fused: Sequence[AdaptationResult],
-    say: Say,
-) -> list[results.Row]:
-    """Score fused adapters, and the mean of the predictions of all seeds, on stars that none has seen."""
-    if not fused:
-        return []
-    seen = np.concatenate([splits.train, splits.validate], axis=1)
-    unseen = np.setdiff1d(np.arange(len(target.labelled)), seen)
-    if len(unseen) < MIN_UNSEEN:
-        say(
-            f"{target.name}: {len(unseen)} stars are in no seed's training or validation set, too few to"
-            " score the fused adapters; use one split for all seeds"
-        )
-        return []
-    one = Splits(train=splits.train[:1], validate=splits.validate[:1], test=unseen[None])
-    by_name = {result.configuration.name: result for result in adapted}
-    rows = []
-    for result in fused:
-        name = result.configuration.name.removesuffix(FUSED)
-        reference = by_name[result.configuration.zero_shot.name].predictions[:1]
-        mean = by_name[name].predictions.mean(axis=0, keepdims=True)
-        for label, predictions in ((f"{name}{MEAN}", mean), (f"{name}{FUSED}", result.predictions)):
-            scores = _scores(target, one, predictions, reference)
-            rows += results.table_rows(target.name, label, scores, kind="adapted")
-    return rows
-
-
 def score(
     target: Target,
     splits: Splits,
     adapted: Sequence[AdaptationResult],
     baselines: Mapping[str, FloatArray] | None = None,
+    references: Sequence[AdaptationResult] = (),
 ) -> list[results.Row]:
     """Score predictions on the test stars of each seed; gains are against zero-shot with the same head.
 
     Args:
         target: the survey, with n labelled stars.
         splits: S splits of these stars.
-        adapted: results, including the zero-shot ones that gains refer to.
+        adapted: results.
         baselines: further predictions (S, n) by name.
+        references: the zero-shot results that gains refer to, if they are not among `adapted`.
 
     Returns:
         Rows of table.json: one per configuration or baseline and subset.
     """
     by_name = {one.configuration.name: one.predictions for one in adapted}
+    by_name |= {one.configuration.name: one.predictions[: len(splits)] for one in references}
     rows = []
     for one in adapted:
         configuration = one.configuration
@@ -247,10 +203,13 @@ def _taken(values: FloatArray, rows: IntArray) -> FloatArray:
 
 
 def _columns(
-    target: Target, splits: Splits, adapted: Sequence[AdaptationResult], baselines: Mapping[str, FloatArray]
+    target: Target,
+    splits: Splits,
+    adapted: Sequence[AdaptationResult],
+    baselines: Mapping[str, FloatArray] | None = None,
 ) -> dict[str, Any]:
-    """Return the columns of predictions.ecsv."""
-    predictions = {one.configuration.name: one.predictions for one in adapted} | dict(baselines)
+    """Return the columns of predictions.ecsv for the test stars of these splits."""
+    predictions = {one.configuration.name: one.predictions for one in adapted} | dict(baselines or {})
     seeds, stars = splits.test.shape
     count = seeds * stars
     repeat = len(predictions)

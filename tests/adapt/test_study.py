@@ -328,7 +328,12 @@ def fused(model, tmp_path_factory):
     out, said = tmp_path_factory.mktemp("fused") / "run", []
     config = dataclasses.replace(CONFIG, one_split=True, fuse=True)
     rows = run_study(
-        model, [synthetic.target()], config, out, configurations=parsed("lora4"), say=said.append
+        model,
+        [synthetic.target()],
+        config,
+        out,
+        configurations=parsed("lora4", "residual-mlp2"),
+        say=said.append,
     )
     return out, rows, said
 
@@ -338,7 +343,7 @@ class TestFused:
 
     def test_is_scored_on_stars_that_no_seed_has_seen(self, fused):
         rows = {row["configuration"]: row for row in fused[1] if row["subset"] == "all"}
-        assert list(rows) == ["zero-shot-mlp2", "lora4", "lora4-mean", "lora4-fused"]
+        assert list(rows) == ["zero-shot-mlp2", "lora4", "residual-mlp2", "lora4-mean", "lora4-fused"]
         assert rows["lora4-fused"]["n_stars"] == rows["lora4"]["n_stars"] == 16
         assert rows["lora4-fused"]["n_seeds"] == 1
         # one split and other draws: seeds differ, and their mean is no single one
@@ -355,6 +360,31 @@ class TestFused:
         assert found.shape == (1, 40)
         # Not the mean of the predictions, as the head is not linear, but near it.
         assert 0 < np.abs(found[0] - many.mean(axis=0)).max() < 0.5
+
+    def test_predictions_are_those_that_are_scored(self, fused, model):
+        table = Table.read(fused[0] / "predictions.ecsv")
+        rows = {row["configuration"]: row for row in fused[1] if row["subset"] == "all"}
+        assert list(dict.fromkeys(table["configuration"])) == list(rows)
+        seeds = table[table["configuration"] == "lora4"]
+        means = [np.mean(seeds["fe_h_predicted"][seeds["id"] == name]) for name in np.unique(seeds["id"])]
+        for name in ("lora4-mean", "lora4-fused"):
+            part = table[table["configuration"] == name]
+            assert set(part["seed"]) == {0}
+            residual = np.asarray(part["fe_h_predicted"] - part["fe_h"])
+            assert rows[name]["sigma"] == pytest.approx(robust_sigma(residual))
+        part = table[table["configuration"] == "lora4-mean"]
+        np.testing.assert_allclose(part["fe_h_predicted"][np.argsort(part["id"])], means, rtol=1e-6)
+
+    def test_advises_one_split_only_where_seeds_differ(self, model, tmp_path):
+        for one_split in (True, False):
+            said = []
+            config = dataclasses.replace(CONFIG, train=30, validate=4, fuse=True, one_split=one_split)
+            run_study(
+                model, [synthetic.target()], config, tmp_path / "run", configurations=parsed("lora4"),
+                say=said.append,
+            )  # fmt: skip
+            (line,) = [line for line in said if "too few to score the fused adapters" in line]
+            assert ("use one split" in line) == (not one_split)
 
     def test_is_not_scored_where_every_star_was_seen(self, model, tmp_path):
         said = []
