@@ -67,6 +67,8 @@ def import_adapter(source: str | Path, model: str | Path, out: str | Path, *, pa
     Raises:
         SpecjaxError: The folder is invalid, or has unsupported settings, layers or shapes.
     """
+    from specjax.lora import describe
+
     base = ModelFolder.load(model)
     config, tensors = read_peft(Path(source))
     modules = sorted({_module_of(key) for key in tensors})
@@ -95,7 +97,7 @@ def import_adapter(source: str | Path, model: str | Path, out: str | Path, *, pa
         "target": Path(source).name,
         "seeds": 1,
         "sigma": None,  # the scatter of test stars is not known
-        "lora": {name: {"rank": group.rank, "alpha": group.alpha} for name, group in groups.items()},
+        "lora": describe(unflatten(sorted(arrays.items())), groups),
         "imported": {"file": Path(source).name, "part": part},
     }
     stacked = {path: leaf[None] for path, leaf in sorted(arrays.items())}

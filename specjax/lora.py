@@ -294,6 +294,22 @@ def unmerge(
     return _add_products(merged, adapters, configs, -1.0)
 
 
+def describe(adapters: Mapping[str, Any], configs: Mapping[str, LoRAConfig]) -> dict[str, dict[str, Any]]:
+    """Return what the factors of an adapter mean, to be stored with it, by LoRA group.
+
+    "scale" is the factor on the products A B, the alpha/rank of the group in `configs`. "ranks" has the rank
+    of each layer, which differs from that of the group where ranks are set by layer or seeds are fused.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for path, leaf in sorted(_leaves(adapters).items()):
+        layer, _, name = path.rpartition("/")
+        if name == FACTORS[0]:
+            group = group_of(path)
+            known = groups.setdefault(group, {"scale": configs[group].scale, "ranks": {}})
+            known["ranks"][layer] = leaf.shape[-1]
+    return groups
+
+
 def count_parameters(tree: Any) -> int:
     """Count the numbers in a tree of arrays (or of shapes from `jax.eval_shape`)."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

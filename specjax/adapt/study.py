@@ -3,7 +3,6 @@
 `specjax adapt` runs one on a user's survey, and `experiments/main_table.py` on the stellar libraries.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from specjax import lora
 from specjax.adapt.adaptation import Adaptation, AdaptationResult
 from specjax.adapt.checks import ONLY_FACTORS, check_model, check_settings
 from specjax.adapt.configuration import Configuration
@@ -247,10 +247,7 @@ def _save_adapters(
             "preparation": dict(target.preparation),
             "seeds": count_seeds(one.adapters),
             "sigma": sigma.get(name),
-            "lora": {
-                group: dataclasses.asdict(model.config.loras[group])
-                for group in one.configuration.lora_groups
-            },
+            "lora": lora.describe(one.adapters, model.config.loras),
             "chosen": results.plain(one.chosen),
         }
         save_adapter(

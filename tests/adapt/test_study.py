@@ -182,6 +182,15 @@ class TestFolder:
             assert f"shallow: {name}" in run[2]
 
 
+def test_ranks_by_layer_are_stored_with_the_scale_of_the_group(model, tmp_path):
+    config = dataclasses.replace(CONFIG, ranks=(("mlp2/dense_0", 5), ("dense_1", 0)))
+    cheap(model, tmp_path / "run", config=config, configurations=["lora4"])
+    stored = load_adapter(tmp_path / "run" / "adapters" / "tilted" / "lora4")
+    assert stored.config["lora"] == {
+        "lora4": {"scale": synthetic.CONFIG.lora4.scale, "ranks": {"mlp2/dense_0": 5}}
+    }
+
+
 class TestFailure:
     def test_in_the_middle_leaves_nothing(self, model, tmp_path):
         def fail(target, splits):
@@ -360,6 +369,17 @@ class TestFused:
         assert found.shape == (1, 40)
         # Not the mean of the predictions, as the head is not linear, but near it.
         assert 0 < np.abs(found[0] - many.mean(axis=0)).max() < 0.5
+
+    def test_the_stored_ranks_are_those_of_the_factors(self, fused):
+        folder = fused[0] / "adapters" / "tilted"
+        for name in ("lora4", "lora4-fused"):
+            stored = load_adapter(folder / name)
+            found = {
+                f"mlp2/{layer}": leaf["lora_a"].shape[-1] for layer, leaf in stored.arrays["mlp2"].items()
+            }
+            scale = synthetic.CONFIG.lora4.scale
+            assert stored.config["lora"] == {"lora4": {"scale": scale, "ranks": found}}
+        assert load_adapter(folder / "residual-mlp2").config["lora"] == {}
 
     def test_predictions_are_those_that_are_scored(self, fused, model):
         table = Table.read(fused[0] / "predictions.ecsv")

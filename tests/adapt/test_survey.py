@@ -226,6 +226,17 @@ def test_predicting_gives_what_was_scored(files, adapted, tmp_path):
     np.testing.assert_array_equal(table["fe_h"], columns["fe_h"])
 
 
+def test_adapters_that_record_rank_and_alpha_are_read(files, adapted):
+    """As earlier versions did."""
+    (adapter,) = (adapted[0] / "adapters").glob("*/lora4")
+    stored, model, given = load_adapter(adapter), load(files["model"]), read(files["spectra"])
+    former = {**stored.config, "lora": {"lora4": {"rank": 8, "alpha": 8.0}}}
+    now, before = (
+        predict_module.predict(model, given, stored.arrays, config) for config in (stored.config, former)
+    )
+    np.testing.assert_array_equal(now["fe_h"], before["fe_h"])
+
+
 def test_spectra_outside_the_models_domain_keep_their_number_and_are_flagged(files, adapted):
     """Whatever the preprocessing has flagged keeps that flag."""
     (adapter,) = (adapted[0] / "adapters").glob("*/lora4")
