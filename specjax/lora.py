@@ -277,12 +277,11 @@ def init_lora_a(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.flo
 def merge(params: Mapping[str, Any], adapters: Mapping[str, Any], configs: Mapping[str, LoRAConfig]) -> Tree:
     """Add (alpha/rank) A B to the kernels: a tree of the base's shape that gives the adapted output.
 
-    `params` is the base tree and `adapters` the small tree of factors; `configs` has the groups' alpha and
-    rank.
+    `params` is the base tree and `adapters` the small tree of factors, of any rank; `configs` has the groups'
+    alpha and rank, of which the quotient counts.
 
     Raises:
-        ModelError: factors without a kernel, of another rank than configured, or of a shape that does not
-        fit.
+        ModelError: factors without a kernel, one without the other, or of shapes that do not fit.
     """
     return _add_products(params, adapters, configs, 1.0)
 
