@@ -16,7 +16,7 @@ from specjax.checkpoints import load_adapter
 from specjax.errors import ConfigError, DataError, ModelError, SpecjaxError
 from specjax.foundation import load
 from specjax.foundation.ood import OutOfDomain
-from specjax.report.metrics import robust_sigma
+from specjax.report.metrics import SCORES, robust_sigma
 from specjax.report.results import read_table
 from tests import synthetic
 
@@ -110,7 +110,7 @@ class TestFolder:
         out, rows, _ = run
         table = read_table(out)
         keys = ["target", "configuration", "subset", "n_stars", "n_seeds"]
-        scores = [f"{name}{end}" for name in ("sigma", "r2", "sigma_gain") for end in ("", "_lo", "_hi")]
+        scores = [f"{name}{end}" for name in SCORES for end in ("", "_lo", "_hi", "_err")]
         assert set(keys + scores) <= set(table[0])
         assert len(table) == 2 * 5 * 3
         assert [row["configuration"] for row in table[:15:3]] == [*NAMES, "oracle"]
