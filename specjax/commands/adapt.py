@@ -45,7 +45,7 @@ class Adapt:
     one_split: bool = False
     """one split for all seeds, as in the paper: the first one if the table of labels contains splits"""
     fuse: bool = False
-    """also average the seeds into one adapter (NAME-fused)"""
+    """also average the seeds of configurations of lora1 to lora4 into one adapter (NAME-fused)"""
     survey: str | None = None
     """name of the survey, if it cannot be recognised from the files"""
     wavelength_medium: Literal["vacuum", "air"] | None = None
