@@ -11,8 +11,9 @@ import optax
 
 from specjax import lora
 from specjax.adapt import objectives
-from specjax.adapt.adaptation import Adaptation, AdaptConfig
+from specjax.adapt.adaptation import Adaptation
 from specjax.adapt.configuration import PAPER, Configuration
+from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.splits import draw_splits
 from specjax.adapt.target import Target
 from specjax.adapt.tower import Entry

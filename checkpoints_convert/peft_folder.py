@@ -58,8 +58,9 @@ def export_adapter(
 def import_adapter(source: str | Path, model: str | Path, out: str | Path, *, part: str | None = None) -> str:
     """Import a PEFT folder for the published modules as an adapter of a model, with one seed.
 
-    The result is equivalent: factors of a lower rank than the model's are padded with zeros, a different
-    alpha is absorbed in lora_b, and layers of an adapted group that the folder does not adapt get zeros.
+    The result is equivalent: factors of a lower rank than the model's are padded with zeros, those of a
+    higher rank keep it, a different alpha is absorbed in lora_b, and layers of an adapted group that the
+    folder does not adapt get zeros.
 
     Returns:
         The digest of the adapter.
@@ -67,6 +68,8 @@ def import_adapter(source: str | Path, model: str | Path, out: str | Path, *, pa
     Raises:
         SpecjaxError: The folder is invalid, or has unsupported settings, layers or shapes.
     """
+    from specjax.lora import describe
+
     base = ModelFolder.load(model)
     config, tensors = read_peft(Path(source))
     modules = sorted({_module_of(key) for key in tensors})
@@ -95,7 +98,7 @@ def import_adapter(source: str | Path, model: str | Path, out: str | Path, *, pa
         "target": Path(source).name,
         "seeds": 1,
         "sigma": None,  # the scatter of test stars is not known
-        "lora": {name: {"rank": group.rank, "alpha": group.alpha} for name, group in groups.items()},
+        "lora": describe(unflatten(sorted(arrays.items())), groups),
         "imported": {"file": Path(source).name, "part": part},
     }
     stacked = {path: leaf[None] for path, leaf in sorted(arrays.items())}
@@ -179,20 +182,18 @@ def _fit_to_group(
     up: Float32Array,
     scale: float,
 ) -> Leaves:
-    """Pad factors (in, r) and (r, out) to the rank of a group and rescale them to its alpha."""
+    """Pad factors (in, r) and (r, out) to at least the rank of a group and rescale them to its alpha."""
     kernel, rank = model.leaves[f"params/{layer}/kernel"], down.shape[1]
     if (down.shape[0], up.shape[1]) != kernel.shape or up.shape[0] != rank:
         raise ModelError(
             f"the factors of {layer} have the shapes {down.shape} and {up.shape}, which do not fit"
         )
-    if rank > group.rank:
-        raise ModelError(f"the factors of {layer} have rank {rank}, but at most {group.rank} fits this model")
     with np.errstate(over="ignore", invalid="ignore"):
         change = scale / model.output_scale(f"params/{layer}/lora_b")
         up = up if np.all(change == 1.0) else (up * np.float64(change)).astype(np.float32)
     if not (np.isfinite(down).all() and np.isfinite(up).all()):
         raise ModelError(f"the factors of {layer} are not finite")
-    missing = group.rank - rank
+    missing = max(group.rank - rank, 0)
     return {
         f"{layer}/lora_a": np.pad(down, ((0, 0), (0, missing))),
         f"{layer}/lora_b": np.pad(up, ((0, missing), (0, 0))),

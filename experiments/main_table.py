@@ -16,8 +16,8 @@ import numpy as np
 
 from experiments.stelib import NAMES, label_scatter, make_targets, star_labels
 from specjax import load
-from specjax.adapt.adaptation import AdaptConfig
 from specjax.adapt.configuration import PAPER, Configuration
+from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.splits import Splits
 from specjax.adapt.study import run_study
 from specjax.adapt.target import Target

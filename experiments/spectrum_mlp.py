@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax import lora
-from specjax.adapt.adaptation import AdaptConfig
 from specjax.adapt.selection import Candidates, fold_of, select, stars_of_folds
+from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.splits import Splits
 from specjax.checkpoints import load_model, save_model
 from specjax.config import LoRAConfig

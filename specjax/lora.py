@@ -180,15 +180,19 @@ def fuse(adapters: Mapping[str, Any]) -> Tree:
 
     The products A B are averaged, never A and B separately, whose bases differ between seeds. The average has
     a rank of up to S times that of one seed; its factors are the truncated singular value decomposition at
-    that rank, or at the full rank of the layer if that is less, and so exact. Other leaves are averaged.
+    that rank, or at the full rank of the layer if that is less, and so exact.
+
+    Raises:
+        ModelError: other leaves than low-rank factors, whose average would not be that of the networks.
     """
     leaves = _leaves(adapters)
+    others = sorted(path for path in leaves if path.rpartition("/")[2] not in FACTORS)
+    if others:
+        raise ModelError(f"only low-rank factors can be fused, not {others[0]!r}")
     fused: dict[str, Any] = {}
     for path, leaf in leaves.items():
         layer, _, name = path.rpartition("/")
-        if name not in FACTORS:
-            fused[path] = np.mean(leaf, axis=0, keepdims=True)
-        elif name == "lora_a":
+        if name == "lora_a":
             a, b = (np.asarray(leaves[f"{layer}/{factor}"], np.float64) for factor in FACTORS)
             # (S, ..., in, r) side by side: (..., in, S r); B below each other: (..., S r, out)
             a = np.concatenate(list(a), axis=-1)
@@ -226,20 +230,42 @@ def init_adapters(
         ModelError: a group that has nothing to adapt in this tree.
     """
     leaves: dict[str, jax.Array] = {}
-    found: set[str] = set()
-    for layer, kernel, group in _targets(params, configs):
-        rank = next((rank for rule, rank in ranks if re.search(rule, layer)), configs[group].rank)
+    rank_of = layer_ranks(params, configs, ranks)
+    for layer, kernel, _ in _targets(params, configs):
+        rank = rank_of[layer]
         if not rank:
             continue
-        found.add(group)
         *lead, inputs, outputs = kernel.shape
         layer_key = jax.random.fold_in(key, len(leaves))
         leaves[f"{layer}/lora_a"] = init_lora_a(layer_key, (*lead, inputs, rank), kernel.dtype)
         leaves[f"{layer}/lora_b"] = jnp.zeros((*lead, rank, outputs), kernel.dtype)
-    missing = sorted(set(configs) - found)
-    if missing:
-        raise ModelError(f"nothing in this model for {', '.join(missing)} to adapt")
     return _nest(leaves)
+
+
+def adaptable_layers(params: Mapping[str, Any]) -> list[str]:
+    """Return the paths of the dense layers of a model that any LoRA group adapts."""
+    return [layer for layer, _, _ in _targets(params, _TARGETS)]
+
+
+def layer_ranks(
+    params: Mapping[str, Any], configs: Mapping[str, LoRAConfig], ranks: Sequence[tuple[str, int]] = ()
+) -> dict[str, int]:
+    """Return the rank of each layer of the groups in `configs`, 0 for those that `ranks` leaves alone.
+
+    Arguments and errors as in `init_adapters`.
+    """
+    group_of_layer = {layer: group for layer, _, group in _targets(params, configs)}
+    result = {
+        layer: next((rank for rule, rank in ranks if re.search(rule, layer)), configs[group].rank)
+        for layer, group in group_of_layer.items()
+    }
+    adapted = {group for layer, group in group_of_layer.items() if result[layer]}
+    missing = sorted(set(configs) - adapted)
+    if missing:
+        ruled_out = sorted(set(missing) & set(group_of_layer.values()))
+        why = f": all layers of {', '.join(ruled_out)} have a rank of 0 (--ranks)" if ruled_out else ""
+        raise ModelError(f"nothing in this model for {', '.join(missing)} to adapt{why}")
+    return result
 
 
 def init_lora_a(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
@@ -251,12 +277,11 @@ def init_lora_a(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.flo
 def merge(params: Mapping[str, Any], adapters: Mapping[str, Any], configs: Mapping[str, LoRAConfig]) -> Tree:
     """Add (alpha/rank) A B to the kernels: a tree of the base's shape that gives the adapted output.
 
-    `params` is the base tree and `adapters` the small tree of factors; `configs` has the groups' alpha and
-    rank.
+    `params` is the base tree and `adapters` the small tree of factors, of any rank; `configs` has the groups'
+    alpha and rank, of which the quotient counts.
 
     Raises:
-        ModelError: factors without a kernel, of another rank than configured, or of a shape that does not
-        fit.
+        ModelError: factors without a kernel, one without the other, or of shapes that do not fit.
     """
     return _add_products(params, adapters, configs, 1.0)
 
@@ -266,6 +291,22 @@ def unmerge(
 ) -> Tree:
     """Take the low-rank products off again: the base tree, to float32 rounding."""
     return _add_products(merged, adapters, configs, -1.0)
+
+
+def describe(adapters: Mapping[str, Any], configs: Mapping[str, LoRAConfig]) -> dict[str, dict[str, Any]]:
+    """Return what the factors of an adapter mean, to be stored with it, by LoRA group.
+
+    "scale" is the factor on the products A B, the alpha/rank of the group in `configs`. "ranks" has the rank
+    of each layer, which differs from that of the group where ranks are set by layer or seeds are fused.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for path, leaf in sorted(_leaves(adapters).items()):
+        layer, _, name = path.rpartition("/")
+        if name == FACTORS[0]:
+            group = group_of(path)
+            known = groups.setdefault(group, {"scale": configs[group].scale, "ranks": {}})
+            known["ranks"][layer] = leaf.shape[-1]
+    return groups
 
 
 def count_parameters(tree: Any) -> int:

@@ -7,8 +7,8 @@ import functools
 import jax
 import numpy as np
 
-from specjax.adapt.adaptation import AdaptConfig
 from specjax.adapt.objectives import Objective
+from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.stage import Stage
 from specjax.adapt.target import Target
 from specjax.config import DecoderConfig, LabelHeadConfig, XPAutoencoderConfig

@@ -363,9 +363,14 @@ class TestFusing:
         np.testing.assert_allclose((fused["lora_a"] @ fused["lora_b"])[0], 1, rtol=1e-6)
         assert fused["lora_a"].shape == (1, 3, 2)
 
-    def test_other_leaves_are_averaged(self):
-        tree = {"mlp1": {"dense_0": {"bias": np.array([[1.0, 2.0], [3.0, 6.0]])}}}
-        np.testing.assert_array_equal(lora.fuse(tree)["mlp1"]["dense_0"]["bias"], [[2, 4]])
+    def test_other_leaves_are_refused(self):
+        """The network of averaged parameters is not the average of the networks."""
+        for layer in ("dense_0", "residual_0"):
+            tree = {"mlp1": {layer: {"bias": np.array([[1.0, 2.0], [3.0, 6.0]])}}}
+            with pytest.raises(
+                ModelError, match=f"only low-rank factors can be fused, not 'mlp1/{layer}/bias'"
+            ):
+                lora.fuse(tree)
 
 
 class TestRanksByLayer:
@@ -380,7 +385,7 @@ class TestRanksByLayer:
         assert made["mlp1"]["dense_0"]["lora_a"].shape[-1] == TINY.lora2.rank
 
     def test_a_group_without_any_layer_is_an_error(self, system):
-        with pytest.raises(ModelError, match="nothing in this model for lora1"):
+        with pytest.raises(ModelError, match=r"nothing in this model for lora1.*rank of 0 .--ranks"):
             lora.init_adapters(
                 jax.random.key(0), system["params"], {"lora1": TINY.lora1}, (("attention", 0),)
             )

@@ -11,9 +11,7 @@ heads alone, or nothing at all, is always among the candidates. Test stars are n
 """
 
 import dataclasses
-import re
 from collections.abc import Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,107 +20,18 @@ import numpy as np
 from specjax import lora
 from specjax.adapt import forward
 from specjax.adapt.candidates import Scorer, chosen_adapter, snapshots, split_tower
+from specjax.adapt.checks import check_model, check_ranks
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.inputs import TargetInputs
-from specjax.adapt.objectives import Objective
 from specjax.adapt.selection import Candidates, select
+from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.splits import Splits
 from specjax.adapt.stage import Fitted, Stage, Trainer
-from specjax.adapt.start import Ranks
 from specjax.adapt.target import Target
-from specjax.errors import ConfigError, ModelError
+from specjax.errors import ConfigError
 from specjax.foundation import Foundation
 from specjax.progress import Say, silent
-from specjax.train.optimizer import GroupSchedule
 from specjax.typing import FloatArray, IntArray, Tree
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AdaptConfig:
-    """Settings of an adaptation; the defaults were selected on validation stars (see docs/adaptation.md).
-
-    Attributes:
-        seeds: random splits, each with an adapter of its own.
-        train: training stars of each.
-        validate: validation stars of each; they take part in the selection.
-        folds: of the cross-validation where only heads are trained.
-        tower_folds: the same where the tower is trained, which takes longer.
-        objective: "joint" trains all groups together, "sequential" as in the paper.
-        head: trainings of heads alone that are offered to the selection.
-        joint: trainings of tower and heads together that are offered.
-        lora1: first stage of "sequential".
-        lora3: second stage of "sequential".
-        head_scales: factors on the updates of heads that are offered to the selection, besides 0.
-        tower_scales: the same for the tower.
-        ranks: (regular expression, rank) by layer, see `lora.init_adapters`.
-        one_split: all seeds share one split and differ in the rest, as in the paper.
-        fuse: also average the products of the factors of all seeds into one adapter, and score it beside the
-            mean of the seeds' predictions on stars that no seed has trained or been selected on.
-
-    Raises:
-        ConfigError: fewer than two folds, factors outside 0 to 1, or ranks that cannot be read.
-    """
-
-    seeds: int = 16
-    train: int = 60
-    validate: int = 10
-    folds: int = 5
-    tower_folds: int = 3
-    objective: Literal["joint", "sequential"] = "joint"
-    head: tuple[Stage, ...] = tuple(
-        Stage(steps=80, snapshots=4, head=GroupSchedule(learning_rate=rate, weight_decay=0.1))
-        for rate in (1e-3, 1e-2)
-    )
-    joint: tuple[Stage, ...] = (
-        Stage(
-            steps=60,
-            batch=20,
-            snapshots=6,
-            # The rate rises during half of the run, so that early states have moved little: what a target
-            # without a gap needs, and late ones far.
-            tower=GroupSchedule(learning_rate=5e-3, warmup=0.5),
-            head=GroupSchedule(learning_rate=5e-3, warmup=0.5, weight_decay=0.1),
-            ratio=4.0,
-        ),
-    )
-    lora1: Stage = Stage(steps=20, batch=8, objective=Objective(label=0.0, masked=1.0))
-    lora3: Stage = Stage(steps=30, batch=64, objective=Objective(label=0.0, contrastive=1.0))
-    head_scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    tower_scales: tuple[float, ...] = (0.25, 0.5, 1.0)
-    ranks: Ranks = ()
-    one_split: bool = False
-    fuse: bool = False
-
-    def __post_init__(self) -> None:
-        if min(self.folds, self.tower_folds) < 2:
-            raise ConfigError(f"cross-validation needs at least two folds: {self.folds}, {self.tower_folds}")
-        if not all(0 <= scale <= 1 for scale in (*self.head_scales, *self.tower_scales)):
-            raise ConfigError("factors on the updates must be between 0 and 1")
-        for rule, rank in self.ranks:
-            try:
-                re.compile(rule)
-            except re.error as error:
-                raise ConfigError(f"{rule!r} in ranks is not a regular expression: {error}") from None
-            if rank < 0:
-                raise ConfigError(f"the rank of {rule!r} must be 0 or more, not {rank}")
-
-    def with_steps(self, steps: int) -> "AdaptConfig":
-        """Return the same with that many steps of joint training and a snapshot every ten.
-
-        Raises:
-            ConfigError: steps is not a positive multiple of ten.
-        """
-        if steps < 1 or steps % 10:
-            raise ConfigError(f"the number of steps must be a multiple of 10, not {steps}")
-        longer = tuple(dataclasses.replace(stage, steps=steps, snapshots=steps // 10) for stage in self.joint)
-        return dataclasses.replace(self, joint=longer)
-
-    def needs_xp(self, configuration: Configuration) -> bool:
-        """Return whether a configuration needs Gaia XP spectra, as it does to align the projection."""
-        if self.objective == "sequential":
-            return "lora3" in configuration.groups
-        aligned = "mlp2" in configuration.heads and configuration.tower_groups
-        return bool(aligned and any(stage.objective.contrastive for stage in self.joint))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -152,8 +61,10 @@ class Adaptation:
         """Prepare the target's spectra.
 
         Raises:
-            ConfigError: the model does not predict the target's label.
+            ConfigError: the model does not predict the target's label, or a rule of the ranks matches no
+                layer.
         """
+        check_ranks(config.ranks, model.params)
         if target.label not in model.config.labels:
             raise ConfigError(f"the model predicts {', '.join(model.config.labels)}, not {target.label!r}")
         self.model, self.target, self.splits, self.config = model, target, splits, config
@@ -167,10 +78,12 @@ class Adaptation:
         """Run one configuration for all seeds.
 
         Raises:
+            ConfigError: the settings cannot train the configuration.
             ModelError: the model lacks a part that the configuration needs.
             DataError: the target lacks the unlabelled spectra or Gaia XP spectra that it needs.
         """
-        self._require(configuration)
+        self.config.trainings(configuration)
+        check_model(self.model, [configuration], self.config)
         heads, seeds = configuration.heads, len(self.splits)
         base = self._as_it_is(heads)
         unadapted = np.tile(base, (seeds, 1))
@@ -220,7 +133,7 @@ class Adaptation:
     def _fits(self, configuration: Configuration, folds: int) -> tuple[list[Fitted], list[float]]:
         """Train what a configuration names, and return the steps between two snapshots of each training."""
         config, trainer = self.config, self.trainer
-        heads_only = _part(configuration, configuration.head_groups)
+        heads_only = configuration.part(configuration.head_groups)
         fits: list[Fitted] = []
         lengths: list[float] = []
 
@@ -253,11 +166,9 @@ class Adaptation:
         if not groups:
             return {}
         if groups not in self._towers:
-            below, group = self._tower_factors(groups[:-1]), groups[-1]
-            stage = {"lora1": self.config.lora1, "lora3": self.config.lora3}.get(group)
-            if stage is None:
-                raise ConfigError("only low-rank factors can be trained in a sequence of stages")
-            fitted = self.trainer.train(Configuration.parse(group), stage, below=below)
+            below = self._tower_factors(groups[:-1])
+            ((trained, stage),) = self.config.trainings(Configuration.parse(groups[-1]))
+            fitted = self.trainer.train(trained, stage, below=below)
             mine = jax.tree.map(lambda leaf: leaf[:, 0, -1], fitted.leaves)
             self._towers[groups] = lora.combine(below, mine)
         return self._towers[groups]
@@ -273,19 +184,6 @@ class Adaptation:
             ]
             self._zero_shot[heads] = np.asarray(np.mean(single, axis=0))
         return self._zero_shot[heads]
-
-    def _require(self, configuration: Configuration) -> None:
-        params = self.model.params
-        for head in configuration.heads:
-            if head not in params or (head == "mlp2" and "projection" not in params["lamost"]):
-                raise ModelError(f"this model has no head {head!r}, or no features for it")
-        if self.config.needs_xp(configuration) and "projection" not in params.get("gaia_xp", {}):
-            raise ModelError("this model has no Gaia XP tower, which LoRA3 aligns with")
-
-
-def _part(configuration: Configuration, groups: tuple[str, ...]) -> Configuration:
-    """Return a configuration that trains a part of another's groups, with the same heads."""
-    return dataclasses.replace(configuration, groups=groups)
 
 
 @jax.jit

@@ -1,6 +1,6 @@
 """Configurations: what is trained, and which heads predict the label."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from specjax.config import LORA_GROUPS
 from specjax.errors import ConfigError
@@ -82,9 +82,18 @@ class Configuration:
         return tuple(group for group in self.groups if group in LORA_GROUPS)
 
     @property
+    def can_be_fused(self) -> bool:
+        """Whether only low-rank factors are trained, whose products can be averaged over seeds."""
+        return self.is_adapted and self.lora_groups == self.groups
+
+    @property
     def zero_shot(self) -> "Configuration":
         """The zero-shot configuration that gains are measured against: of its head, MLP2 if it has both."""
         return Configuration.parse(f"zero-shot-{self.heads[-1]}")
+
+    def part(self, groups: tuple[str, ...]) -> "Configuration":
+        """Return a configuration that trains some of these groups, with the same heads."""
+        return replace(self, groups=groups)
 
     def head_group(self, head: str) -> str | None:
         """Return the group of low-rank factors that adapts a head; None if there is none."""

@@ -39,10 +39,11 @@ class Objective:
         masked: masked modelling, as published, of unlabelled spectra and of those of the training stars.
         contrastive: alignment with the Gaia XP spectra of the unlabelled stars; other pairs of the batch are
             the negatives.
-        anchor: squared distance of the features from those of the frozen model, relative to their length.
+        anchor: squared distance of the features from those of the frozen model, relative to their length, for
+            the spectra of the label and the contrastive term.
 
     Raises:
-        ConfigError: a negative weight, or none above 0.
+        ConfigError: a negative weight, none above 0, or an anchor without both of the terms it belongs to.
     """
 
     label: float = 1.0
@@ -54,6 +55,8 @@ class Objective:
         weights = dataclasses.astuple(self)
         if min(weights) < 0 or not any(weights):
             raise ConfigError(f"the weights of an objective must be positive or 0, and not all 0: {self}")
+        if self.anchor and not (self.label or self.contrastive):
+            raise ConfigError(f"the anchor needs the label or the contrastive term: {self}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

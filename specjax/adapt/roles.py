@@ -201,7 +201,7 @@ def apply_roles(roles: Roles, target: Target) -> tuple[Target, Splits]:
 
     Raises:
         DataError: a star of the splits is not among the target's labelled ones (it has no spectrum, no label,
-            or a flag), or splits differ in size.
+            or a flag), splits differ in size, or they have too few training stars.
     """
     row_of = {name: row for row, name in enumerate(target.labelled.id.tolist())}
     named = roles.id[roles.labelled(roles.id)]
@@ -221,6 +221,11 @@ def apply_roles(roles: Roles, target: Target) -> tuple[Target, Splits]:
         parts[part] = np.array(rows, dtype=np.int64).reshape(roles.seeds, -1)
     if not parts[TRAIN].size or not parts[TEST].size:
         raise DataError(f"{target.name}: the splits have no training stars, or no test stars")
+    if parts[TRAIN].shape[1] < MIN_TRAIN:
+        raise DataError(
+            f"{target.name}: {parts[TRAIN].shape[1]} training stars are too few: at least {MIN_TRAIN} are"
+            " needed"
+        )
     unlabelled = roles.id[(roles.role == UNLABELLED).any(axis=1)]  # the same for all seeds
     kept = np.flatnonzero(np.isin(target.unlabelled.id, unlabelled))
     xp = target.unlabelled_xp

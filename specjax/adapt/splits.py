@@ -36,12 +36,19 @@ class Splits:
     def __len__(self) -> int:
         return len(self.train)
 
+    @property
+    def all_equal(self) -> bool:
+        """Whether all seeds have the same training and test stars."""
+        parts = (np.sort(rows, axis=1) for rows in (self.train, self.test))
+        return all(bool((rows == rows[:1]).all()) for rows in parts)
+
     def repeated(self, seeds: int) -> "Splits":
         """Return the first split for that many seeds, which differ in all other random numbers."""
         rows = {
             name: np.repeat(getattr(self, name)[:1], seeds, axis=0) for name in ("train", "validate", "test")
         }
-        return Splits(**rows)
+        first = 0 if self.seeds is None else self.seeds[0]
+        return Splits(**rows, seeds=first + np.arange(seeds))
 
     def __getitem__(self, seeds: slice) -> "Splits":
         return replace(self, **{name: rows[seeds] for name, rows in self.__dict__.items()})
@@ -86,6 +93,7 @@ def draw_splits(
         train=order[:, :train],
         validate=order[:, train:end],
         test=order[:, end : n if test is None else end + test],
+        seeds=np.arange(first_seed, first_seed + seeds),
     )
 
 

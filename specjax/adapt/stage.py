@@ -143,13 +143,14 @@ class Trainer:
             scale: by which `below` was multiplied.
 
         Raises:
+            ConfigError: no term of the objective trains these groups.
             ModelError: a group that has nothing to adapt in this model.
             DataError: spectra that the objective needs are missing.
         """
         model, runs, below = self.model, folds + 1, below or {}
         start = initial_leaves(model.config, configuration, self.ranks)(self.keys, model.variables)
         entry = entry_of(start)
-        objective = _served(stage.objective, configuration)
+        objective = served(stage.objective, configuration)
         heads = configuration.heads if objective.label else ()
         inputs, own_inputs = self.inputs.labelled_at(entry, configuration.heads, below)
         shared: Tree = {}
@@ -252,16 +253,25 @@ class Trainer:
         return micro_batch_size(self.model.config, size, len(self.keys) * runs, itemsize)
 
 
-def _served(objective: Objective, configuration: Configuration) -> Objective:
-    """Drop the terms that nothing in a configuration serves."""
-    backbone = {"lora1", "lamost/backbone"} & set(configuration.groups)
-    projected = "mlp2" in configuration.heads and configuration.tower_groups
-    return dataclasses.replace(
-        objective,
-        masked=objective.masked if backbone else 0.0,
-        contrastive=objective.contrastive if projected else 0.0,
-        anchor=objective.anchor if configuration.tower_groups else 0.0,
-    )
+def served(objective: Objective, configuration: Configuration) -> Objective:
+    """Drop the terms that nothing in a configuration serves.
+
+    Raises:
+        ConfigError: no term is left.
+    """
+    tower = bool(configuration.tower_groups)
+    weights = dataclasses.asdict(objective)
+    if not {"lora1", "lamost/backbone"} & set(configuration.groups):
+        weights["masked"] = 0.0
+    if not (tower and "mlp2" in configuration.heads):
+        weights["contrastive"] = 0.0
+    if not (tower and (weights["label"] or weights["contrastive"])):
+        weights["anchor"] = 0.0
+    if not any(weights.values()):
+        given = ", ".join(name for name, weight in dataclasses.asdict(objective).items() if weight)
+        trained = "+".join(configuration.groups)
+        raise ConfigError(f"{configuration.name}: no term of the objective ({given}) trains {trained}")
+    return Objective(**weights)
 
 
 def _used(count: int, folds: int) -> FloatArray:

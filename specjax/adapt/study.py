@@ -3,7 +3,6 @@
 `specjax adapt` runs one on a user's survey, and `experiments/main_table.py` on the stellar libraries.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,9 +12,12 @@ import jax
 import numpy as np
 
 from specjax import lora
-from specjax.adapt.adaptation import Adaptation, AdaptationResult, AdaptConfig
+from specjax.adapt.adaptation import Adaptation, AdaptationResult
+from specjax.adapt.checks import ONLY_FACTORS, check_model, check_settings
 from specjax.adapt.configuration import Configuration
-from specjax.adapt.forward import count_seeds, predict_label
+from specjax.adapt.forward import count_seeds
+from specjax.adapt.fusing import FUSED, fuse_seeds, mean_of_seeds, unseen_split
+from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.splits import Splits, draw_splits
 from specjax.adapt.target import Target
 from specjax.atomic import atomic_folder
@@ -27,12 +29,6 @@ from specjax.progress import Say, silent
 from specjax.report import metrics, plots, results
 from specjax.typing import FloatArray, IntArray
 from specjax.units import symbol_and_unit
-
-FUSED, MEAN = "-fused", "-mean"
-"""Endings of the rows of adapters that were fused and of the mean of the predictions of all seeds."""
-
-MIN_UNSEEN = 10
-"""Fewest stars on which fused adapters are scored."""
 
 Baselines = Callable[[Target, Splits], Mapping[str, FloatArray]]
 """(target, splits) -> {baseline: predictions (S, n)}."""
@@ -54,8 +50,9 @@ def run_study(
     """Adapt to each target with each configuration, score all on the same splits, and write the run folder.
 
     Zero-shot rows that gains are measured against are added. The folder holds config.json, table.json,
-    predictions.ecsv (one row per target, configuration, seed and test star), predictions_TARGET.png,
-    sigma.png, and adapters/TARGET/CONFIGURATION. It appears whole or not at all.
+    predictions.ecsv (one row per target, configuration, seed and test star; fused adapters and means over
+    seeds have the seed 0), predictions_TARGET.png, sigma.png, and adapters/TARGET/CONFIGURATION. It appears
+    whole or not at all.
 
     Args:
         model: the model to adapt.
@@ -66,13 +63,19 @@ def run_study(
         baselines: further predictions for the table, from the same splits, made in a thread of their own.
         label_scatter: by target, the scatter between two sets of literature labels, drawn as a line.
         record: further entries of config.json.
-        splits: by target, the splits of `config.seeds` seeds; drawn at random for the others.
+        splits: by target, the splits of `config.seeds` seeds; drawn at random for the others. With
+            `config.one_split`, only the first of them is used.
         say: receives lines of progress.
 
     Raises:
-        SpecjaxError: an invalid target, model or folder.
+        SpecjaxError: an invalid configuration, target, model or folder.
     """
+    check_settings(configurations, config)
     wanted = _with_zero_shot(configurations)
+    check_model(model, wanted, config)
+    for configuration in wanted:
+        if config.fuse and configuration.is_adapted and not configuration.can_be_fused:
+            say(f"{configuration.name} is not fused: {ONLY_FACTORS}")
     if any(configuration.is_adapted for configuration in wanted):
         _digest(model)  # fail now, not after the training
     unit = symbol_and_unit(targets[0].label)[1]
@@ -81,7 +84,7 @@ def run_study(
     outside: dict[str, dict[str, str]] = {}
     with atomic_folder(out) as folder, ThreadPoolExecutor(1) as thread:
         for target in targets:
-            drawn = (splits or {}).get(target.name) or _draw(target, config)
+            drawn = _splits_of(target, config, (splits or {}).get(target.name))
             pending = thread.submit(baselines, target, drawn) if baselines is not None else None
             adaptation = Adaptation(model, target, drawn, config, say)
             outside[target.name] = adaptation.inputs.outside_training()
@@ -92,10 +95,15 @@ def run_study(
                 adapted.append(adaptation.run(configuration))
             others = {} if pending is None else pending.result()
             scored = score(target, drawn, adapted, others)
-            fused = [fuse_seeds(model, target, one) for one in adapted if one.adapters and config.fuse]
-            scored += _score_fused(target, drawn, adapted, fused, say)
-            rows += scored
             columns.append(_columns(target, drawn, adapted, others))
+            fusible = [one for one in adapted if config.fuse and one.configuration.can_be_fused]
+            fused = [fuse_seeds(model, target, one) for one in fusible]
+            if fused and (unseen := unseen_split(target, drawn, say)) is not None:
+                means = [mean_of_seeds(one) for one in fusible]
+                compared = [one for pair in zip(means, fused, strict=True) for one in pair]
+                scored += score(target, unseen, compared, references=adapted)
+                columns.append(_columns(target, unseen, compared))
+            rows += scored
             _save_adapters(
                 folder / "adapters" / target.name, model, target, config, [*adapted, *fused], scored
             )
@@ -110,57 +118,16 @@ def run_study(
     return rows
 
 
-def _draw(target: Target, config: AdaptConfig) -> Splits:
-    drawn = draw_splits(
-        len(target.labelled),
-        seeds=1 if config.one_split else config.seeds,
-        train=config.train,
-        validate=config.validate,
-    )
-    return drawn.repeated(config.seeds) if config.one_split else drawn
-
-
-def fuse_seeds(model: Foundation, target: Target, result: AdaptationResult) -> AdaptationResult:
-    """Fuse the adapters of all seeds into one (`lora.fuse`), and predict with it."""
-    adapters = lora.fuse(result.adapters)
-    heads = result.configuration.heads
-    return AdaptationResult(
-        configuration=dataclasses.replace(result.configuration, name=f"{result.configuration.name}{FUSED}"),
-        predictions=predict_label(model, heads, adapters, target.labelled, target.label),
-        adapters=adapters,
-        chosen={},
-    )
-
-
-def _score_fused(
-    target: Target,
-    splits: Splits,
-    adapted: Sequence[AdaptationResult],
-    fused: Sequence[AdaptationResult],
-    say: Say,
-) -> list[results.Row]:
-    """Score fused adapters, and the mean of the predictions of all seeds, on stars that none has seen."""
-    if not fused:
-        return []
-    seen = np.concatenate([splits.train, splits.validate], axis=1)
-    unseen = np.setdiff1d(np.arange(len(target.labelled)), seen)
-    if len(unseen) < MIN_UNSEEN:
-        say(
-            f"{target.name}: {len(unseen)} stars are in no seed's training or validation set, too few to"
-            " score the fused adapters; use one split for all seeds"
+def _splits_of(target: Target, config: AdaptConfig, given: Splits | None) -> Splits:
+    """Return the splits of all seeds: those that are given, or drawn at random."""
+    if given is None:
+        given = draw_splits(
+            len(target.labelled),
+            seeds=1 if config.one_split else config.seeds,
+            train=config.train,
+            validate=config.validate,
         )
-        return []
-    one = Splits(train=splits.train[:1], validate=splits.validate[:1], test=unseen[None])
-    by_name = {result.configuration.name: result for result in adapted}
-    rows = []
-    for result in fused:
-        name = result.configuration.name.removesuffix(FUSED)
-        reference = by_name[result.configuration.zero_shot.name].predictions[:1]
-        mean = by_name[name].predictions.mean(axis=0, keepdims=True)
-        for label, predictions in ((f"{name}{MEAN}", mean), (f"{name}{FUSED}", result.predictions)):
-            scores = _scores(target, one, predictions, reference)
-            rows += results.table_rows(target.name, label, scores, kind="adapted")
-    return rows
+    return given.repeated(config.seeds) if config.one_split else given
 
 
 def score(
@@ -168,19 +135,22 @@ def score(
     splits: Splits,
     adapted: Sequence[AdaptationResult],
     baselines: Mapping[str, FloatArray] | None = None,
+    references: Sequence[AdaptationResult] = (),
 ) -> list[results.Row]:
     """Score predictions on the test stars of each seed; gains are against zero-shot with the same head.
 
     Args:
         target: the survey, with n labelled stars.
         splits: S splits of these stars.
-        adapted: results, including the zero-shot ones that gains refer to.
+        adapted: results.
         baselines: further predictions (S, n) by name.
+        references: the zero-shot results that gains refer to, if they are not among `adapted`.
 
     Returns:
         Rows of table.json: one per configuration or baseline and subset.
     """
     by_name = {one.configuration.name: one.predictions for one in adapted}
+    by_name |= {one.configuration.name: one.predictions[: len(splits)] for one in references}
     rows = []
     for one in adapted:
         configuration = one.configuration
@@ -210,13 +180,14 @@ def _scores(
     target: Target, splits: Splits, predictions: FloatArray, reference: FloatArray | None = None
 ) -> list[dict[str, Any]]:
     rows = splits.test
+    drawn_anew = not splits.all_equal  # what the p value of the gain assumes
     return metrics.summarise(
         target.truth[rows],
         _taken(predictions, rows),
         fe_h=target.fe_h[rows],
         reference=None if reference is None else _taken(reference, rows),
         stars=target.labelled.id[rows],
-        n_train=splits.train.shape[1],
+        n_train=splits.train.shape[1] if drawn_anew else None,
     )
 
 
@@ -232,10 +203,13 @@ def _taken(values: FloatArray, rows: IntArray) -> FloatArray:
 
 
 def _columns(
-    target: Target, splits: Splits, adapted: Sequence[AdaptationResult], baselines: Mapping[str, FloatArray]
+    target: Target,
+    splits: Splits,
+    adapted: Sequence[AdaptationResult],
+    baselines: Mapping[str, FloatArray] | None = None,
 ) -> dict[str, Any]:
-    """Return the columns of predictions.ecsv."""
-    predictions = {one.configuration.name: one.predictions for one in adapted} | dict(baselines)
+    """Return the columns of predictions.ecsv for the test stars of these splits."""
+    predictions = {one.configuration.name: one.predictions for one in adapted} | dict(baselines or {})
     seeds, stars = splits.test.shape
     count = seeds * stars
     repeat = len(predictions)
@@ -273,10 +247,7 @@ def _save_adapters(
             "preparation": dict(target.preparation),
             "seeds": count_seeds(one.adapters),
             "sigma": sigma.get(name),
-            "lora": {
-                group: dataclasses.asdict(model.config.loras[group])
-                for group in one.configuration.lora_groups
-            },
+            "lora": lora.describe(one.adapters, model.config.loras),
             "chosen": results.plain(one.chosen),
         }
         save_adapter(

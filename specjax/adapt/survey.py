@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from specjax.adapt.adaptation import AdaptConfig
+from specjax.adapt.checks import check_settings
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.roles import Roles, apply_roles, read_roles
+from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.splits import Splits
 from specjax.adapt.study import run_study
 from specjax.adapt.target import Target, make_target
@@ -33,6 +34,7 @@ def adapt_survey(
     label: str = "fe_h",
     configurations: Sequence[str] = ("lora4",),
     config: AdaptConfig | None = None,
+    steps: int | None = None,
     survey: str | None = None,
     wavelength_medium: str | None = None,
     wavelength_unit: str | None = None,
@@ -48,11 +50,13 @@ def adapt_survey(
         labels: a table with the columns id and `label`, in physical units. If the label is not fe_h, a column
             fe_h divides the stars into the table's subsets. Columns split_0, split_1, ... as
             `roles.split_table` writes them give the role of each spectrum for each seed, in place of the
-            sizes in `config`; the first `config.seeds` of them are used.
+            sizes in `config`; the first `config.seeds` of them are used, or the first for all seeds with
+            `config.one_split`.
         out: the run folder.
         label: what to adapt to, one of the model's labels.
         configurations: names, see `Configuration.parse`.
         config: seeds, splits and stages.
+        steps: of joint training, in place of those in `config` (see `AdaptConfig.with_steps`).
         survey: as in `surveys.read`.
         wavelength_medium: likewise.
         wavelength_unit: likewise.
@@ -66,11 +70,16 @@ def adapt_survey(
         SpecjaxError: an invalid option, file or model, or unsuitable data.
     """
     parsed = [Configuration.parse(name) for name in configurations]
+    config = config or AdaptConfig()
+    if steps is not None:
+        config = config.with_steps(steps)
+        if config.objective != "joint" or not any(configuration.tower_groups for configuration in parsed):
+            say("--steps has no effect: no configuration trains the tower jointly with the head")
+    check_settings(parsed, config)
     foundation = load(model)
     observed = read(spectra, survey, wavelength_medium=wavelength_medium, wavelength_unit=wavelength_unit)
     roles = read_roles(labels)
     joined = _joined_labels(observed, labels, label)
-    config = config or AdaptConfig()
     needs_xp = any(config.needs_xp(configuration) for configuration in parsed)
     target = make_target(
         observed.survey or spectra.stem,
@@ -84,8 +93,13 @@ def adapt_survey(
     )
     splits: dict[str, Splits] = {}
     if roles is not None:
+        asked = config.seeds
         target, config, splits[target.name] = _splits_of_table(target, config, roles)
         say(f"splits from {labels}: {config.train} training and {config.validate} validation stars")
+        if config.one_split:
+            say(f"{labels}: the first split for all seeds")
+        elif config.seeds < asked:
+            say(f"{labels} has splits for only {config.seeds} of the {asked} seeds that were asked for")
     describe_target(target, say)
     return run_study(
         foundation,
@@ -119,7 +133,7 @@ def _joined_labels(observed: Spectra, labels: Path, label: str) -> dict[str, Flo
 def _splits_of_table(target: Target, config: AdaptConfig, roles: Roles) -> tuple[Target, AdaptConfig, Splits]:
     """Return the first splits of a table of labels, and a configuration that states their sizes."""
     target, splits = apply_roles(roles, target)
-    splits = splits[: config.seeds]
+    splits = splits.repeated(config.seeds) if config.one_split else splits[: config.seeds]
     sizes = {"train": splits.train.shape[1], "validate": splits.validate.shape[1]}
     return target, dataclasses.replace(config, seeds=len(splits), **sizes), splits
 

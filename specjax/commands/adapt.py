@@ -36,15 +36,16 @@ class Adapt:
     objective: Literal["joint", "sequential"] = "joint"
     """joint trains all groups together on the labels; sequential is the paper's: lora1 by masked modelling,
     lora3 against Gaia XP, then the heads"""
-    steps: int = 60
-    """steps of the joint training of tower and heads, a multiple of 10; how many are used is selected"""
+    steps: int | None = None
+    """steps of the joint training of tower and heads, a multiple of 10 (60 by default); how many are used is
+    selected"""
     ranks: tuple[tuple[str, int], ...] = ()
     """pairs of a regular expression and the rank of the layers that it is found in, 0 to leave them alone,
     such as --ranks q_proj 0 out_proj 2"""
     one_split: bool = False
-    """one split for all seeds, as in the paper"""
+    """one split for all seeds, as in the paper: the first one if the table of labels contains splits"""
     fuse: bool = False
-    """also average the seeds into one adapter (NAME-fused)"""
+    """also average the seeds of configurations of lora1 to lora4 into one adapter (NAME-fused)"""
     survey: str | None = None
     """name of the survey, if it cannot be recognised from the files"""
     wavelength_medium: Literal["vacuum", "air"] | None = None
@@ -61,7 +62,7 @@ class Adapt:
         from specjax.cache import use_compilation_cache
 
         use_compilation_cache()
-        from specjax.adapt.adaptation import AdaptConfig
+        from specjax.adapt.settings import AdaptConfig
         from specjax.adapt.survey import adapt_survey
         from specjax.report.results import print_table
         from specjax.units import symbol_and_unit
@@ -81,7 +82,8 @@ class Adapt:
                 ranks=self.ranks,
                 one_split=self.one_split,
                 fuse=self.fuse,
-            ).with_steps(self.steps),
+            ),
+            steps=self.steps,
             survey=self.survey,
             wavelength_medium=self.wavelength_medium,
             wavelength_unit=self.wavelength_unit,

@@ -5,7 +5,7 @@ Results are NumPy arrays, for any number of spectra and without recompiling (see
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from specjax.foundation.inference import Placement, Program, place, run, run_hea
 from specjax.foundation.inputs import SURVEYS, ModelInput, SpectraLike, model_input, survey_of
 from specjax.foundation.networks import DTYPES, BackboneFeatures, Networks
 from specjax.foundation.ood import OutOfDomain
+from specjax.models.label_head import init_residual
 from specjax.preprocess.fill import PrincipalFill
 from specjax.typing import Float32Array, FloatArray, StrArray
 
@@ -195,8 +196,9 @@ class Foundation:
         """Return the model with an adapter merged into it.
 
         Args:
-            adapters: low-rank factors, which are merged with the alpha and rank of `configs`, and other
-                leaves, such as a whole head, which replace the model's.
+            adapters: low-rank factors, which are merged with the alpha and rank of `configs`; the network of
+                a residual head, which is added to a head; and other leaves, such as a whole head, which
+                replace the model's.
             configs: by LoRA group; the model's own by default.
 
         Raises:
@@ -208,10 +210,13 @@ class Foundation:
         kernels = unflatten_dict({path: merged[path] for path in touched}, sep="/")
         loras = tuple((configs or self.config.loras).items())
         merged |= flatten_dict(_merged(kernels, unflatten_dict(factors, sep="/"), loras), sep="/")
-        for path in leaves.keys() - factors.keys():
-            if path not in merged or merged[path].shape != leaves[path].shape:
+        others = {path: leaf for path, leaf in leaves.items() if path not in factors}
+        added = self._residual_shapes(others)
+        shapes = {path: leaf.shape for path, leaf in merged.items()} | added
+        for path in others.keys() | added.keys():
+            if path not in others or others[path].shape != shapes.get(path):
                 raise ModelError(f"the adapter does not fit the model: parameter {path!r}")
-            merged[path] = leaves[path]
+        merged |= others
         return replace(self, variables={**self.variables, "params": unflatten_dict(merged, sep="/")})
 
     def save(self, folder: str | Path, *, half: bool = False, record: Mapping[str, Any] | None = None) -> str:
@@ -237,6 +242,17 @@ class Foundation:
         """Return what the networks read: checked spectra with masked pixels filled; errors as in `embed`."""
         survey = self._survey(spectra, survey)
         return model_input(spectra, survey, self.config, self.fill if survey == "lamost" else None)
+
+    def _residual_shapes(self, paths: Iterable[str]) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of all leaves of the residual heads that any of these paths belongs to."""
+        touched = {path.partition("/")[0] for path in paths if "/residual_" in path} & self.params.keys()
+        shapes: dict[str, tuple[int, ...]] = {}
+        for head in touched & set(lora.HEADS):
+            width = self.params[head]["dense_0"]["kernel"].shape[-2]
+            make = functools.partial(init_residual, config=self.config.head, width=width)
+            leaves = flatten_dict(jax.eval_shape(make, jax.random.key(0)), sep="/")
+            shapes |= {f"{head}/{path}": leaf.shape for path, leaf in leaves.items()}
+        return shapes
 
     def _run(self, program: Program, spectra: SpectraLike, survey: str) -> Float32Array:
         flux, valid = self.model_input(spectra, survey)

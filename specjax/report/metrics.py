@@ -91,7 +91,8 @@ def summarise(
     and ``_std`` the standard deviation over them (ddof 1). Otherwise the predictions of all seeds are pooled
     and scored once, and ``_std`` is NaN.
 
-    ``_lo`` and ``_hi`` are the ends of `intervals.bootstrap_interval`. A sample of the distinct stars of the
+    ``_lo`` and ``_hi`` are the ends of `intervals.bootstrap_interval`, and ``_err`` is half its width over
+    1.96, the standard error of a normally distributed score. A sample of the distinct stars of the
     subset is applied to all seeds; ``_std`` / sqrt(S) would be too small, because the seeds test the same
     stars. ``sigma_gain`` is the sigma of ``reference`` minus this one, paired by seed and by bootstrap
     sample.
@@ -102,12 +103,13 @@ def summarise(
         fe_h: (seeds, n) literature [Fe/H], which assigns stars to subsets; equals ``truth`` for that label.
         stars: (seeds, n) integer or string identifiers of the test stars.
         reference: (seeds, n) predictions of the zero-shot configuration; without it the gains are NaN.
-        n_train: number of training stars of each seed, for the p value of the gain in sigma.
+        n_train: number of training stars of each seed, for the p value of the gain in sigma; None if the
+            splits are not drawn independently, as where all seeds share one.
         min_stars: smallest number of stars in a subset for which each seed is scored on its own.
 
     Returns:
         Rows with subset, pooled (bool), n_seeds, n_stars (mean number of test stars per seed), n_predictions,
-        n_distinct; sigma, r2, bias, sigma_gain and r2_gain, each with _lo, _hi and _std; and sigma_gain_p,
+        n_distinct; sigma, r2, bias, sigma_gain and r2_gain, each with _lo, _hi, _err and _std; sigma_gain_p,
         the p value of `intervals.corrected_t_test`, NaN for pooled subsets and without ``n_train``.
 
     Raises:
@@ -148,7 +150,8 @@ def summarise(
             values = np.array([one[name] for one in scores])
             row[name] = float(values.mean())
             samples = np.mean([one[name] for one in drawn], axis=0)
-            row[f"{name}_lo"], row[f"{name}_hi"] = intervals.bootstrap_interval(samples, row[name])
+            low, high = intervals.bootstrap_interval(samples, row[name])
+            row |= {f"{name}_lo": low, f"{name}_hi": high, f"{name}_err": (high - low) / 2 / 1.96}
             row[f"{name}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
         gains, ratio = [one["sigma_gain"] for one in scores], shape[1] / (n_train or np.nan)
         row["sigma_gain_p"] = np.nan if pooled else intervals.corrected_t_test(gains, ratio)[1]

@@ -474,6 +474,8 @@ def test_statistics_that_a_model_lacks_count_as_zero_and_one():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"seeds": 0}, "at least one seed is needed, not 0"),
+        ({"seeds": -1, "one_split": True}, "at least one seed is needed, not -1"),
         ({"folds": 1}, "at least two folds"),
         ({"tower_folds": 0}, "at least two folds"),
         ({"head_scales": (0.5, 1.5)}, "between 0 and 1"),
@@ -504,6 +506,12 @@ def test_weights_of_an_objective_are_positive():
     for weights in ({"label": -1.0}, {"label": 0.0}):
         with pytest.raises(ConfigError, match="must be positive or 0"):
             Objective(**weights)
+
+
+def test_an_anchor_needs_features_of_another_term():
+    with pytest.raises(ConfigError, match="the anchor needs the label or the contrastive term"):
+        Objective(label=0.0, masked=1.0, anchor=1.0)
+    Objective(label=0.0, contrastive=1.0, anchor=1.0)
 
 
 def test_ranks_that_leave_a_group_without_layers_are_an_error():

@@ -178,6 +178,18 @@ def test_roles_become_rows_of_the_target_in_any_order(tmp_path):
         apply_roles(roles, a_target(table, names[:-1]))
 
 
+def test_splits_with_too_few_training_stars_are_refused(tmp_path):
+    table = split_table(stars(40, 20), SplitConfig(train=10, validate=4, unlabelled=5, seeds=1))
+    write_table(tmp_path / "ten.ecsv", {name: table[name] for name in table.colnames})
+    target = a_target(table, table["id"].tolist())
+    assert apply_roles(read_roles(tmp_path / "ten.ecsv"), target)[1].train.shape == (1, 10)
+    row = int(np.flatnonzero(table["split_0"] == "train")[0])
+    table["split_0"][row] = "test"
+    write_table(tmp_path / "nine.ecsv", {name: table[name] for name in table.colnames})
+    with pytest.raises(DataError, match="9 training stars are too few: at least 10 are needed"):
+        apply_roles(read_roles(tmp_path / "nine.ecsv"), target)
+
+
 def test_splits_of_different_sizes_are_refused(tmp_path):
     table = split_table(stars(40, 20), SplitConfig(train=20, validate=4, unlabelled=5, seeds=2))
     row = int(np.flatnonzero(table["split_0"] == "test")[0])

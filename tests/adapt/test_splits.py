@@ -33,6 +33,15 @@ def test_the_split_of_a_seed_does_not_depend_on_how_many_there_are():
     np.testing.assert_array_equal(one.test, few.test[2:])
 
 
+def test_seeds_are_numbered_from_the_first():
+    later = draw_splits(40, seeds=2, train=20, validate=4, first_seed=7)
+    np.testing.assert_array_equal(later.seeds, [7, 8])
+    np.testing.assert_array_equal(later.repeated(3).seeds, [7, 8, 9])
+    many = draw_splits(40, seeds=9, train=20, validate=4)
+    np.testing.assert_array_equal(later.test, many.test[7:])
+    np.testing.assert_array_equal(many[7:].seeds, later.seeds)
+
+
 def test_no_validation_stars():
     splits = draw_splits(30, seeds=2, train=10, validate=0)
     assert splits.validate.shape == (2, 0)

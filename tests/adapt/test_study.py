@@ -16,7 +16,7 @@ from specjax.checkpoints import load_adapter
 from specjax.errors import ConfigError, DataError, ModelError, SpecjaxError
 from specjax.foundation import load
 from specjax.foundation.ood import OutOfDomain
-from specjax.report.metrics import robust_sigma
+from specjax.report.metrics import SCORES, robust_sigma
 from specjax.report.results import read_table
 from tests import synthetic
 
@@ -110,7 +110,7 @@ class TestFolder:
         out, rows, _ = run
         table = read_table(out)
         keys = ["target", "configuration", "subset", "n_stars", "n_seeds"]
-        scores = [f"{name}{end}" for name in ("sigma", "r2", "sigma_gain") for end in ("", "_lo", "_hi")]
+        scores = [f"{name}{end}" for name in SCORES for end in ("", "_lo", "_hi", "_err")]
         assert set(keys + scores) <= set(table[0])
         assert len(table) == 2 * 5 * 3
         assert [row["configuration"] for row in table[:15:3]] == [*NAMES, "oracle"]
@@ -182,6 +182,15 @@ class TestFolder:
             assert f"shallow: {name}" in run[2]
 
 
+def test_ranks_by_layer_are_stored_with_the_scale_of_the_group(model, tmp_path):
+    config = dataclasses.replace(CONFIG, ranks=(("mlp2/dense_0", 5), ("dense_1", 0)))
+    cheap(model, tmp_path / "run", config=config, configurations=["lora4"])
+    stored = load_adapter(tmp_path / "run" / "adapters" / "tilted" / "lora4")
+    assert stored.config["lora"] == {
+        "lora4": {"scale": synthetic.CONFIG.lora4.scale, "ranks": {"mlp2/dense_0": 5}}
+    }
+
+
 class TestFailure:
     def test_in_the_middle_leaves_nothing(self, model, tmp_path):
         def fail(target, splits):
@@ -223,7 +232,6 @@ class TestFailure:
         [
             ({"configurations": ["lora4", "lora9"]}, ConfigError),
             ({"config": dataclasses.replace(CONFIG, train=36)}, DataError),
-            ({"config": dataclasses.replace(CONFIG, seeds=0)}, DataError),
             ({"targets": [synthetic.target(label="logg")]}, ConfigError),
             (
                 {
@@ -251,6 +259,36 @@ class TestFailure:
         rows = cheap(synthetic.foundation(), tmp_path / "run")
         assert len(rows) == 3
         assert not (tmp_path / "run" / "adapters").exists()
+
+
+def test_one_split_repeats_the_first_of_given_splits(model, tmp_path):
+    config = dataclasses.replace(CONFIG, seeds=4, one_split=True)
+    cheap(model, tmp_path / "run", config=config, splits={"tilted": SPLITS[1:]})
+    table = Table.read(tmp_path / "run" / "predictions.ecsv")
+    expected = synthetic.target().labelled.id[SPLITS.test[1]]
+    for seed in range(4):
+        assert table["id"][table["seed"] == seed].tolist() == expected.tolist()
+
+
+def test_splits_that_are_all_equal_have_no_p_value():
+    """The corrected resampled t test asks about another draw of training stars."""
+    target, rng = synthetic.target(), np.random.default_rng(0)
+    for splits, has_p in ((SPLITS, True), (SPLITS.repeated(3), False)):
+        scatter = {"zero-shot-mlp2": 0.3, "lora4": 0.1}
+        made = [
+            AdaptationResult(
+                configuration=Configuration.parse(name),
+                predictions=target.truth + rng.normal(0, sigma, (3, 40)),
+                adapters={},
+                chosen={},
+            )
+            for name, sigma in scatter.items()
+        ]
+        (row,) = [
+            r for r in score(target, splits, made) if (r["configuration"], r["subset"]) == ("lora4", "all")
+        ]
+        assert np.isfinite([row["sigma_gain"], row["sigma_gain_std"], row["sigma_gain_lo"]]).all()
+        assert np.isfinite(row["sigma_gain_p"]) == has_p
 
 
 def test_another_label_has_its_own_unit(model, tmp_path):
@@ -299,7 +337,12 @@ def fused(model, tmp_path_factory):
     out, said = tmp_path_factory.mktemp("fused") / "run", []
     config = dataclasses.replace(CONFIG, one_split=True, fuse=True)
     rows = run_study(
-        model, [synthetic.target()], config, out, configurations=parsed("lora4"), say=said.append
+        model,
+        [synthetic.target()],
+        config,
+        out,
+        configurations=parsed("lora4", "residual-mlp2"),
+        say=said.append,
     )
     return out, rows, said
 
@@ -309,7 +352,7 @@ class TestFused:
 
     def test_is_scored_on_stars_that_no_seed_has_seen(self, fused):
         rows = {row["configuration"]: row for row in fused[1] if row["subset"] == "all"}
-        assert list(rows) == ["zero-shot-mlp2", "lora4", "lora4-mean", "lora4-fused"]
+        assert list(rows) == ["zero-shot-mlp2", "lora4", "residual-mlp2", "lora4-mean", "lora4-fused"]
         assert rows["lora4-fused"]["n_stars"] == rows["lora4"]["n_stars"] == 16
         assert rows["lora4-fused"]["n_seeds"] == 1
         # one split and other draws: seeds differ, and their mean is no single one
@@ -326,6 +369,42 @@ class TestFused:
         assert found.shape == (1, 40)
         # Not the mean of the predictions, as the head is not linear, but near it.
         assert 0 < np.abs(found[0] - many.mean(axis=0)).max() < 0.5
+
+    def test_the_stored_ranks_are_those_of_the_factors(self, fused):
+        folder = fused[0] / "adapters" / "tilted"
+        for name in ("lora4", "lora4-fused"):
+            stored = load_adapter(folder / name)
+            found = {
+                f"mlp2/{layer}": leaf["lora_a"].shape[-1] for layer, leaf in stored.arrays["mlp2"].items()
+            }
+            scale = synthetic.CONFIG.lora4.scale
+            assert stored.config["lora"] == {"lora4": {"scale": scale, "ranks": found}}
+        assert load_adapter(folder / "residual-mlp2").config["lora"] == {}
+
+    def test_predictions_are_those_that_are_scored(self, fused, model):
+        table = Table.read(fused[0] / "predictions.ecsv")
+        rows = {row["configuration"]: row for row in fused[1] if row["subset"] == "all"}
+        assert list(dict.fromkeys(table["configuration"])) == list(rows)
+        seeds = table[table["configuration"] == "lora4"]
+        means = [np.mean(seeds["fe_h_predicted"][seeds["id"] == name]) for name in np.unique(seeds["id"])]
+        for name in ("lora4-mean", "lora4-fused"):
+            part = table[table["configuration"] == name]
+            assert set(part["seed"]) == {0}
+            residual = np.asarray(part["fe_h_predicted"] - part["fe_h"])
+            assert rows[name]["sigma"] == pytest.approx(robust_sigma(residual))
+        part = table[table["configuration"] == "lora4-mean"]
+        np.testing.assert_allclose(part["fe_h_predicted"][np.argsort(part["id"])], means, rtol=1e-6)
+
+    def test_advises_one_split_only_where_seeds_differ(self, model, tmp_path):
+        for one_split in (True, False):
+            said = []
+            config = dataclasses.replace(CONFIG, train=30, validate=4, fuse=True, one_split=one_split)
+            run_study(
+                model, [synthetic.target()], config, tmp_path / "run", configurations=parsed("lora4"),
+                say=said.append,
+            )  # fmt: skip
+            (line,) = [line for line in said if "too few to score the fused adapters" in line]
+            assert ("use one split" in line) == (not one_split)
 
     def test_is_not_scored_where_every_star_was_seen(self, model, tmp_path):
         said = []

@@ -137,6 +137,59 @@ def test_the_splits_of_a_table_of_labels_are_followed(files, tmp_path):
     assert (saved["seeds"], saved["train"], saved["validate"]) == (2, 11, 1)
 
 
+@pytest.fixture
+def two_splits(files, tmp_path):
+    """The files with a table of labels that holds two splits, and these splits."""
+    config = SplitConfig(train=11, validate=1, unlabelled=0, seeds=2)
+    split = split_table(Table.read(files["labels"]), config)
+    split.write(tmp_path / "stars.ecsv")
+    return {**files, "labels": tmp_path / "stars.ecsv"}, split
+
+
+@pytest.mark.parametrize("one_split", [False, True])
+def test_a_table_with_fewer_splits_than_seeds(two_splits, tmp_path, one_split):
+    """All of them are used and it is said, unless the first is asked for in all seeds."""
+    files, split = two_splits
+    said = []
+    survey.adapt_survey(
+        **files, out=tmp_path / "run", configurations=["zero-shot-mlp2"], say=said.append,
+        config=dataclasses.replace(CONFIG, seeds=3, one_split=one_split),
+        wavelength_medium="vacuum", wavelength_unit="angstrom",
+    )  # fmt: skip
+    scored = Table.read(tmp_path / "run" / "predictions.ecsv")
+    columns = ["split_0"] * 3 if one_split else ["split_0", "split_1"]
+    assert set(scored["seed"]) == set(range(len(columns)))
+    for seed, column in enumerate(columns):
+        tested = split["id"][split[column] == "test"]
+        assert set(scored["id"][scored["seed"] == seed]) == set(tested)
+    wanted = "the first split for all seeds" if one_split else "splits for only 2 of the 3 seeds"
+    assert any(wanted in line for line in said)
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())["adapt"]
+    assert (saved["seeds"], saved["one_split"]) == (len(columns), one_split)
+
+
+@pytest.mark.parametrize(
+    ("names", "objective", "said_so"),
+    [
+        (["lora4"], "joint", True),
+        (["lora1+lora2"], "sequential", True),
+        (["lora2", "lora1+lora2"], "joint", False),
+    ],
+)
+def test_steps_without_joint_training_of_a_tower_are_reported(
+    files, tmp_path, monkeypatch, names, objective, said_so
+):
+    said, configs = [], []
+    monkeypatch.setattr(survey, "run_study", lambda model, targets, config, *_, **__: configs.append(config))
+    survey.adapt_survey(
+        **files, out=tmp_path / "run", configurations=names, steps=120, say=said.append,
+        config=dataclasses.replace(CONFIG, objective=objective),
+        wavelength_medium="vacuum", wavelength_unit="angstrom",
+    )  # fmt: skip
+    assert any(line.startswith("--steps has no effect") for line in said) == said_so
+    assert configs[0].joint[0].steps == 120
+
+
 def test_metallicity_sorts_the_stars_whatever_the_label(files, tmp_path):
     """The run of another label must hand fe_h on, or the table's metal-poor rows are empty."""
     observed = read(files["spectra"])
@@ -171,6 +224,17 @@ def test_predicting_gives_what_was_scored(files, adapted, tmp_path):
     table = Table.read(tmp_path / "labels.ecsv")
     assert str(table["fe_h"].unit) == str(table["fe_h_err"].unit) == "dex"
     np.testing.assert_array_equal(table["fe_h"], columns["fe_h"])
+
+
+def test_adapters_that_record_rank_and_alpha_are_read(files, adapted):
+    """As earlier versions did."""
+    (adapter,) = (adapted[0] / "adapters").glob("*/lora4")
+    stored, model, given = load_adapter(adapter), load(files["model"]), read(files["spectra"])
+    former = {**stored.config, "lora": {"lora4": {"rank": 8, "alpha": 8.0}}}
+    now, before = (
+        predict_module.predict(model, given, stored.arrays, config) for config in (stored.config, former)
+    )
+    np.testing.assert_array_equal(now["fe_h"], before["fe_h"])
 
 
 def test_spectra_outside_the_models_domain_keep_their_number_and_are_flagged(files, adapted):

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from specjax import lora
-from specjax.checkpoints import flatten, load_adapter
+from specjax.checkpoints import flatten, load_adapter, save_adapter
 from specjax.errors import ModelError
 
 torch = pytest.importorskip("torch")
@@ -141,6 +141,49 @@ def test_import_with_another_rank_and_alpha_and_fewer_layers(tmp_path):
     import_adapter(tmp_path / "peft", tmp_path / "model", tmp_path / "back")
     merged = wrapped.merge_and_unload().state_dict()
     assert_same_state(merged_here(tmp_path, tmp_path / "back", "lamost"), merged)
+
+
+@pytest.mark.parametrize("change", [-2, 3])
+@pytest.mark.parametrize("case", ["lamost", "pr head"])
+def test_the_round_trip_with_other_ranks(tmp_path, case, change):
+    """As `--ranks` and `--fuse` make them: the products stay, and smaller ranks are padded."""
+    _, model, stacked = make(tmp_path, case)
+    part, rng = CASES[case][3], np.random.default_rng(3)
+    groups = {group: model.config.loras[group] for group in CASES[case][2]}
+    ranks = [(f"^{path}$", rank + change) for path, rank in lora.layer_ranks(model.params, groups).items()]
+    shapes = jax.eval_shape(lambda p: lora.init_adapters(jax.random.key(0), p, groups, ranks), model.params)
+    stacked = jax.tree.map(lambda leaf: rng.normal(0, 0.2, (1, *leaf.shape)).astype(np.float32), shapes)
+    record = {"configuration": "+".join(groups), "label": "fe_h", "seeds": 1, "sigma": 0.1}
+    save_adapter(tmp_path / "other", config=record, arrays=stacked, base=model.digest)
+    export_adapter(tmp_path / "model", tmp_path / "other", tmp_path / "peft", part=part)
+    import_adapter(tmp_path / "peft", tmp_path / "model", tmp_path / "back", part=part)
+    stored = load_adapter(tmp_path / "back", base=model.digest)
+    back, given = (dict(flatten(one(tree, 0))) for tree in (stored.arrays, stacked))
+    own = "mlp" if part.startswith("mlp") else "lamost"
+    layers = {path.removesuffix("/lora_a") for path in given if path.startswith(own) and path.endswith("a")}
+    assert {path.rpartition("/")[0] for path in back} == layers
+    for layer in layers:
+        group = lora.target_group(layer)
+        rank = back[f"{layer}/lora_a"].shape[-1]
+        assert rank == groups[group].rank + max(change, 0)
+        assert stored.config["lora"][group]["ranks"][layer] == rank
+        assert stored.config["lora"][group]["scale"] == groups[group].scale
+        products = [tree[f"{layer}/lora_a"] @ tree[f"{layer}/lora_b"] for tree in (back, given)]
+        np.testing.assert_allclose(*products, **EXACT)
+
+
+def test_a_fused_adapter_survives_the_round_trip(tmp_path):
+    _, model, stacked = make(tmp_path, "head")
+    fused = lora.fuse(stacked)
+    record = {"configuration": "lora4", "label": "fe_h", "seeds": 1, "sigma": 0.1}
+    save_adapter(tmp_path / "fused", config=record, arrays=fused, base=model.digest)
+    export_adapter(tmp_path / "model", tmp_path / "fused", tmp_path / "peft", part="mlp2")
+    import_adapter(tmp_path / "peft", tmp_path / "model", tmp_path / "back", part="mlp2")
+    back = dict(flatten(load_adapter(tmp_path / "back").arrays))
+    for path, factor in flatten(fused):
+        known = np.zeros_like(back[path])
+        known[tuple(slice(size) for size in factor.shape)] = factor  # padded where the layer's rank is small
+        np.testing.assert_array_equal(back[path], known)
 
 
 def test_predictions_of_an_imported_adapter_have_no_uncertainty(tmp_path):

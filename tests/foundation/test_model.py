@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from specjax import lora
+from specjax.adapt.forward import predict_label
 from specjax.errors import DataError, ModelError
 from specjax.foundation import Foundation, inference, load
 from specjax.foundation import model as model_module
 from specjax.models import LabelHead, SpecCLIP, SpecFormer, XPAutoencoder, tokenise, xp_vector
+from specjax.models.label_head import init_residual
 from tests.models.tiny import TINY, on_grid, random_like, random_system
 
 LAMOST, XP = TINY.specformer.num_pixels, TINY.xp_autoencoder.num_pixels
@@ -159,7 +161,7 @@ def test_adapters_are_merged(model):
     np.testing.assert_array_equal(model.predict(flux)["fe_h"], base)  # the model itself is as it was
 
 
-def test_an_adapter_may_replace_leaves_but_not_add_any(model):
+def test_an_adapter_may_replace_leaves_but_not_add_others(model):
     bias = {"mlp2": {"dense_2": {"bias": np.full(2, 7.0, np.float32)}}}
     shifted = model.predict(spectra(2), adapters=bias)["teff"] - model.predict(spectra(2))["teff"]
     before = model.params["mlp2"]["dense_2"]["bias"][0]
@@ -167,6 +169,41 @@ def test_an_adapter_may_replace_leaves_but_not_add_any(model):
     for wrong in ({"mlp2": {"dense_9": {"bias": np.zeros(2)}}}, {"mlp2": {"dense_2": {"bias": np.zeros(3)}}}):
         with pytest.raises(ModelError, match="does not fit the model"):
             model.adapted(wrong)
+
+
+def residual_head(config, head, output=0.1):
+    """Leaves of a residual head as an adaptation returns them for one seed, with some output."""
+    width = config.specformer.dim if head == "mlp1" else config.projection.dim
+    made = init_residual(jax.random.key(1), config.head, width)
+    return {head: jax.tree.map(lambda leaf: leaf + output, made)}
+
+
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("head", ["mlp1", "mlp2"])
+def test_an_adapter_may_add_a_residual_head(members, head, tmp_path):
+    config = dataclasses.replace(TINY, head=dataclasses.replace(TINY.head, members=members))
+    model = Foundation(config=config, variables=random_system(config))
+    base = model.predict(spectra(2), head)["fe_h"]
+    silent = jax.tree.map(jnp.zeros_like, residual_head(config, head))
+    np.testing.assert_array_equal(model.predict(spectra(2), head, adapters=silent)["fe_h"], base)
+    leaves = residual_head(config, head)
+    adapted = model.adapted(leaves)
+    found = adapted.predict(spectra(2), head)["fe_h"]
+    seeds = jax.tree.map(lambda leaf: leaf[None], leaves)
+    np.testing.assert_allclose(found, predict_label(model, (head,), seeds, spectra(2), "fe_h")[0], rtol=1e-4)
+    assert np.abs(found - base).max() > 1e-3
+    adapted.save(tmp_path / "model")
+    np.testing.assert_array_equal(load(tmp_path / "model").predict(spectra(2), head)["fe_h"], found)
+
+
+def test_a_residual_head_that_does_not_fit_is_refused(model):
+    leaves = residual_head(TINY, "mlp1")["mlp1"]
+    wide = jax.tree.map(lambda leaf: np.zeros((*leaf.shape[:-1], 5)), leaves)
+    half = {"residual_0": leaves["residual_0"]}
+    deep = {**leaves, "residual_2": leaves["residual_1"]}
+    for wrong in (wide, half, deep):
+        with pytest.raises(ModelError, match="does not fit the model"):
+            model.adapted({"mlp1": wrong})
 
 
 class TestMasks:

@@ -154,7 +154,9 @@ def test_subset_with_enough_stars_is_scored_per_seed(scored):
     assert row["sigma_gain"] == pytest.approx(gains.mean())
     assert row["sigma_gain_p"] == pytest.approx(metrics.intervals.corrected_t_test(gains, 1.0)[1])
     for name in metrics.SCORES:
-        assert row[f"{name}_lo"] < row[name] < row[f"{name}_hi"]
+        low, high = row[f"{name}_lo"], row[f"{name}_hi"]
+        assert low < row[name] < high
+        assert row[f"{name}_err"] == pytest.approx((high - low) / 2 / 1.96)
 
 
 def test_small_subset_is_pooled(scored):
@@ -188,7 +190,7 @@ def test_without_reference_or_seeds_gain_and_spread_are_nan(scored):
     fe_h, adapted, _, stars = scored
     rows = metrics.summarise(fe_h[:1], adapted[:1], fe_h=fe_h[:1], stars=stars[:1], n_train=50)
     for row in rows:
-        for missing in ("sigma_gain", "sigma_gain_lo", "sigma_gain_p", "sigma_std"):
+        for missing in ("sigma_gain", "sigma_gain_lo", "sigma_gain_err", "sigma_gain_p", "sigma_std"):
             assert np.isnan(row[missing])
         assert row["sigma_lo"] <= row["sigma"] <= row["sigma_hi"]
 
