@@ -8,17 +8,17 @@ from specjax.progress import say
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain:
-    """Pretrain a foundation model on the stellar libraries, which are fetched if necessary."""
+    """Pretrain a small foundation model on observed or simulated stars; libraries are fetched if needed."""
 
     out: Path
     """the model folder to write"""
     preset: str = "mini"
-    """sizes of the model; only "mini" can be trained on these libraries"""
+    """mini, from observed stars with labels, or mini-physics, from simulated spectra"""
     seed: int = 0
     """random seed"""
     degraded_copies: bool = True
-    """also train on copies of the stars at lower resolutions (--no-degraded-copies for a model that has seen
-    the resolution of MILES only)"""
+    """also train on lower resolutions (--no-degraded-copies for a model that has seen the resolution of MILES
+    only)"""
     resume: bool = False
     """continue the interrupted run of this folder"""
 

@@ -26,6 +26,9 @@ from specjax.models.label_head import init_residual
 from specjax.preprocess.fill import PrincipalFill
 from specjax.typing import Float32Array, FloatArray, StrArray
 
+SHIPPED = ("mini", "mini-physics")
+"""Names of the models that ship with the package."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Foundation:
@@ -308,7 +311,7 @@ def _merged(kernels: Any, factors: Any, loras: tuple[tuple[str, LoRAConfig], ...
 
 
 def load(model: str | Path = "mini", *, dtype: str = "float32") -> Foundation:
-    """Read a model folder; the name "mini" is the small model that ships with the package.
+    """Read a model folder; "mini" and "mini-physics" are the small models that ship with the package.
 
     `dtype` "bfloat16" computes the towers' matrix products in half precision. On accelerators that is many
     times as fast, and it changes an embedding by less than a hundredth of the embeddings' spread.
@@ -319,7 +322,7 @@ def load(model: str | Path = "mini", *, dtype: str = "float32") -> Foundation:
     """
     from specjax.checkpoints import load_model
 
-    folder = Path(__file__).parents[1] / "data" / "mini" if str(model) == "mini" else Path(model)
+    folder = Path(__file__).parents[1] / "data" / model if str(model) in SHIPPED else Path(model)
     stored = load_model(folder)
     if "model" not in stored.config or "params" not in stored.arrays:
         raise ModelError(f"{folder} holds no model")

@@ -1,6 +1,7 @@
 """Configuration of a pretraining run: schedules of the stages and augmentation of their spectra."""
 
 import dataclasses
+from typing import Any
 
 import optax
 
@@ -50,6 +51,11 @@ class PretrainConfig:
     alignment: StageConfig = StageConfig(steps=800, batch=128, learning_rate=2e-3)
     heads: StageConfig = StageConfig(steps=2000, batch=512, learning_rate=2e-3, chunk=500)
 
+    @classmethod
+    def of(cls, preset: str, **options: Any) -> "PretrainConfig":
+        """Return the settings of a preset, with `options` for its fields."""
+        return cls(preset=preset, **(_PHYSICS if preset == "mini-physics" else {}), **options)
+
     def without_degraded(self) -> "PretrainConfig":
         """Return the same without copies of the stars at lower resolutions."""
         parts = {
@@ -57,3 +63,9 @@ class PretrainConfig:
             for name in ("augment", "head_augment")
         }
         return dataclasses.replace(self, **parts)
+
+
+# Every batch is new, so that the stages can be longer without learning stars by heart.
+_PHYSICS: dict[str, Any] = {
+    "backbone": StageConfig(steps=8000, batch=64, learning_rate=1.5e-3, chunk=500),
+}

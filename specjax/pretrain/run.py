@@ -1,19 +1,43 @@
-"""Pretrain the mini model: fetch the libraries, build the corpus, train and write the model folder."""
+"""Pretrain a small model: fetch the libraries, build the corpus, train and write the model folder."""
 
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from specjax.config import get_preset
 from specjax.errors import ConfigError, DataError
 from specjax.foundation import Foundation
-from specjax.pretrain import corpus
-from specjax.pretrain.batches import make_data
+from specjax.preprocess import PrincipalFill
+from specjax.pretrain import corpus, simulated
+from specjax.pretrain.batches import Material, make_data
 from specjax.pretrain.config import PretrainConfig
 from specjax.pretrain.stages import Pretraining
 from specjax.progress import Say, silent
 from specjax.report.results import plain
 from specjax.services.stellar_libraries import fetch_stellar_libraries
+from specjax.simulate.emulator import shipped
+from specjax.surveys import mastar
+from specjax.typing import Float32Array
+
+PRESETS = ("mini", "mini-physics")
+
+
+class Corpus(NamedTuple):
+    """What a run trains on.
+
+    Attributes:
+        material: of all stages.
+        fill: fills missing pixels, fitted to the same stars.
+        out_of_range: spectra of stars to flag, see `corpus.out_of_range_stars`.
+    """
+
+    material: Material
+    fill: PrincipalFill
+    out_of_range: Mapping[str, Float32Array]
 
 
 def pretrain(
@@ -26,42 +50,63 @@ def pretrain(
     resume: bool = False,
     say: Say = silent,
 ) -> Foundation:
-    """Pretrain a model on the stellar libraries and write its folder, with weights in half precision.
+    """Pretrain a model and write its folder, with weights in half precision.
 
-    Training states are kept in OUT.training until the folder is written.
+    "mini" is trained on observed stars with labels, "mini-physics" on simulated spectra. Training states are
+    kept in OUT.training until the folder is written.
 
     Args:
         out: the model folder.
-        preset: sizes of the model; only "mini" can be trained on the stellar libraries.
+        preset: sizes of the model, one of `PRESETS`.
         seed: random seed.
-        held_out: fraction of the stars kept for validation, on which the stages are scored.
-        degraded: also train on copies of the stars at lower resolutions; without them the model knows that
-            of MILES (FWHM 2.5 A) only, and low resolution is a gap for adaptation to close.
+        held_out: fraction of the observed stars kept for validation, on which the stages are scored.
+        degraded: also train on lower resolutions; without them the model knows that of MILES (FWHM 2.5 A)
+            only, and low resolution is a gap for adaptation to close.
         resume: continue from the states of an interrupted run.
         say: takes lines of progress.
 
     Raises:
-        ConfigError: a preset that does not exist or is too large for the stellar libraries.
+        ConfigError: a preset that does not exist or is too large for this corpus.
         DataError: there are states of an interrupted run and `resume` is False.
         DownloadError: the libraries cannot be fetched.
     """
-    if preset != "mini":
+    if preset not in PRESETS:
         get_preset(preset)
-        raise ConfigError(f"689 stars cannot train the preset {preset!r}; only 'mini' can be pretrained here")
+        raise ConfigError(
+            f"there are too few spectra here for the preset {preset!r}; those that can be pretrained are"
+            f" {' and '.join(map(repr, PRESETS))}"
+        )
     out = Path(out)
     states = out.with_name(out.name + ".training")
     if states.exists() and not resume:
         raise DataError(f"{states} holds an interrupted run: continue it with --resume, or remove it")
-    config = PretrainConfig(preset=preset, seed=seed, held_out=held_out)
+    config = PretrainConfig.of(preset, seed=seed, held_out=held_out)
     if not degraded:
         config = config.without_degraded()
-    libraries = fetch_stellar_libraries()
-    pairs, fill = corpus.build(libraries, say, degraded=degraded)
-    say(f"{len(pairs)} source stars, {int((pairs.labels[:, 2] < -1).sum())} below [Fe/H] = -1")
-    outside = corpus.out_of_range_stars(libraries, fill, say, degraded=degraded)
-    trainer = Pretraining(make_data(pairs, config), config, states, say, outside)
+    build = _simulated if preset == "mini-physics" else _observed
+    material, fill, outside = build(config, degraded, say)
+    trainer = Pretraining(material, config, states, say, outside)
     variables, stats, ood = trainer.run()
     model = Foundation(config=trainer.model_config, variables=variables, stats=stats, fill=fill, ood=ood)
     model.save(out, half=True, record={"training": plain(dataclasses.asdict(config))})
     shutil.rmtree(states, ignore_errors=True)
     return model
+
+
+def _observed(config: PretrainConfig, degraded: bool, say: Say) -> Corpus:
+    """Build the corpus of MILES stars with labels."""
+    libraries = fetch_stellar_libraries()
+    pairs, fill = corpus.build(libraries, say, degraded=degraded)
+    say(f"{len(pairs)} source stars, {int((pairs.labels[:, 2] < -1).sum())} below [Fe/H] = -1")
+    outside = corpus.out_of_range_stars(libraries, fill, say, degraded=degraded)
+    return Corpus(make_data(pairs, config), fill, outside)
+
+
+def _simulated(config: PretrainConfig, degraded: bool, say: Say) -> Corpus:
+    """Build the corpus of simulated stars; of observed ones, only mean MaStar spectra are used."""
+    library = mastar.read(fetch_stellar_libraries() / "mastarhc_v2")
+    stars = simulated.build(shipped(), library, say, degraded=degraded)
+    say(f"{len(stars.labels)} simulated stars, from which batches are drawn with new labels")
+    flux = stars.flux[:, 0].astype(np.float64)
+    fill = PrincipalFill.fit(flux, np.zeros(flux.shape, dtype=bool), corpus.FILL_COMPONENTS)
+    return Corpus(simulated.make_material(stars, config), fill, {})

@@ -79,6 +79,15 @@ class Domain:
         planes = {_key(names): planes for names, planes in zip(_HULLS, self.planes, strict=True)}
         return {"mean": self.mean, "std": self.std, **planes}
 
+    def faces(self) -> FloatArray:
+        """Return the faces of both hulls, (m, 6): a star is inside if features @ face[:5] + face[5] <= 0."""
+        blocks = []
+        for names, planes in zip(_HULLS, self.planes, strict=True):
+            block = np.zeros((len(planes), len(LABELS) + 1))
+            block[:, [*_columns(names), -1]] = planes
+            blocks.append(block)
+        return np.concatenate(blocks)
+
     def contains(self, labels: FloatArray) -> BoolArray:
         """Return (n,) bool for labels (n, 5); labels that are not finite are outside."""
         return np.asarray(self.outside(labels) == "")

@@ -6,7 +6,7 @@ be so large that their float32 rounding exceeded the error of the emulator.
 """
 
 from itertools import combinations_with_replacement
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -54,10 +54,15 @@ class LabelProcess(NamedTuple):
 
     def __call__(self, labels: jax.Array | AnyArray) -> jax.Array:
         """Return the expected outputs (b, k) at labels (b, 5); differentiable."""
-        standard = (features(jnp.asarray(labels, jnp.float32), jnp) - self.mean) / self.std
+        standard = self.standardised(labels)
         squared = (((standard[:, None] - self.stars) / self.length) ** 2).sum(axis=-1)
         local = jnp.matmul(_matern(squared, jnp), self.weights, precision="highest")
         return local + jnp.matmul(_quadratic(standard, jnp), self.trend, precision="highest")
+
+    def standardised(self, labels: jax.Array | AnyArray) -> jax.Array:
+        """Return the standardised features (b, 5) of labels (b, 5)."""
+        standard = (features(jnp.asarray(labels, jnp.float32), jnp) - self.mean) / self.std
+        return cast(jax.Array, standard)
 
     @classmethod
     def fit(cls, labels: FloatArray, outputs: FloatArray, shape: Shape) -> "LabelProcess":

@@ -1,0 +1,91 @@
+"""MILES as a target survey with the numbers of stars of the paper, as observed and at low resolution.
+
+785 MILES stars have all labels and 3800-7500 K. Of these, 495 are the labelled stars of the target and 164
+its unlabelled ones, as many as in the paper. The other 126 are development stars: choices in the making of
+`mini-physics` were made on them, and they are part of no table.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from specjax.adapt.target import Target, make_target
+from specjax.errors import DataError
+from specjax.preprocess import to_lamost
+from specjax.pretrain.corpus import LABELS, in_range, xp_partners
+from specjax.simulate import grism
+from specjax.spectra import Spectra
+from specjax.surveys import mastar, miles
+from specjax.typing import FloatArray, IntArray
+
+NAMES = ("miles", "miles-grism")
+LABELLED, UNLABELLED = 495, 164
+TRAIN, VALIDATE = 89, 9
+"""Training and validation stars of each seed; the other 396 labelled stars are test stars."""
+
+
+class Parts(NamedTuple):
+    """Rows of the stars with labels in range."""
+
+    labelled: IntArray
+    unlabelled: IntArray
+    development: IntArray
+
+
+def parts(count: int) -> Parts:
+    """Divide `count` stars at random, always in the same way.
+
+    Raises:
+        DataError: there are too few.
+    """
+    if count < LABELLED + UNLABELLED:
+        raise DataError(f"{count} MILES stars are too few for {LABELLED} labelled and {UNLABELLED} others")
+    order = np.random.default_rng(0).permutation(count)
+    development = count - LABELLED - UNLABELLED
+    cuts = np.split(order, [development, development + UNLABELLED])
+    return Parts(*(np.sort(cuts[k]) for k in (2, 1, 0)))
+
+
+def read_stars(libraries: Path) -> Spectra:
+    """Read the MILES stars with all labels and 3800-7500 K."""
+    stars = miles.read(libraries / "miles")
+    return stars[in_range(label_table(stars))]
+
+
+def label_table(stars: Spectra) -> FloatArray:
+    """Return `LABELS` (n, 3): K, dex and dex, NaN where unknown."""
+    return np.stack([stars.meta[name] for name in LABELS], axis=1)
+
+
+def make_targets(libraries: Path, names: tuple[str, ...] = NAMES, label: str = "fe_h") -> list[Target]:
+    """Build the targets from the stellar libraries.
+
+    The Gaia XP spectra of both targets are made from the MILES flux at 3540-7410 A, continued to 10200 A with
+    the best-matching mean MaStar spectrum.
+
+    Args:
+        libraries: folder of the stellar libraries.
+        names: targets to build, any of `NAMES`.
+        label: label to adapt to.
+    """
+    stars = read_stars(libraries)
+    labelled, unlabelled, _ = parts(len(stars))
+    stars = stars[np.sort(np.concatenate([labelled, unlabelled]))]
+    usable = np.isin(np.arange(len(stars)), np.searchsorted(np.sort([*labelled, *unlabelled]), labelled))
+    xp = xp_partners(stars, miles.FWHM, mastar.read(libraries / "mastarhc_v2"))
+    prepared = {
+        "miles": lambda: (to_lamost(stars, fwhm=miles.FWHM), miles.FWHM),
+        "miles-grism": lambda: (
+            to_lamost(grism.degrade(stars, fwhm_from=miles.FWHM), fwhm=grism.FWHM),
+            grism.FWHM,
+        ),
+    }
+    truth, fe_h = stars.meta[label], stars.meta["fe_h"]
+    found = []
+    for name in names:
+        lamost, fwhm = prepared[name]()
+        found.append(
+            make_target(name, lamost, truth, label=label, fe_h=fe_h, usable=usable, xp=xp, fwhm=fwhm)
+        )
+    return found

@@ -1,0 +1,251 @@
+"""Pretraining on simulated spectra, which the emulator draws anew in every batch.
+
+The emulator's grid covers 3954 to 5648 A. Its spectra are therefore continued by those of mean MaStar
+spectra, chosen by their flux alone, so that the continuum is fitted over the same range as that of any
+survey, and the Gaia XP partner covers what MaStar covers. No label of an observed star enters, and no
+spectrum of MILES or STELIB.
+
+Preprocessing is not linear in the flux, because of the continuum. So the spectra of the whole grid are
+preprocessed, at every resolution, and the same Gaussian process that emulates spectra is fitted to the
+results: drawing a batch then takes three small matrix products.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specjax.flags import Flag
+from specjax.preprocess import to_lamost
+from specjax.preprocess.resample import smooth
+from specjax.pretrain.augment import AugmentConfig, augment, extend_blue
+from specjax.pretrain.batches import Material, ValidationStars, shard_batch
+from specjax.pretrain.config import PretrainConfig
+from specjax.pretrain.corpus import DEGRADED_FWHM, MILES_FWHM, NOISELESS, noise_width, xp_partners
+from specjax.progress import Say, silent
+from specjax.simulate import grism
+from specjax.simulate.emulator import Emulator
+from specjax.simulate.labels import LABELS
+from specjax.simulate.process import LabelProcess, Shape
+from specjax.spectra import Spectra
+from specjax.typing import BoolArray, Float32Array, FloatArray, Tree
+
+TARGETS = ("teff", "logg", "fe_h", "alpha_fe")
+"""Labels that the model learns; microturbulence varies but is not predicted."""
+
+COMPONENTS = 80
+XP_COMPONENTS = 20
+XP_NOISE = 0.01  # variance of the XP partners relative to the process: the continuation jumps between stars
+_GROUPS = 8  # of a batch, each at one resolution
+_JOIN = 40  # pixels (46 A) over which a continuation is scaled
+_AT_ONCE = 128
+_VALIDATION = 512
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SimulatedStars:
+    """The grid of the emulator after preprocessing.
+
+    Attributes:
+        labels: (n, 5), see `simulate.labels.LABELS`.
+        flux: (n, 1 + k, 1462) normalised, at the resolution of MILES and at k lower ones.
+        noise_width: (1 + k,) see `corpus.noise_width`.
+        xp_flux: (n, 343) relative to the flux at 550 nm, 0 where missing.
+        xp_valid: (343,) False where missing.
+        shape: covariance of the emulator's process.
+        planes: (m, 6) faces of its domain, for standardised features and 1.
+    """
+
+    labels: FloatArray
+    flux: Float32Array
+    noise_width: Float32Array
+    xp_flux: Float32Array
+    xp_valid: BoolArray
+    shape: Shape
+    planes: FloatArray
+
+
+def build(
+    emulator: Emulator, library: Spectra, say: Say = silent, *, degraded: bool = False
+) -> SimulatedStars:
+    """Preprocess the grid of an emulator.
+
+    Args:
+        emulator: of flux over the continuum, and of the continuum.
+        library: mean MaStar spectra, which continue the simulated ones.
+        say: takes lines of progress.
+        degraded: also at the resolutions DEGRADED_FWHM.
+    """
+    say(f"simulating {len(emulator.labels)} stars")
+    stars = continued(simulate(emulator), library)
+    say("constructing their XP partners")
+    xp = xp_partners(stars, MILES_FWHM, library)
+    resolutions = (MILES_FWHM, *(DEGRADED_FWHM if degraded else ()))
+    say(f"normalising the spectra at {len(resolutions)} resolutions")
+    flux, good = _at_resolutions(stars, resolutions)
+    good &= ~xp.mask.all(axis=1)
+    return SimulatedStars(
+        labels=emulator.labels[good],
+        flux=flux[good],
+        noise_width=np.concatenate([np.zeros(1, np.float32), noise_width(np.array(resolutions[1:]))]),
+        xp_flux=np.where(xp.mask, 0.0, xp.flux)[good].astype(np.float32),
+        xp_valid=np.asarray(~xp.mask[good].any(axis=0)),
+        shape=emulator.shape,
+        planes=emulator.domain.faces(),
+    )
+
+
+def _at_resolutions(stars: Spectra, resolutions: tuple[float, ...]) -> tuple[Float32Array, BoolArray]:
+    """Return normalised flux (n, 1 + k, 1462), the first as given, and (n,) whether all pixels are good."""
+    lamost = [to_lamost(stars, fwhm=resolutions[0])]
+    for fwhm in resolutions[1:]:
+        copy = grism.degrade(stars, fwhm, NOISELESS, fwhm_from=resolutions[0])
+        lamost.append(to_lamost(copy, fwhm=fwhm))
+    good = [(part.meta["flag"] == Flag.GOOD) & ~part.mask.any(axis=1) for part in lamost]
+    return np.stack([part.flux for part in lamost], axis=1).astype(np.float32), np.all(good, axis=0)
+
+
+def simulate(emulator: Emulator) -> Spectra:
+    """Return the spectra of the grid (n, p) at the resolution of MILES, on the grid of `grism`.
+
+    Pixels that the emulator does not cover are masked.
+    """
+    program = jax.jit(emulator.spectrum)
+    starts = range(0, len(emulator.labels), _AT_ONCE)
+    rows = [np.asarray(program(emulator.labels[start : start + _AT_ONCE])) for start in starts]
+    flux = np.concatenate(rows).astype(np.float64)
+    names = [f"simulated-{k:04d}" for k in range(len(flux))]
+    fine = Spectra.build(emulator.wavelength, flux, id=names, medium="vacuum", survey="simulated")
+    inside = (fine.wavelength[0] + 4 < grism.WAVELENGTH) & (fine.wavelength[-1] - 4 > grism.WAVELENGTH)
+    coarse = smooth(fine, emulator.fwhm, MILES_FWHM, grism.WAVELENGTH[inside])
+    whole = np.zeros((len(flux), grism.WAVELENGTH.size))
+    whole[:, inside] = coarse.flux
+    mask = np.broadcast_to(~inside, whole.shape)
+    return Spectra.build(grism.WAVELENGTH, whole, mask=mask, id=names, medium="vacuum", survey="simulated")
+
+
+def continued(stars: Spectra, library: Spectra) -> Spectra:
+    """Fill the masked ends of spectra (n, p) from the library spectrum whose flux is most similar.
+
+    Similar means the smallest variance of the logarithm of the ratio of the fluxes.
+
+    Args:
+        stars: spectra on one grid, all with the same mask.
+        library: spectra that cover this grid, at the same resolution.
+    """
+    other = smooth(library.to_vacuum(), 0.0, 1.0, stars.wavelength)
+    usable = ~other.mask.any(axis=1) & (other.flux > 0).all(axis=1)
+    other_flux = other.flux[usable]
+    valid = np.flatnonzero(~stars.mask.any(axis=0))
+    inside = slice(int(valid[0]), int(valid[-1]) + 1)
+    flux = stars.flux.copy()
+    logarithm, other_logarithm = np.log(np.maximum(flux[:, inside], 1e-30)), np.log(other_flux[:, inside])
+    for row in range(len(flux)):
+        match = int((logarithm[row] - other_logarithm).var(axis=1).argmin())
+        for end, edge in (
+            (slice(None, inside.start), slice(inside.start, inside.start + _JOIN)),
+            (slice(inside.stop, None), slice(inside.stop - _JOIN, inside.stop)),
+        ):
+            scale = np.median(flux[row, edge] / other_flux[match, edge])
+            flux[row, end] = scale * other_flux[match, end]
+    return Spectra.build(stars.wavelength, flux, id=stars.id, medium=stars.medium, survey=stars.survey)
+
+
+def make_material(stars: SimulatedStars, config: PretrainConfig) -> Material:
+    """Fit the processes to the simulated stars and hold out some draws for validation."""
+    flux = [_components(stars.flux[:, column], COMPONENTS) for column in range(stars.flux.shape[1])]
+    xp = _components(stars.xp_flux, XP_COMPONENTS)
+    scores = np.concatenate([part.scores for part in flux], axis=1)
+    fitted = LabelProcess.fit(stars.labels, scores, stars.shape)
+    partners = LabelProcess.fit(stars.labels, xp.scores, Shape(stars.shape.length, XP_NOISE))
+    targets = stars.labels[:, [LABELS.index(name) for name in TARGETS]]
+    scaler = {
+        "label_mean": targets.mean(axis=0).astype(np.float32),
+        "label_std": targets.std(axis=0).astype(np.float32),
+    }
+    data = {
+        "grid": stars.labels.astype(np.float32),
+        "spread": stars.labels.std(axis=0).astype(np.float32),
+        "planes": stars.planes.astype(np.float32),
+        "process": fitted,
+        "mean": np.stack([part.mean for part in flux]),
+        "components": np.stack([part.vectors for part in flux]),
+        "noise_width": stars.noise_width,
+        "partners": partners,
+        "xp_mean": xp.mean,
+        "xp_components": xp.vectors,
+        "xp_valid": stars.xp_valid,
+        **scaler,
+    }
+    data = jax.tree.map(jnp.asarray, data)
+    sample = draw_batch(jax.random.key(config.seed + 1), data, _VALIDATION, config.augment)
+    labels = np.asarray(sample["labels"]) * scaler["label_std"] + scaler["label_mean"]
+    validation = ValidationStars(sample["flux"], labels.astype(np.float64), True)
+    return Material(data, validation, scaler, draw_batch)
+
+
+def draw_batch(key: jax.Array, data: Tree, batch: int, config: AugmentConfig) -> Tree:
+    """Draw a batch of simulated stars, see `batches.Draw`: new labels, a resolution, and the augmentation."""
+    choose, move, resolve, vary, blue = jax.random.split(key, 5)
+    labels = _draw_labels(choose, move, data, batch, config.moving)
+    column = _draw_resolutions(resolve, batch, len(data["noise_width"]), config.degraded_probability)
+    flux = _flux(data, labels, column)
+    flux, valid = augment(vary, flux, config, column > 0, data["noise_width"][column])
+    xp_flux = data["xp_mean"] + data["partners"](labels) @ data["xp_components"]
+    xp_valid = jnp.broadcast_to(data["xp_valid"], xp_flux.shape)
+    xp_flux, xp_valid = extend_blue(blue, jnp.where(xp_valid, xp_flux, 0.0), xp_valid)
+    targets = jnp.stack([labels[:, LABELS.index(name)] for name in TARGETS], axis=1)
+    targets = (targets - data["label_mean"]) / data["label_std"]
+    return shard_batch(
+        {"flux": flux, "valid": valid, "xp_flux": xp_flux, "xp_valid": xp_valid, "labels": targets}
+    )
+
+
+def _draw_labels(choose: jax.Array, move: jax.Array, data: Tree, batch: int, moving: float) -> jax.Array:
+    """Draw stars of the grid and move their labels, unless that leaves the domain: labels (b, 5)."""
+    start = data["grid"][jax.random.randint(choose, (batch,), 0, len(data["grid"]))]
+    moved = start + moving * data["spread"] * jax.random.normal(move, start.shape)
+    moved = moved.at[:, -1].set(jnp.maximum(moved[:, -1], 0.5))
+    standard = data["process"].standardised(moved)
+    inside = (standard @ data["planes"][:, :-1].T + data["planes"][:, -1] <= 0).all(axis=1)
+    return jnp.where(inside[:, None], moved, start)
+
+
+def _draw_resolutions(key: jax.Array, batch: int, resolutions: int, probability: float) -> jax.Array:
+    """Draw the column of the resolution (b,) of each star, the same for all stars of a group."""
+    if resolutions == 1 or not probability:
+        return jnp.zeros(batch, int)
+    lower, which = jax.random.split(key)
+    groups = _GROUPS if batch % _GROUPS == 0 else 1
+    degraded = jax.random.bernoulli(lower, probability, (groups,))
+    column = jnp.where(degraded, jax.random.randint(which, (groups,), 1, resolutions), 0)
+    return jnp.repeat(column, batch // groups)
+
+
+def _flux(data: Tree, labels: jax.Array, column: jax.Array) -> jax.Array:
+    """Emulate normalised flux (b, p) at labels (b, 5) and one resolution a group."""
+    scores = data["process"](labels)
+    batch, groups = len(labels), _GROUPS if len(labels) % _GROUPS == 0 else 1
+    scores = scores.reshape(batch, -1, data["components"].shape[1])
+    scores = jnp.take_along_axis(scores, column[:, None, None], axis=1)[:, 0]
+    first = column.reshape(groups, -1)[:, 0]
+    parts = scores.reshape(groups, batch // groups, -1)
+    flux = jnp.einsum("gbc,gcp->gbp", parts, data["components"][first], precision="highest")
+    return cast(jax.Array, (flux + data["mean"][first][:, None]).reshape(batch, -1))
+
+
+@dataclass(frozen=True)
+class _Components:
+    mean: Float32Array
+    vectors: Float32Array
+    scores: FloatArray
+
+
+def _components(rows: Float32Array, count: int) -> _Components:
+    """Return the principal components of rows (n, p)."""
+    mean = rows.mean(axis=0, dtype=np.float64)
+    _, _, vectors = np.linalg.svd(rows - mean, full_matrices=False)
+    vectors = vectors[:count]
+    return _Components(mean.astype(np.float32), vectors.astype(np.float32), (rows - mean) @ vectors.T)
