@@ -79,16 +79,12 @@ def simulate_survey(
         DataError: the population has hardly any stars inside the grid of the emulator.
     """
     out = Path(out)
-    _check(out, n, seed)
-    emulator = emulator or shipped()
-    population = population or MilkyWay()
-    optics, wavelength = Optics.of(instrument, emulator, seed)
-    say(_range(instrument, wavelength))
+    _check_file(out, n)
+    emulator, population = emulator or shipped(), population or MilkyWay()
     notes = describe(instrument, population, emulator, seed)
-    survey = f"simulated-{instrument.name}"
-    batches = _reported(simulate(optics, population, emulator.domain, n=n, seed=seed, chunk=chunk), n, say)
+    wavelength, batches = _start(instrument, emulator, population, n, seed, chunk, say)
     if out.suffix.lower() in arrays.HDF5:
-        with arrays.stream(out, n, wavelength, survey=survey, notes=notes) as file:
+        with arrays.stream(out, n, wavelength, survey=_name(instrument), notes=notes) as file:
             parts = []
             for batch in batches:
                 file.append(batch.flux, batch.ivar, batch.mask)
@@ -96,16 +92,32 @@ def simulate_survey(
             columns = _joined(parts, seed)
             file.add_columns(columns)
     else:
-        kept = list(batches)
-        columns = _joined([_columns(batch, instrument) for batch in kept], seed)
-        flux, ivar, mask = (np.concatenate([batch[k] for batch in kept]) for k in range(3))
-        meta = {name: column for name, column in columns.items() if name != "id"}
-        spectra = Spectra.build(wavelength, flux, ivar, mask, columns["id"], meta=meta, survey=survey)
+        spectra = _in_memory(wavelength, batches, instrument, seed)
         arrays.write(out, spectra, notes)
+        columns = {"id": spectra.id, **spectra.meta}
     table = out.with_name(f"{out.stem}_labels.ecsv")
     truth = {name: column for name, column in columns.items() if name != "redshift"}
     write_table(table, truth, {name: notes[name] for name in sorted(notes)})
     return table
+
+
+def simulate_spectra(
+    instrument: Instrument,
+    n: int,
+    *,
+    population: Population | None = None,
+    seed: int = 0,
+    emulator: Emulator | None = None,
+    chunk: int = CHUNK,
+    say: Say = silent,
+) -> Spectra:
+    """Simulate a survey in memory, with the columns that `simulate_survey` writes in `meta`.
+
+    Arguments and errors are those of `simulate_survey`.
+    """
+    emulator, population = emulator or shipped(), population or MilkyWay()
+    wavelength, batches = _start(instrument, emulator, population, n, seed, chunk, say)
+    return _in_memory(wavelength, batches, instrument, seed)
 
 
 def describe(instrument: Instrument, population: Population, emulator: Emulator, seed: int) -> dict[str, str]:
@@ -148,6 +160,36 @@ def _observe(
     return observe(optics, keys, labels, velocity)
 
 
+def _start(
+    instrument: Instrument,
+    emulator: Emulator,
+    population: Population,
+    n: int,
+    seed: int,
+    chunk: int,
+    say: Say,
+) -> tuple[FloatArray, Iterator[Batch]]:
+    """Return the wavelengths of a survey and its batches, which report their progress."""
+    if n < 1:
+        raise ConfigError(f"a survey needs at least one spectrum, not {n}")
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"the seed must be from 0 to 2**32 - 1, not {seed}")
+    optics, wavelength = Optics.of(instrument, emulator, seed)
+    say(_range(instrument, wavelength))
+    batches = simulate(optics, population, emulator.domain, n=n, seed=seed, chunk=chunk)
+    return wavelength, _reported(batches, n, say)
+
+
+def _in_memory(
+    wavelength: FloatArray, batches: Iterator[Batch], instrument: Instrument, seed: int
+) -> Spectra:
+    kept = list(batches)
+    columns = _joined([_columns(batch, instrument) for batch in kept], seed)
+    flux, ivar, mask = (np.concatenate([batch[k] for batch in kept]) for k in range(3))
+    names = columns.pop("id")
+    return Spectra.build(wavelength, flux, ivar, mask, names, meta=columns, survey=_name(instrument))
+
+
 def _on_host(observed: Observation, stars: Stars, count: int) -> Batch:
     """Wait for the spectra, and return the first of them as NumPy arrays."""
     kept = Stars(
@@ -186,10 +228,10 @@ def _columns(batch: Batch, instrument: Instrument) -> dict[str, AnyArray]:
 def _joined(parts: list[dict[str, AnyArray]], seed: int) -> dict[str, AnyArray]:
     """Concatenate the columns of all batches; stars without names are numbered."""
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return columns if "id" in columns else {"id": _names(len(columns["snr"]), seed), **columns}
+    return columns if "id" in columns else {"id": _numbered(len(columns["snr"]), seed), **columns}
 
 
-def _names(n: int, seed: int) -> StrArray:
+def _numbered(n: int, seed: int) -> StrArray:
     return np.char.add(f"sim-{seed}-", np.char.zfill(np.arange(n).astype(np.str_), 7))
 
 
@@ -202,11 +244,12 @@ def _range(instrument: Instrument, wavelength: FloatArray) -> str:
     return text
 
 
-def _check(out: Path, n: int, seed: int) -> None:
-    if n < 1:
-        raise ConfigError(f"a survey needs at least one spectrum, not {n}")
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"the seed must be from 0 to 2**32 - 1, not {seed}")
+def _name(instrument: Instrument) -> str:
+    """Return the name of the survey, which says that it is simulated."""
+    return f"simulated-{instrument.name}"
+
+
+def _check_file(out: Path, n: int) -> None:
     if out.suffix.lower() not in arrays.HDF5 + arrays.NPZ:
         raise ConfigError(f"cannot write {out.name}: the suffix must be .h5, .hdf5 or .npz")
     if out.suffix.lower() in arrays.NPZ and n > MAX_NPZ:

@@ -19,7 +19,7 @@ from specjax.simulate.instrument import PRESETS
 from specjax.simulate.labels import LABELS
 from specjax.simulate.observe import Optics
 from specjax.simulate.population import MilkyWay, Ranges
-from specjax.simulate.survey import simulate, simulate_survey
+from specjax.simulate.survey import simulate, simulate_spectra, simulate_survey
 from specjax.surveys import arrays, prepared
 
 LAMOST = PRESETS["lamost"]
@@ -156,3 +156,11 @@ def test_a_survey_that_cannot_be_simulated_leaves_no_file(options, error, messag
     with pytest.raises(error, match=message):
         simulate_survey(tmp_path / options.pop("out"), **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_spectra_in_memory_are_those_of_the_file(written):
+    path, _, _ = written
+    spectra, read = simulate_spectra(LAMOST, 40, seed=1, chunk=16), specjax.read(path)
+    np.testing.assert_array_equal(spectra.flux, read.flux)
+    assert spectra.survey == read.survey
+    assert set(read.meta) - set(spectra.meta) == {"file"}
