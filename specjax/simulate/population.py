@@ -28,7 +28,7 @@ _ATTEMPTS = 1000
 _HOPELESS = 20_000  # stars in a row that were outside
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stars:
     """n stars.
 
@@ -59,6 +59,7 @@ class _Random:
     """A population of which `sample` turns uniform random numbers (n, 9) into labels and velocities."""
 
     def sample(self, numbers: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Turn uniform random numbers (n, 9) into labels (n, 5) and velocities (n,)."""
         raise NotImplementedError
 
     def draw(self, key: jax.Array, first: int, count: int, domain: Domain) -> Stars:
@@ -196,7 +197,7 @@ class Ranges(_Random):
 _WHOLE_GRID = {"teff": (3900.0, 8000.0), "logg": (0.5, 5.0), "fe_h": (-3.0, 0.5)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LabelTable:
     """The stars of a table, in its order; further stars start again from the first.
 
@@ -222,12 +223,14 @@ class LabelTable:
             skip_outside: leave out stars that are outside the domain.
 
         Raises:
-            DataError: a column is missing, or a star is outside the domain and not skipped.
+            DataError: no stars, a column is missing, or a star is outside the domain and not skipped.
         """
         table = read_table(path)
         missing = [name for name in LABELS[:3] if name not in table.colnames]
         if missing:
             raise DataError(f"{path} has no column {', '.join(missing)}: it has {', '.join(table.colnames)}")
+        if not len(table):
+            raise DataError(f"{path} has no stars")
         columns = {
             name: floats(table[name], f"{path}: column {name}")
             for name in (*LABELS, "velocity")

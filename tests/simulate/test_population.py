@@ -118,3 +118,7 @@ def test_stars_outside_are_refused_or_skipped(tmp_path, domain):
     Table({"teff": [5000.0]}).write(bare)
     with pytest.raises(DataError, match="no column logg, fe_h"):
         LabelTable.read(bare, domain)
+    empty = tmp_path / "empty.ecsv"
+    Table({name: np.zeros(0) for name in LABELS}).write(empty)
+    with pytest.raises(DataError, match="has no stars"):
+        LabelTable.read(empty, domain)
