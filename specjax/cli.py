@@ -16,14 +16,16 @@ from specjax.commands.adapt import Adapt
 from specjax.commands.fetch import Fetch
 from specjax.commands.info import Info
 from specjax.commands.label import Label
+from specjax.commands.plan import Plan
 from specjax.commands.predict import Predict
 from specjax.commands.prepare import Prepare
 from specjax.commands.pretrain import Pretrain
+from specjax.commands.simulate import Simulate
 from specjax.commands.split import Split
 from specjax.errors import SpecjaxError
 
 # In the order in which `specjax --help` lists them.
-Command = Info | Fetch | Prepare | Label | Split | Pretrain | Adapt | Predict
+Command = Info | Fetch | Prepare | Simulate | Plan | Label | Split | Pretrain | Adapt | Predict
 
 
 def main(argv: Sequence[str] | None = None) -> int:

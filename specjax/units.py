@@ -1,6 +1,14 @@
 """Units and plot symbols of labels and table columns, by column name."""
 
-LABELS = {"teff": "K", "logg": "dex", "fe_h": "dex", "radial_velocity": "km / s"}
+LABELS = {
+    "teff": "K",
+    "logg": "dex",
+    "fe_h": "dex",
+    "alpha_fe": "dex",
+    "vmicro": "km / s",
+    "velocity": "km / s",
+    "radial_velocity": "km / s",
+}
 """Units of labels and of columns derived from them, such as `fe_h_err`."""
 
 COLUMNS = {**LABELS, "ra": "deg", "dec": "deg", "wavelength": "Angstrom"}

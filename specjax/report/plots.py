@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, VERMILION, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#8C8C8C", "#222222"
+CURVES = (VERMILION, BLUE, GREEN, "#CC79A7", "#E69F00", INK)
 LABEL_SCATTER = "scatter between literature labels"
 
 
@@ -168,6 +169,50 @@ def plot_sigma(
     axes[0].set_ylim(len(names) - 0.4, -0.6)
     _add_legend(figure, axes)
     return _save(figure, path, title)
+
+
+def plot_curves(
+    path: str | Path, rows: Sequence[Mapping[str, Any]], *, unit: str = "dex", title: str = ""
+) -> Path:
+    """Plot the robust scatter of all stars against the number of training stars, one line per S/N.
+
+    Bars are 95% intervals over stars, dashed lines the zero-shot scatter.
+
+    Args:
+        path: PNG to write.
+        rows: rows of table.json with n_train, 0 for zero-shot, and snr.
+        unit: unit of the label.
+        title: title of the figure.
+    """
+    rows = [row for row in rows if row["subset"] == "all" and np.isfinite(row["sigma"])]
+    levels = sorted({row["snr"] for row in rows})
+    figure = _figure(6.4, 4.4)
+    axis = figure.subplots()
+    for place, snr in enumerate(levels):
+        offset = 1.02 ** (place - 0.5 * (len(levels) - 1))  # so that bars do not overlap
+        own = [row for row in rows if row["snr"] == snr]
+        _draw_curve(axis, own, CURVES[place % len(CURVES)], offset, f"S/N {snr:g}")
+    ticks = sorted({row["n_train"] for row in rows if row["n_train"]})
+    axis.set(xscale="log", xlabel="training stars", ylabel=_with_unit("robust scatter σ", unit))
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.minorticks_off()
+    axis.set_ylim(bottom=0)
+    axis.legend(title="dashed: zero-shot", frameon=False)
+    return _save(figure, path, title)
+
+
+def _draw_curve(
+    axis: "Axes", rows: Sequence[Mapping[str, Any]], colour: str, offset: float, legend: str
+) -> None:
+    """Scatter against the number of training stars, times an offset, and the zero-shot scatter."""
+    adapted = sorted((row for row in rows if row["n_train"]), key=lambda row: row["n_train"])
+    stars = offset * np.array([row["n_train"] for row in adapted])
+    sigma = np.array([row["sigma"] for row in adapted])
+    bars = np.abs(np.array([_interval(row) for row in adapted]).reshape(-1, 2).T - sigma)
+    axis.errorbar(stars, sigma, yerr=bars, fmt="o-", color=colour, capsize=3, label=legend)
+    for row in rows:
+        if not row["n_train"]:
+            axis.axhline(row["sigma"], color=colour, ls="--", lw=1)
 
 
 def _draw_predictions(axis: "Axes", stars: StarPredictions, limits: tuple[float, float]) -> None:

@@ -47,6 +47,7 @@ class Emulator:
         noise: variance of the noise of the process.
         domain: the labels for which it holds.
         labels: (n, 5) of the grid, see `LABELS`.
+        digest: of the folder from which it was read, else "".
     """
 
     process: LabelProcess
@@ -60,6 +61,7 @@ class Emulator:
     noise: float
     domain: Domain
     labels: FloatArray
+    digest: str = ""
 
     @classmethod
     def fit(
@@ -226,6 +228,7 @@ class Emulator:
             noise=stored.config["emulator"]["noise"],
             domain=Domain.from_arrays(arrays["domain"]),
             labels=arrays["labels"],
+            digest=stored.digest,
         )
 
     def _combined(self, scores: jax.Array) -> jax.Array:

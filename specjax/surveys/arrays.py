@@ -13,7 +13,7 @@ from specjax.atomic import atomic_file
 from specjax.errors import DataError
 from specjax.spectra import Spectra
 from specjax.surveys.io.many import assume_vacuum
-from specjax.typing import AnyArray, StrArray
+from specjax.typing import AnyArray, FloatArray, StrArray
 
 if TYPE_CHECKING:
     import h5py
@@ -82,9 +82,9 @@ def read(
         raise DataError(f"{path}: {error}") from None
 
 
-def write(path: Path, spectra: Spectra) -> None:
-    """Write spectra to an .npz file that `read` reads back."""
-    arrays: dict[str, Any] = dict(spectra.meta)
+def write(path: Path, spectra: Spectra, notes: Mapping[str, str] | None = None) -> None:
+    """Write spectra to an .npz file that `read` reads back, and notes, which it does not return."""
+    arrays: dict[str, Any] = {**(notes or {}), **spectra.meta}
     arrays |= {"wavelength": spectra.wavelength, "flux": spectra.flux, "mask": spectra.mask, "id": spectra.id}
     arrays |= {"wavelength_medium": spectra.medium, "wavelength_unit": "angstrom", "survey": spectra.survey}
     if spectra.has_ivar:
@@ -94,6 +94,55 @@ def write(path: Path, spectra: Spectra) -> None:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
+
+
+class Stream:
+    """An HDF5 file that is written in parts, see `stream`."""
+
+    def __init__(self, file: "h5py.File", count: int, pixels: int) -> None:
+        self._file, self._row = file, 0
+        shape = (count, pixels)
+        self._flux = file.create_dataset("flux", shape, np.float32)
+        self._ivar = file.create_dataset("ivar", shape, np.float32)
+        # Masks of few pixels compress a hundredfold at the speed of writing.
+        chunks = (min(count, 256), pixels)
+        packed = {"compression": "gzip", "compression_opts": 1}
+        self._mask = file.create_dataset("mask", shape, bool, chunks=chunks, **packed)
+
+    def append(self, flux: AnyArray, ivar: AnyArray, mask: AnyArray) -> None:
+        """Write the next rows, each (k, p)."""
+        rows = slice(self._row, self._row + len(flux))
+        self._flux[rows], self._ivar[rows], self._mask[rows] = flux, ivar, mask
+        self._row = rows.stop
+
+    def add_columns(self, columns: Mapping[str, AnyArray]) -> None:
+        """Write columns (n,) of numbers or texts; `read` returns them as ids and meta."""
+        for name, column in columns.items():
+            texts = column.dtype.kind == "U"
+            self._file[name] = np.char.encode(column, "utf-8") if texts else column
+
+
+@contextmanager
+def stream(
+    path: Path, count: int, wavelength: FloatArray, *, survey: str, notes: Mapping[str, str]
+) -> Iterator[Stream]:
+    """Write an HDF5 file of float32 spectra that `read` reads back, part by part.
+
+    The file appears when the `with` block ends, unless it ends with an error.
+
+    Args:
+        path: .h5 or .hdf5.
+        count: number of spectra.
+        wavelength: (p,) vacuum Angstrom.
+        survey: origin of the spectra.
+        notes: further attributes of the file.
+    """
+    import h5py
+
+    with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs.update(wavelength_medium="vacuum", wavelength_unit="angstrom", survey=survey, **notes)
+        file["wavelength"] = wavelength
+        yield Stream(file, count, wavelength.size)
 
 
 def row_count(path: Path) -> int:

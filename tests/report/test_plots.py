@@ -58,3 +58,16 @@ def test_sigma_is_plotted_for_any_number_of_targets(tmp_path, run, targets):
 def test_sigma_is_plotted_for_a_pooled_subset_without_intervals(tmp_path, run):
     rows = [{**row, "sigma_lo": np.nan, "sigma_hi": np.nan} for row in run[1]]
     assert plots.plot_sigma(tmp_path / "s.png", rows, subset="fe_h<-1").is_file()
+
+
+def test_curves_are_plotted_for_every_snr(tmp_path, run):
+    _, rows = run
+    curve = [
+        {**row, "snr": snr, "n_train": stars}
+        for row in rows
+        if row["configuration"] == "lora4"
+        for snr in (10.0, 100.0)
+        for stars in (0, 20, 80)
+    ]
+    path = plots.plot_curves(tmp_path / "plan.png", curve, title="simulated")
+    assert imread(path).std() > 0.01

@@ -80,6 +80,8 @@ def test_it_survives_saving(fitted, tmp_path):
     # Components of order 0.1 are stored with eleven bits, and their scores are of order one.
     np.testing.assert_allclose(again.flux(labels), fitted.flux(labels), atol=3e-4)
     assert again.fwhm == fitted.fwhm
+    assert len(again.digest) == 64
+    assert fitted.digest == ""
     assert again.noise == fitted.noise
     assert (again.domain.outside(1.1 * labels) == fitted.domain.outside(1.1 * labels)).all()
 
@@ -139,9 +141,10 @@ def test_stars_outside_are_refused_with_the_first_one():
         emulate(teff=[5000, 6000], logg=[4.5, 4.4, 4.3], fe_h=0)
 
 
-def test_the_public_name():
+def test_the_public_names():
     assert specjax.simulate.emulate is emulate
-    assert "emulate" in dir(specjax.simulate)
+    assert dir(specjax.simulate) == ["Instrument", "emulate", "simulate_survey"]
+    assert all(callable(getattr(specjax.simulate, name)) for name in dir(specjax.simulate))
     with pytest.raises(AttributeError, match="no attribute 'other'"):
         _ = specjax.simulate.other
 

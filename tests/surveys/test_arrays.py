@@ -4,6 +4,7 @@ import pytest
 
 from specjax.errors import DataError
 from specjax.preprocess import to_lamost
+from specjax.spectra import Spectra
 from specjax.surveys import arrays, read
 
 GRID = np.arange(3700.0, 5700.0, 1.0)
@@ -132,3 +133,38 @@ def test_written_spectra_are_read_back(tmp_path):
     for name in ("wavelength", "flux", "ivar", "mask", "id", "medium", "survey", "has_ivar"):
         np.testing.assert_array_equal(getattr(again, name), getattr(spectra, name))
     assert again.meta["teff"].tolist() == [1, 2]
+
+
+def test_a_file_written_in_parts_is_read_back(tmp_path):
+    path = tmp_path / "parts.h5"
+    flux = np.arange(20.0).reshape(5, 4)
+    with arrays.stream(path, 5, np.arange(4000.0, 4004.0), survey="mine", notes={"made": "by hand"}) as file:
+        for rows in (slice(0, 2), slice(2, 5)):
+            file.append(flux[rows] + 1, flux[rows] + 2, flux[rows] == 7)
+        file.add_columns({"id": np.array(list("abcde")), "teff": np.arange(5.0)})
+        assert not path.exists()
+    spectra = arrays.read(path)
+    np.testing.assert_array_equal(spectra.flux, flux + 1)
+    np.testing.assert_array_equal(spectra.ivar, flux + 2)
+    np.testing.assert_array_equal(spectra.mask, flux == 7)
+    assert (spectra.survey, spectra.medium, spectra.id.tolist()) == ("mine", "vacuum", list("abcde"))
+    assert spectra.meta["teff"].tolist() == [0, 1, 2, 3, 4]
+    with arrays.open_hdf5(path) as file:
+        assert file.attrs["made"] == "by hand"
+
+
+def test_an_error_between_parts_leaves_no_file(tmp_path):
+    with (
+        pytest.raises(ZeroDivisionError),
+        arrays.stream(tmp_path / "parts.h5", 5, np.arange(4.0), survey="mine", notes={}),
+    ):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_notes_of_an_npz_file_are_not_columns(tmp_path):
+    spectra = Spectra.build(np.arange(4000.0, 4004.0), np.ones((1, 4)))
+    arrays.write(tmp_path / "s.npz", spectra, {"made": "by hand"})
+    assert arrays.read(tmp_path / "s.npz").meta == {}
+    with np.load(tmp_path / "s.npz") as file:
+        assert str(file["made"]) == "by hand"

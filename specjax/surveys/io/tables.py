@@ -1,5 +1,6 @@
 """Reading and writing tables of any format that astropy supports."""
 
+import io
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from specjax.typing import FloatArray, StrArray
 from specjax.units import label_unit
 
 _WRITTEN = {".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".fits": "fits", ".parquet": "parquet"}
+_ROWS_AT_ONCE = 20_000  # of a text table, whose rows take a kilobyte each while they are formatted
 _UNKNOWN = -999.0  # catalogues write -999, -9999 and the like for unknown values
 _TEXT = {".csv": "ascii.csv", ".txt": "ascii", ".dat": "ascii", ".tsv": "ascii.tab"}
 
@@ -77,7 +79,10 @@ def write_table(path: str | Path, columns: Mapping[str, Any], meta: Mapping[str,
     try:
         with atomic_file(path) as temporary, warnings.catch_warnings():
             warnings.simplefilter("ignore", VerifyWarning)  # keywords of more than eight characters
-            table.write(temporary, format=form, overwrite=True)
+            if form == "ascii.ecsv" and len(table) > _ROWS_AT_ONCE:
+                _write_in_parts(table, temporary)
+            else:
+                table.write(temporary, format=form, overwrite=True)
     except ImportError:
         raise DataError(f"writing {path.suffix} needs pyarrow: pip install 'specjax[parquet]'") from None
 
@@ -109,6 +114,17 @@ def floats(column: Any, what: str) -> FloatArray:
     if values.ndim != 1:
         raise DataError(f"{what} contains arrays of shape {values.shape[1:]}, not numbers")
     return np.where(masked | (values <= _UNKNOWN) | ~np.isfinite(values), np.nan, values)
+
+
+def _write_in_parts(table: Table, path: Path) -> None:
+    """Write a long table as ECSV with few rows as text in memory at a time."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        for start in range(0, len(table), _ROWS_AT_ONCE):
+            text = io.StringIO(newline="")
+            table[start : start + _ROWS_AT_ONCE].write(text, format="ascii.ecsv")
+            lines = text.getvalue().splitlines(keepends=True)
+            names = next(k for k, line in enumerate(lines) if not line.startswith("#"))
+            file.writelines(lines[names + 1 :] if start else lines)
 
 
 def _with_units(columns: Mapping[str, Any], meta: Mapping[str, Any], form: str) -> Table:

@@ -3,6 +3,7 @@ import pytest
 from astropy.table import Table
 
 from specjax.errors import DataError
+from specjax.surveys.io import tables
 from specjax.surveys.io.tables import write_table
 
 
@@ -18,3 +19,11 @@ def test_invalid_tables_are_not_written(tmp_path):
     with pytest.raises(DataError, match="differ in length"):
         write_table(tmp_path / "labels.csv", {"id": ["a"], "fe_h": [1.0, 2.0]})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_long_ecsv_table_is_the_same_as_a_short_one(tmp_path, monkeypatch):
+    columns = {"id": np.array(["#1", "a b", 'q"', "4", ""]), "teff": np.arange(5.0), "n": np.arange(5)}
+    for name, rows in (("whole.ecsv", 100), ("parts.ecsv", 2)):
+        monkeypatch.setattr(tables, "_ROWS_AT_ONCE", rows)
+        tables.write_table(tmp_path / name, columns, {"made": "by hand"})
+    assert (tmp_path / "parts.ecsv").read_bytes() == (tmp_path / "whole.ecsv").read_bytes()
