@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from specjax.adapt.adaptation import Adaptation, AdaptConfig
+from specjax.adapt.adaptation import Adaptation
 from specjax.adapt.configuration import Configuration
+from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.splits import MIN_TRAIN, Splits, draw_splits
 from specjax.adapt.study import score
 from specjax.adapt.target import Target, make_target
