@@ -17,7 +17,7 @@ from specjax.pretrain.corpus import LABELS, in_range, xp_partners
 from specjax.simulate import grism
 from specjax.spectra import Spectra
 from specjax.surveys import mastar, miles
-from specjax.typing import FloatArray, IntArray
+from specjax.typing import FloatArray, IntArray, StrArray
 
 NAMES = ("miles", "miles-grism")
 LABELLED, UNLABELLED = 495, 164
@@ -56,6 +56,11 @@ def read_stars(libraries: Path) -> Spectra:
 def label_table(stars: Spectra) -> FloatArray:
     """Return `LABELS` (n, 3): K, dex and dex, NaN where unknown."""
     return np.stack([stars.meta[name] for name in LABELS], axis=1)
+
+
+def star_labels(libraries: Path, ids: StrArray) -> FloatArray:
+    """Return `LABELS` (n, 3) of the MILES stars with these ids: K, dex and dex, NaN where unknown."""
+    return label_table(miles.read(libraries / "miles").select(ids))
 
 
 def make_targets(libraries: Path, names: tuple[str, ...] = NAMES, label: str = "fe_h") -> list[Target]:

@@ -24,15 +24,13 @@ from experiments.generative import Box, Whitening, fit_labels, starting_points
 from specjax.checkpoints import load_model, save_model
 from specjax.errors import ModelError
 from specjax.models.apply import apply
-from specjax.preprocess import PrincipalFill, to_lamost
 from specjax.preprocess.to_grid import OVERSAMPLED, OVERSMOOTH
 from specjax.pretrain.augment import AugmentConfig
 from specjax.pretrain.config import StageConfig
-from specjax.pretrain.corpus import MILES_FWHM, Pairs
+from specjax.pretrain.corpus import MILES_FWHM
 from specjax.pretrain.loop import StageAux, run_stage
 from specjax.progress import Say, silent
 from specjax.report.results import plain
-from specjax.surveys import miles
 from specjax.train.losses import pseudo_huber
 from specjax.typing import AnyArray, Float32Array, FloatArray, Tree
 
@@ -146,23 +144,6 @@ def calibration_errors(pixels: int) -> FloatArray:
     size = np.where(degree <= CALIBRATION.continuum_degree, CALIBRATION.continuum, CALIBRATION.response)
     polynomials = np.polynomial.chebyshev.chebvander(np.linspace(-1, 1, pixels), int(degree[-1]))
     return np.asarray((polynomials * size).T, np.float64)
-
-
-def source_flux(libraries: Path, source: Pairs, fill: PrincipalFill, fwhm: float | None) -> Float32Array:
-    """Return the spectra (m, 1462) of the source stars at the resolution of a target.
-
-    The stars are smoothed before their continuum is fitted, as the target is.
-
-    Args:
-        libraries: folder of the stellar libraries.
-        source: the stars.
-        fill: fills missing pixels.
-        fwhm: resolution that `to_lamost` was given for the target, in Angstrom; None if none was.
-    """
-    stars = miles.read(libraries / "miles")
-    stars = dataclasses.replace(stars, id=stars.meta["name"].astype(str)).select(source.id)
-    lamost = to_lamost(stars, fwhm=MILES_FWHM, fwhm_to=delivered_fwhm(fwhm))
-    return fill.apply(lamost.flux, None, lamost.mask).astype(np.float32)
 
 
 def delivered_fwhm(fwhm: float | None) -> float:

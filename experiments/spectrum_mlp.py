@@ -1,9 +1,9 @@
 """A baseline without a foundation model: a multilayer perceptron on the source spectra, as it is and adapted.
 
-It is trained on the corpus with augmentation similar to that of the mini model's heads. `zero_shot` applies
-it to the target unchanged: it sees no target star, so that one training serves all targets; the weights are
-cached. `adapted` trains low-rank factors on the labelled stars of each seed, with the schedules and the
-selection of LoRA2 and LoRA4, as in arXiv 2602.15021.
+It is trained on the stars of the source with augmentation similar to that of the mini model's heads.
+`zero_shot` applies it to the target unchanged: it sees no target star, so that one training serves all
+targets; the weights are cached. `adapted` trains low-rank factors on the labelled stars of each seed, with
+the schedules and the selection of LoRA2 and LoRA4, as in arXiv 2602.15021.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.source import Source
 from specjax import lora
 from specjax.adapt.selection import Candidates, fold_of, select, stars_of_folds
 from specjax.adapt.settings import AdaptConfig
@@ -26,9 +27,7 @@ from specjax.errors import ModelError
 from specjax.models.apply import apply
 from specjax.models.layers import LoRADense
 from specjax.pretrain.augment import AugmentConfig
-from specjax.pretrain.batches import draw_batch, make_data
-from specjax.pretrain.config import PretrainConfig, StageConfig
-from specjax.pretrain.corpus import Pairs
+from specjax.pretrain.config import StageConfig
 from specjax.pretrain.loop import StageAux, run_stage
 from specjax.progress import Say, silent
 from specjax.report.results import plain
@@ -70,16 +69,16 @@ class Trained(NamedTuple):
     std: float
 
 
-def trained(corpus: Pairs, cache: Path, say: Say = silent) -> Trained:
+def trained(source: Source, cache: Path, say: Say = silent) -> Trained:
     """Return the network, training it first if the cache has no weights."""
-    data, _, scaler, _ = make_data(corpus, PretrainConfig())
+    scaler = source.material.scaler
     content = json.dumps([plain(STAGE), plain(AUGMENT), "dense_0"]).encode()
-    content += corpus.flux.tobytes() + corpus.labels.tobytes()
+    content += source.flux.tobytes() + source.labels.tobytes()
     folder = cache / f"spectrum-mlp-{hashlib.sha256(content).hexdigest()[:16]}"
     try:
         params = load_model(folder).arrays
     except ModelError:
-        params = _train(SpectrumMlp(), data, say)
+        params = _train(SpectrumMlp(), source, say)
         save_model(folder, config={}, arrays=jax.tree.map(np.asarray, params))
     return Trained(params, float(scaler["label_mean"][2]), float(scaler["label_std"][2]))
 
@@ -180,16 +179,18 @@ def _predict(factors: Tree, base: Tree, flux: jax.Array) -> FloatArray:
     return np.asarray(_in_seeds(factors, base, jnp.broadcast_to(flux, (runs, *flux.shape[1:]))), np.float64)
 
 
-def _train(network: SpectrumMlp, data: Tree, say: Say) -> Tree:
+def _train(network: SpectrumMlp, source: Source, say: Say) -> Tree:
+    material = source.material
+
     def loss(params: Tree, stats: Tree, data: Tree, key: jax.Array) -> tuple[jax.Array, StageAux]:
         draw_key, drop = jax.random.split(key)
-        batch = draw_batch(draw_key, data, STAGE.batch, AUGMENT)
+        batch = material.draw(draw_key, data, STAGE.batch, AUGMENT)
         predicted = apply(network, {"params": params}, batch["flux"], False, rngs={"dropout": drop})
-        return label_loss(predicted, batch["labels"]), (stats, {})
+        return label_loss(predicted, batch["labels"][:, : predicted.shape[1]]), (stats, {})
 
     key = jax.random.key(0)
-    params = network.init(key, data["spectra"][:1, 0])["params"]
+    params = network.init(key, jnp.asarray(source.flux[:1]))["params"]
     params, _ = run_stage(
-        "spectrum-mlp", loss, STAGE, params=params, batch_stats={}, data=data, key=key, say=say
+        "spectrum-mlp", loss, STAGE, params=params, batch_stats={}, data=material.data, key=key, say=say
     )
     return params

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from specjax.config import get_preset
 from specjax.errors import ConfigError, DataError
 from specjax.foundation import Foundation
@@ -107,6 +105,4 @@ def _simulated(config: PretrainConfig, degraded: bool, say: Say) -> Corpus:
     library = mastar.read(fetch_stellar_libraries() / "mastarhc_v2")
     stars = simulated.build(shipped(), library, say, degraded=degraded)
     say(f"{len(stars.labels)} simulated stars, from which batches are drawn with new labels")
-    flux = stars.flux[:, 0].astype(np.float64)
-    fill = PrincipalFill.fit(flux, np.zeros(flux.shape, dtype=bool), corpus.FILL_COMPONENTS)
-    return Corpus(simulated.make_material(stars, config), fill, {})
+    return Corpus(simulated.make_material(stars, config), simulated.fill_of(stars), {})

@@ -18,19 +18,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax.flags import Flag
-from specjax.preprocess import to_lamost
+from specjax.preprocess import PrincipalFill, to_lamost
 from specjax.preprocess.resample import smooth
 from specjax.pretrain.augment import AugmentConfig, augment, extend_blue
 from specjax.pretrain.batches import Material, ValidationStars, shard_batch
 from specjax.pretrain.config import PretrainConfig
-from specjax.pretrain.corpus import DEGRADED_FWHM, MILES_FWHM, NOISELESS, noise_width, xp_partners
+from specjax.pretrain.corpus import (
+    DEGRADED_FWHM,
+    FILL_COMPONENTS,
+    MILES_FWHM,
+    NOISELESS,
+    noise_width,
+    xp_partners,
+)
 from specjax.progress import Say, silent
 from specjax.simulate import grism
 from specjax.simulate.emulator import Emulator
 from specjax.simulate.labels import LABELS
 from specjax.simulate.process import LabelProcess, Shape
 from specjax.spectra import Spectra
-from specjax.typing import BoolArray, Float32Array, FloatArray, Tree
+from specjax.typing import BoolArray, Float32Array, FloatArray, StrArray, Tree
 
 TARGETS = ("teff", "logg", "fe_h", "alpha_fe")
 """Labels that the model learns; microturbulence varies but is not predicted."""
@@ -49,6 +56,7 @@ class SimulatedStars:
     """The grid of the emulator after preprocessing.
 
     Attributes:
+        id: (n,) names.
         labels: (n, 5), see `simulate.labels.LABELS`.
         flux: (n, 1 + k, 1462) normalised, at the resolution of MILES and at k lower ones.
         noise_width: (1 + k,) see `corpus.noise_width`.
@@ -58,6 +66,7 @@ class SimulatedStars:
         planes: (m, 6) faces of its domain, for standardised features and 1.
     """
 
+    id: StrArray
     labels: FloatArray
     flux: Float32Array
     noise_width: Float32Array
@@ -87,6 +96,7 @@ def build(
     flux, good = _at_resolutions(stars, resolutions)
     good &= ~xp.mask.all(axis=1)
     return SimulatedStars(
+        id=stars.id[good],
         labels=emulator.labels[good],
         flux=flux[good],
         noise_width=np.concatenate([np.zeros(1, np.float32), noise_width(np.array(resolutions[1:]))]),
@@ -151,6 +161,12 @@ def continued(stars: Spectra, library: Spectra) -> Spectra:
             scale = np.median(flux[row, edge] / other_flux[match, edge])
             flux[row, end] = scale * other_flux[match, end]
     return Spectra.build(stars.wavelength, flux, id=stars.id, medium=stars.medium, survey=stars.survey)
+
+
+def fill_of(stars: SimulatedStars) -> PrincipalFill:
+    """Return the principal components of the stars that fill missing pixels."""
+    flux = stars.flux[:, 0].astype(np.float64)
+    return PrincipalFill.fit(flux, np.zeros(flux.shape, dtype=bool), FILL_COMPONENTS)
 
 
 def make_material(stars: SimulatedStars, config: PretrainConfig) -> Material:

@@ -1,19 +1,23 @@
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from experiments import main_table
+from experiments.source import Source
 from specjax.adapt.configuration import PAPER
+from specjax.errors import ConfigError
 from specjax.foundation import load
 from specjax.report.results import read_table
 from tests import synthetic
 
 
-def test_the_default_is_the_papers_table_on_both_targets():
+def test_the_default_is_the_papers_table_on_all_targets():
     config = main_table.get_config()
     assert config.configurations == PAPER
-    assert config.targets == ("stelib", "stelib-grism")
+    assert config.targets == ("miles", "miles-grism", "stelib")
+    assert config.miles_train == 89
     assert config.baselines
     assert config.adapt.seeds >= 16
     assert (config.adapt.train, config.adapt.validate) == (60, 10)
@@ -43,6 +47,7 @@ def test_writes_and_prints_the_table(monkeypatch, tmp_path, capsys, names):
         "run_study": run_study,
         "make_targets": make_targets,
         "fetch_stellar_libraries": lambda: tmp_path,
+        "miles_splits": lambda targets, config: {},
         "label_scatter": lambda libraries, target: 0.08 if target.name == "stelib" else None,
         "load": load,
         "use_compilation_cache": lambda: None,
@@ -69,15 +74,15 @@ def test_baselines_follow_the_splits(monkeypatch, tmp_path):
     pytest.importorskip("sklearn")
     from specjax.adapt.splits import draw_splits
     from specjax.preprocess import PrincipalFill
-    from specjax.pretrain.config import StageConfig
+    from specjax.pretrain.batches import make_data
+    from specjax.pretrain.config import PretrainConfig, StageConfig
 
     pairs = synthetic.corpus(60)
     rng = np.random.default_rng(0)
     labels = np.insert(pairs.labels, 1, rng.uniform(1, 5, 60), axis=1)
     fill = PrincipalFill.fit(pairs.flux, np.zeros(pairs.flux.shape, bool), 5)
-    source = dataclasses.replace(pairs, labels=labels)
-    monkeypatch.setattr(main_table.corpus, "build", lambda folder: (source, fill))
-    monkeypatch.setattr("experiments.spectrum_mlp.trained", lambda corpus, *_: None)
+    source = Source(pairs.flux, labels, make_data(pairs, PretrainConfig()), fill, lambda fwhm: pairs.flux)
+    monkeypatch.setattr("experiments.spectrum_mlp.trained", lambda source, *_: None)
     monkeypatch.setattr("experiments.spectrum_mlp.zero_shot", lambda network, flux: flux.mean(axis=1))
     monkeypatch.setattr(
         "experiments.spectrum_mlp.adapted", lambda network, flux, *_: np.tile(flux.mean(axis=1), (2, 1))
@@ -85,13 +90,12 @@ def test_baselines_follow_the_splits(monkeypatch, tmp_path):
     monkeypatch.setattr(main_table, "core_count", lambda: 1)
     monkeypatch.setattr("experiments.cannon.RIDGE", (1.0,))
     monkeypatch.setattr("experiments.payne.STAGE", StageConfig(steps=100, batch=32, chunk=100))
-    monkeypatch.setattr("experiments.payne.source_flux", lambda *_: pairs.flux)
     target, splits = synthetic.target(), draw_splits(40, seeds=2, train=20, validate=4)
     others = rng.uniform([4000, 1], [7000, 5], (40, 2))  # Teff and log g
     target_labels = np.column_stack([others, target.truth])
-    monkeypatch.setattr(main_table, "star_labels", lambda folder, ids: target_labels)
+    monkeypatch.setattr(main_table.stelib, "star_labels", lambda folder, ids: target_labels)
     with synthetic.quick_compilation():
-        made = main_table.Baselines(tmp_path, synthetic.ADAPT)(target, splits)
+        made = main_table.Baselines(tmp_path, source, synthetic.ADAPT)(target, splits)
     target_only, payne = ["kernel-ridge", "gp-target"], ["payne", "payne-affine"]
     networks = ["mlp-zero-shot", "mlp-lora"]
     assert list(made) == [*networks, *target_only, "gp-joint", "mlp-affine", "cannon", *payne]
@@ -99,3 +103,23 @@ def test_baselines_follow_the_splits(monkeypatch, tmp_path):
         assert values.shape == (2, 40)
         for row, test in zip(values, splits.test, strict=True):
             assert np.isfinite(row[test]).all(), name
+
+
+def test_the_targets_are_checked(tmp_path):
+    with pytest.raises(ConfigError, match="no target 'milse': the targets are miles, miles-grism, stelib"):
+        main_table.make_targets(tmp_path, ("stelib", "milse"))
+
+
+def test_a_model_that_knows_the_stars_is_refused(tmp_path):
+    config = main_table.Config(out=tmp_path / "run", model="mini", targets=("stelib", "miles"))
+    with pytest.raises(ConfigError, match="mini was trained on MILES"):
+        main_table.main(config)
+
+
+def test_miles_has_the_papers_numbers_of_stars():
+    targets = [SimpleNamespace(name=name, labelled=range(120)) for name in ("miles", "stelib")]
+    config = main_table.Config(adapt=dataclasses.replace(synthetic.ADAPT, seeds=2))
+    splits = main_table.miles_splits(targets, config)
+    assert list(splits) == ["miles"]
+    assert [part.shape for part in (splits["miles"].train, splits["miles"].validate)] == [(2, 89), (2, 9)]
+    assert splits["miles"].test.shape == (2, 120 - 98)

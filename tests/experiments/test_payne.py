@@ -1,13 +1,9 @@
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter1d
 
 from experiments import payne
 from experiments.payne import Payne, calibration_errors, delivered_fwhm
-from specjax.preprocess import PrincipalFill, to_lamost
 from specjax.pretrain.config import StageConfig
-from specjax.pretrain.corpus import Pairs
-from specjax.spectra import Spectra
 from tests import synthetic
 
 PIXELS = 300
@@ -120,25 +116,3 @@ def test_labels_stay_within_those_of_the_source(model):
     found = model.predict(wild, noise(wild))
     low, high = (model.mean + model.std * bound for bound in (model.labels.min(0), model.labels.max(0)))
     assert ((found >= low) & (found <= high)).all()
-
-
-def test_source_stars_are_smoothed_to_the_resolution_of_the_target(monkeypatch, tmp_path):
-    rng = np.random.default_rng(5)
-    wavelength, names = np.arange(3540.0, 7410.0, 0.9), np.array(["A", "B", "C"])
-    flux = gaussian_filter1d(1 + 0.5 * rng.normal(size=(3, wavelength.size)), 1.2, axis=1)  # FWHM of 2.5 A
-    stars = Spectra.build(wavelength, flux, meta={"name": names}, medium="air")
-    monkeypatch.setattr(payne.miles, "read", lambda folder: stars)
-    lamost = to_lamost(stars[[2, 0]])
-    assert not lamost.mask.any()
-    fill = PrincipalFill.fit(lamost.flux, lamost.mask, 1)
-    pairs = Pairs(
-        flux=lamost.flux.astype(np.float32),
-        xp_flux=np.zeros((2, 343), np.float32),
-        xp_valid=np.zeros((2, 343), bool),
-        labels=np.zeros((2, 3)),
-        id=names[[2, 0]],
-    )
-    made = [payne.source_flux(tmp_path, pairs, fill, fwhm) for fwhm in (None, 3.0, 24.0)]
-    np.testing.assert_array_equal(made[0], pairs.flux)  # the stars of the corpus, in its order
-    roughness = [np.abs(np.diff(one, axis=1)).mean() for one in made]
-    assert roughness[0] > roughness[1] > 5 * roughness[2]

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 from experiments import spectrum_mlp
+from experiments.source import Source
 from specjax.adapt.splits import draw_splits
-from specjax.pretrain.config import StageConfig
+from specjax.preprocess import PrincipalFill
+from specjax.pretrain.batches import make_data
+from specjax.pretrain.config import PretrainConfig, StageConfig
 from tests import synthetic
 
 
@@ -18,7 +21,7 @@ def _quick(monkeypatch):
 
 
 @pytest.fixture
-def source():
+def pairs():
     """Stars with a random second label, in place of log g, on which the spectra do not depend."""
     pairs = synthetic.corpus(80)
     teff, fe_h = pairs.labels.T
@@ -26,7 +29,17 @@ def source():
     return dataclasses.replace(pairs, labels=np.stack([teff, logg, fe_h], axis=1))
 
 
-def test_predicts_metallicity_and_trains_once_per_corpus(source, tmp_path):
+@pytest.fixture
+def source(pairs):
+    return make_source(pairs)
+
+
+def make_source(pairs):
+    fill = PrincipalFill.fit(pairs.flux, np.zeros(pairs.flux.shape, bool), 5)
+    return Source(pairs.flux, pairs.labels, make_data(pairs, PretrainConfig()), fill)
+
+
+def test_predicts_metallicity_and_trains_once_per_corpus(pairs, source, tmp_path):
     values = synthetic.labels(30, seed=9)
     flux, _ = synthetic.spectra(values, seed=10)
     said = []
@@ -44,7 +57,7 @@ def test_predicts_metallicity_and_trains_once_per_corpus(source, tmp_path):
     # 3 rows instead of 30: float32 sums in another order
     np.testing.assert_allclose(again, first[:3], rtol=1e-4, atol=1e-5)
     # Other labels need another training.
-    moved = dataclasses.replace(source, labels=source.labels + np.array([0, 0, 1.0]))
+    moved = make_source(dataclasses.replace(pairs, labels=pairs.labels + np.array([0, 0, 1.0])))
     other = predict(moved, flux)
     assert len(said) == 2 * trained
     assert np.median(other - first) == pytest.approx(1, abs=0.3)

@@ -1,0 +1,39 @@
+"""Known properties of the targets; the libraries must be in the cache (`specjax fetch stellar-libraries`)."""
+
+import numpy as np
+import pytest
+
+from experiments import miles
+from specjax.errors import DataError
+from specjax.services import stellar_libraries
+
+FOLDER = stellar_libraries.stellar_libraries_folder()  # at import, as the tests run with an empty cache
+needs_libraries = pytest.mark.skipif(
+    not stellar_libraries.have_stellar_libraries(),
+    reason=f"no stellar libraries in {FOLDER}: run `specjax fetch stellar-libraries` (121 MB)",
+)
+
+
+def test_the_parts_are_disjoint_and_always_the_same():
+    first, again = miles.parts(785), miles.parts(785)
+    assert [len(part) for part in first] == [495, 164, 126]
+    np.testing.assert_array_equal(np.sort(np.concatenate(first)), np.arange(785))
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(DataError, match="600 MILES stars are too few"):
+        miles.parts(600)
+
+
+@needs_libraries
+def test_the_targets_have_the_papers_numbers_of_stars():
+    observed, degraded = miles.make_targets(FOLDER)
+    assert (observed.name, degraded.name) == miles.NAMES
+    assert (len(observed.labelled), len(observed.unlabelled)) == (495, 164)
+    # At S/N 20, the velocities of a few stars without deep lines are found to be too fast to be true.
+    assert 480 <= len(degraded.labelled) <= 495
+    assert set(degraded.labelled.id) <= set(observed.labelled.id)
+    assert not set(observed.labelled.id) & set(observed.unlabelled.id)
+    stars = miles.read_stars(FOLDER)
+    development = set(stars.id[miles.parts(len(stars)).development].tolist())
+    assert not development & set(observed.labelled.id.tolist() + observed.unlabelled.id.tolist())
+    np.testing.assert_allclose(miles.star_labels(FOLDER, observed.labelled.id)[:, 2], observed.truth)
