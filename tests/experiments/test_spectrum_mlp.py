@@ -36,7 +36,8 @@ def source(pairs):
 
 def make_source(pairs):
     fill = PrincipalFill.fit(pairs.flux, np.zeros(pairs.flux.shape, bool), 5)
-    return Source(pairs.flux, pairs.labels, make_data(pairs, PretrainConfig()), fill)
+    material = make_data(pairs, PretrainConfig())
+    return Source(pairs.flux, pairs.labels, material, fill, lambda fwhm: pairs.flux)
 
 
 def test_predicts_metallicity_and_trains_once_per_corpus(pairs, source, tmp_path):
