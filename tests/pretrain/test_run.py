@@ -1,0 +1,67 @@
+"""Runs of `pretrain` with tiny models and synthetic corpora in place of the libraries and the emulator."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from specjax import config as configs
+from specjax.errors import ConfigError, DataError
+from specjax.foundation import load
+from specjax.preprocess import PrincipalFill
+from specjax.pretrain import run, stages
+from specjax.pretrain.batches import make_data
+from specjax.pretrain.config import PretrainConfig
+from tests import synthetic
+from tests.pretrain.short_run import CONFIG, corpus
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch):
+    monkeypatch.setattr(stages, "get_preset", lambda name: synthetic.CONFIG)
+    monkeypatch.setattr(
+        PretrainConfig, "of", lambda preset, **options: dataclasses.replace(CONFIG, **options)
+    )
+
+
+def made_from(pairs):
+    def build(config, degraded, say):
+        fill = PrincipalFill.fit(pairs.flux, np.zeros(pairs.flux.shape, bool), 3)
+        return run.Corpus(make_data(pairs, config), fill, {})
+
+    return build
+
+
+@pytest.mark.parametrize(("preset", "corpus_of"), [("mini", "_observed"), ("mini-physics", "_simulated")])
+def test_a_run_writes_a_model_and_removes_its_states(monkeypatch, tmp_path, preset, corpus_of):
+    monkeypatch.setattr(run, corpus_of, made_from(corpus()))
+    run.pretrain(out=tmp_path / "model", preset=preset, degraded=False, held_out=0.25)
+    assert load(tmp_path / "model").config == synthetic.CONFIG
+    assert not (tmp_path / "model.training").exists()
+    written = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert written["training"]["augment"]["degraded_probability"] == 0
+
+
+def test_an_interrupted_run_is_not_overwritten(tmp_path):
+    (tmp_path / "model.training").mkdir()
+    with pytest.raises(DataError, match="continue it with --resume"):
+        run.pretrain(out=tmp_path / "model")
+
+
+def test_presets_that_cannot_be_trained_are_named(tmp_path):
+    with pytest.raises(
+        ConfigError, match="preset 'paper'; those that can be pretrained are 'mini' and 'mini-phy"
+    ):
+        run.pretrain(out=tmp_path / "model", preset="paper")
+    with pytest.raises(ConfigError, match="unknown preset"):
+        run.pretrain(out=tmp_path / "model", preset="maxi")
+
+
+def test_the_physics_preset_hides_whole_pixels_and_learns_four_labels():
+    config = configs.get_preset("mini-physics")
+    assert config.specformer.stride == config.specformer.window
+    assert 2 * config.specformer.mask_chunks * config.specformer.mask_width >= config.specformer.num_windows
+    assert config.labels == ("teff", "logg", "fe_h", "alpha_fe")
