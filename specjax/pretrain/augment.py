@@ -32,8 +32,6 @@ class AugmentConfig:
         noise: standard deviation per pixel, relative to the continuum, drawn log-uniformly.
         mixing: largest weight of a neighbour in label space, see `mix`.
         moving: standard deviation of the change of each standardised label, see `label_model`.
-        lines: standard deviation of relative errors of the line depths, smooth over `lines_width` pixels.
-        lines_width: see `lines`, Gaussian sigma.
         degraded_probability: probability of drawing a star at one of its lower resolutions.
         degraded_noise: as `noise`, for degraded copies, whose noise is smoothed as preprocessing smooths it.
         gap_probability: probability of one missing stretch.
@@ -52,8 +50,6 @@ class AugmentConfig:
     noise: tuple[float, float] = (0.003, 0.03)
     mixing: float = 0.5
     moving: float = 0.3
-    lines: float = 0.0
-    lines_width: float = 4.0
     degraded_probability: float = 0.0
     degraded_noise: tuple[float, float] = (0.01, 0.08)
     gap_probability: float = 0.1
@@ -88,8 +84,6 @@ def augment(
     chex.assert_rank(flux, 2)
     n, pixels = flux.shape
     keys = jax.random.split(key, 6)
-    if config.lines:
-        flux = 1 + (flux - 1) * (1 + _line_errors(jax.random.fold_in(key, 6), flux.shape, config))
     smoothing = _log_uniform(keys[0], (n, 1), config.smoothing)
     shift = jax.random.uniform(keys[1], (n, 1), minval=-config.shift, maxval=config.shift)
     flux = smooth_and_shift(flux, smoothing, shift)
@@ -160,14 +154,6 @@ def _calibration_error(key: jax.Array, n: int, pixels: int, config: AugmentConfi
     degree = max(config.continuum_degree, config.response_degree)
     size = jnp.where(jnp.arange(degree + 1) <= config.continuum_degree, config.continuum, config.response)
     return (size * jax.random.normal(key, (n, degree + 1))) @ _chebyshev(pixels, degree)
-
-
-def _line_errors(key: jax.Array, shape: tuple[int, ...], config: AugmentConfig) -> jax.Array:
-    """Draw relative errors (n, p) of line depths."""
-    width = jnp.full((shape[0], 1), config.lines_width)
-    pattern = smooth_and_shift(jax.random.normal(key, shape), width, jnp.zeros((shape[0], 1)))
-    # Smoothing divides the variance of white noise by 2 sqrt(pi) sigma.
-    return config.lines * jnp.sqrt(2 * jnp.sqrt(jnp.pi) * config.lines_width) * pattern
 
 
 def _log_uniform(key: jax.Array, shape: tuple[int, ...], bounds: tuple[float, float]) -> jax.Array:
