@@ -153,7 +153,7 @@ def _calibration_error(key: jax.Array, n: int, pixels: int, config: AugmentConfi
     """Draw relative errors (n, p) of the continuum and, on smaller scales, of the flux calibration."""
     degree = max(config.continuum_degree, config.response_degree)
     size = jnp.where(jnp.arange(degree + 1) <= config.continuum_degree, config.continuum, config.response)
-    return (size * jax.random.normal(key, (n, degree + 1))) @ _chebyshev(pixels, degree)
+    return (size * jax.random.normal(key, (n, degree + 1))) @ chebyshev(pixels, degree)
 
 
 def _log_uniform(key: jax.Array, shape: tuple[int, ...], bounds: tuple[float, float]) -> jax.Array:
@@ -163,9 +163,10 @@ def _log_uniform(key: jax.Array, shape: tuple[int, ...], bounds: tuple[float, fl
     return jnp.exp(jax.random.uniform(key, shape, minval=low, maxval=high))
 
 
-def _chebyshev(pixels: int, degree: int) -> jax.Array:
+def chebyshev(pixels: int, degree: int) -> jax.Array:
+    """Return the Chebyshev polynomials (degree + 1, p) from one end of a spectrum to the other."""
     angle = jnp.arccos(jnp.linspace(-1, 1, pixels))
-    return jnp.cos(jnp.arange(degree + 1)[:, None] * angle)  # (degree + 1, p)
+    return jnp.cos(jnp.arange(degree + 1)[:, None] * angle)
 
 
 def _gaps(key: jax.Array, n: int, pixels: int, config: AugmentConfig) -> jax.Array:

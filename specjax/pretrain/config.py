@@ -67,5 +67,5 @@ class PretrainConfig:
 
 # Every batch is new, so that the stages can be longer without learning stars by heart.
 _PHYSICS: dict[str, Any] = {
-    "backbone": StageConfig(steps=8000, batch=64, learning_rate=1.5e-3, chunk=500),
+    "backbone": StageConfig(steps=6000, batch=64, learning_rate=1.5e-3, chunk=500),
 }

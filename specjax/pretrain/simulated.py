@@ -20,7 +20,8 @@ import numpy as np
 from specjax.flags import Flag
 from specjax.preprocess import PrincipalFill, to_lamost
 from specjax.preprocess.resample import smooth
-from specjax.pretrain.augment import AugmentConfig, augment, extend_blue
+from specjax.preprocess.to_grid import XP_REFERENCE
+from specjax.pretrain.augment import AugmentConfig, augment, chebyshev, extend_blue
 from specjax.pretrain.batches import Material, ValidationStars, shard_batch
 from specjax.pretrain.config import PretrainConfig
 from specjax.pretrain.corpus import (
@@ -34,7 +35,7 @@ from specjax.pretrain.corpus import (
 from specjax.progress import Say, silent
 from specjax.simulate import grism
 from specjax.simulate.emulator import Emulator
-from specjax.simulate.labels import LABELS
+from specjax.simulate.labels import LABELS, VMICRO_MARGIN, microturbulence
 from specjax.simulate.process import LabelProcess, Shape
 from specjax.spectra import Spectra
 from specjax.typing import BoolArray, Float32Array, FloatArray, StrArray, Tree
@@ -45,10 +46,12 @@ TARGETS = ("teff", "logg", "fe_h", "alpha_fe")
 COMPONENTS = 80
 XP_COMPONENTS = 20
 XP_NOISE = 0.01  # variance of the XP partners relative to the process: the continuation jumps between stars
+XP_ERROR, XP_DEGREE = 0.03, 5  # of the flux: observed spectra are calibrated and reddened differently
 _GROUPS = 8  # of a batch, each at one resolution
 _JOIN = 40  # pixels (46 A) over which a continuation is scaled
 _AT_ONCE = 128
 _VALIDATION = 512
+MIN_VMICRO = 0.5  # km/s
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -176,6 +179,8 @@ def make_material(stars: SimulatedStars, config: PretrainConfig) -> Material:
     scores = np.concatenate([part.scores for part in flux], axis=1)
     fitted = LabelProcess.fit(stars.labels, scores, stars.shape)
     partners = LabelProcess.fit(stars.labels, xp.scores, Shape(stars.shape.length, XP_NOISE))
+    spread = stars.labels.std(axis=0)
+    spread[4] = (stars.labels[:, 4] - microturbulence(*stars.labels.T[:3])).std()
     targets = stars.labels[:, [LABELS.index(name) for name in TARGETS]]
     scaler = {
         "label_mean": targets.mean(axis=0).astype(np.float32),
@@ -183,7 +188,7 @@ def make_material(stars: SimulatedStars, config: PretrainConfig) -> Material:
     }
     data = {
         "grid": stars.labels.astype(np.float32),
-        "spread": stars.labels.std(axis=0).astype(np.float32),
+        "spread": spread.astype(np.float32),
         "planes": stars.planes.astype(np.float32),
         "process": fitted,
         "mean": np.stack([part.mean for part in flux]),
@@ -210,6 +215,7 @@ def draw_batch(key: jax.Array, data: Tree, batch: int, config: AugmentConfig) ->
     flux = _flux(data, labels, column)
     flux, valid = augment(vary, flux, config, column > 0, data["noise_width"][column])
     xp_flux = data["xp_mean"] + data["partners"](labels) @ data["xp_components"]
+    xp_flux *= 1 + _xp_errors(jax.random.fold_in(vary, 0), xp_flux.shape)
     xp_valid = jnp.broadcast_to(data["xp_valid"], xp_flux.shape)
     xp_flux, xp_valid = extend_blue(blue, jnp.where(xp_valid, xp_flux, 0.0), xp_valid)
     targets = jnp.stack([labels[:, LABELS.index(name)] for name in TARGETS], axis=1)
@@ -219,14 +225,34 @@ def draw_batch(key: jax.Array, data: Tree, batch: int, config: AugmentConfig) ->
     )
 
 
+def _xp_errors(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Draw relative errors (n, 343) of flux calibration and colour, zero at the reference wavelength."""
+    errors = XP_ERROR * jax.random.normal(key, (shape[0], XP_DEGREE)) @ chebyshev(shape[1], XP_DEGREE)[1:]
+    return errors - errors[:, XP_REFERENCE, None]
+
+
 def _draw_labels(choose: jax.Array, move: jax.Array, data: Tree, batch: int, moving: float) -> jax.Array:
-    """Draw stars of the grid and move their labels, unless that leaves the domain: labels (b, 5)."""
+    """Draw stars of the grid and move their labels, unless that leaves the domain: labels (b, 5).
+
+    What moves in place of the microturbulence is its departure from the relation, which shifts with the other
+    labels.
+    """
     start = data["grid"][jax.random.randint(choose, (batch,), 0, len(data["grid"]))]
-    moved = start + moving * data["spread"] * jax.random.normal(move, start.shape)
-    moved = moved.at[:, -1].set(jnp.maximum(moved[:, -1], 0.5))
+    steps = moving * data["spread"] * jax.random.normal(move, start.shape)
+    moved = start[:, :4] + steps[:, :4]
+    departure = start[:, 4] - _usual(start) + steps[:, 4]
+    micro = jnp.maximum(_usual(moved) + departure, MIN_VMICRO)
+    moved = jnp.concatenate([moved, micro[:, None]], axis=1)
     standard = data["process"].standardised(moved)
     inside = (standard @ data["planes"][:, :-1].T + data["planes"][:, -1] <= 0).all(axis=1)
+    # Just within the margin, as float32 rounds.
+    inside &= jnp.abs(micro - _usual(moved)) < 0.999 * VMICRO_MARGIN
     return jnp.where(inside[:, None], moved, start)
+
+
+def _usual(labels: jax.Array) -> jax.Array:
+    """Return the microturbulence (b,) of the relation at labels (b, 3 or more)."""
+    return cast(jax.Array, microturbulence(labels[:, 0], labels[:, 1], labels[:, 2], numpy=jnp))
 
 
 def _draw_resolutions(key: jax.Array, batch: int, resolutions: int, probability: float) -> jax.Array:

@@ -27,20 +27,21 @@ def features(labels: Any, numpy: ModuleType) -> Any:
     return numpy.concatenate([5040.0 / labels[..., :1], labels[..., 1:]], axis=-1)
 
 
-def microturbulence(teff: AnyArray, logg: AnyArray, fe_h: AnyArray) -> FloatArray:
+def microturbulence(teff: Any, logg: Any, fe_h: Any, *, numpy: ModuleType = np) -> Any:
     """Return the microturbulence in km/s that goes with Teff (K), log g and [Fe/H].
 
     The relation is that of the Gaia-ESO survey for MARCS models (Smiljanic et al. 2014, A&A 570, A122), in
-    which dwarfs below 5000 K have the value of 5000 K; it is limited to 0.5-4.5 km/s.
+    which dwarfs below 5000 K have the value of 5000 K; it is limited to 0.5-4.5 km/s. `numpy` is the module
+    to compute with, NumPy or jax.numpy.
     """
-    teff, logg, fe_h = (np.asarray(value, np.float64) for value in (teff, logg, fe_h))
+    teff, logg, fe_h = (numpy.asarray(value, dtype=float) for value in (teff, logg, fe_h))
     dwarf = logg >= 3.5
-    warm = np.where(dwarf, np.maximum(teff, 5000.0), teff) - 5500.0
+    warm = numpy.where(dwarf, numpy.maximum(teff, 5000.0), teff) - 5500.0
     gravity = logg - 4.0
     common = -0.14 * gravity - 0.005 * gravity**2 + 0.05 * fe_h + 0.01 * fe_h**2
     low = 1.05 + 2.51e-4 * warm + 1.5e-7 * warm**2
     high = 1.25 + 4.01e-4 * warm + 3.1e-7 * warm**2
-    return np.clip(np.where(dwarf, low, high) + common, 0.5, 4.5)
+    return numpy.clip(numpy.where(dwarf, low, high) + common, 0.5, 4.5)
 
 
 @dataclass(frozen=True)

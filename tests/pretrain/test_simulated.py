@@ -111,11 +111,13 @@ def test_drawn_spectra_are_those_of_the_drawn_labels(stars, material):
 
 
 def test_labels_stay_inside_the_domain(material):
+    """With steps so large that many would leave it."""
     domain = emulator().domain
     labels = simulated._draw_labels(jax.random.key(1), jax.random.key(2), material.data, 512, 1.0)
     labels = np.asarray(labels, np.float64)
-    assert set(domain.outside(labels).tolist()) <= {"", "vmicro"}
-    assert (labels[:, 4] >= 0.5).all()
+    moved = np.abs(labels[:, None] - grid(150)).max(axis=2).min(axis=1) > 1e-3
+    assert 0.05 < moved.mean() < 0.95
+    assert domain.contains(labels[moved]).all()
 
 
 def test_a_group_has_one_resolution_and_its_noise(material):
