@@ -1,8 +1,9 @@
 """MILES as a target survey with the numbers of stars of the paper, as observed and at low resolution.
 
 785 MILES stars have all labels and 3800-7500 K. Of these, 495 are the labelled stars of the target and 164
-its unlabelled ones, as many as in the paper. The other 126 are development stars: choices in the making of
-`mini-physics` were made on them, and they are part of no table.
+its unlabelled ones, as many as in the paper. The other 126 are development stars: what was decided for
+`mini-physics` was decided on them, and they are part of no table. Its other settings (augmentation, rates and
+later stages) are those of `mini`, for which MILES stars with labels were held out.
 """
 
 from pathlib import Path
@@ -48,9 +49,13 @@ def parts(count: int) -> Parts:
 
 
 def read_stars(libraries: Path) -> Spectra:
-    """Read the MILES stars with all labels and 3800-7500 K."""
+    """Read the MILES stars with all labels and 3800-7500 K.
+
+    Their spectra are in the rest frame. Saying so spares them a velocity measured from the lines, which at
+    low resolution is uncertain enough to have a few of them flagged as too fast.
+    """
     stars = miles.read(libraries / "miles")
-    return stars[in_range(label_table(stars))]
+    return stars.with_meta(redshift=np.zeros(len(stars)))[in_range(label_table(stars))]
 
 
 def label_table(stars: Spectra) -> FloatArray:

@@ -1,11 +1,10 @@
-"""The Payne (Ting et al. 2019, ApJ 879, 69, arXiv:1804.01530), trained on observed stars.
+"""The Payne (Ting et al. 2019, ApJ 879, 69, arXiv:1804.01530), trained on the source stars.
 
 A small network predicts the spectrum from the labels. It is trained on the source stars at the resolution of
-the target, once per resolution; the weights are cached. Training on observed instead of synthetic spectra
-follows the data-driven Payne (Xiang et al. 2019, ApJS 245, 34). The labels of a target star are those whose
-spectrum fits best, given the noise, the scatter of the source stars about the network in each pixel, and
-errors of continuum and flux calibration of the size that pretraining assumes. It sees no label of a target
-star.
+the target, once per resolution; the weights are cached. Where the stars are observed ones, this is the
+data-driven Payne (Xiang et al. 2019, ApJS 245, 34). The labels of a target star are those whose spectrum fits
+best, given the noise, the scatter of the source stars about the network in each pixel, and errors of
+continuum and flux calibration of the size that pretraining assumes. It sees no label of a target star.
 """
 
 import dataclasses

@@ -46,10 +46,7 @@ def atomic_folder(path: str | Path, known: Collection[str] = ()) -> Iterator[Pat
         SpecjaxError: The folder has other contents; they are not changed.
     """
     path = Path(path).resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    recover_folder(path)
-    if path.exists() and not _is_ours(path, known):
-        raise SpecjaxError(f"{path} exists and was not written by specjax; it is left unchanged")
+    check_folder(path, known=known)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         yield temporary
@@ -64,6 +61,19 @@ def atomic_folder(path: str | Path, known: Collection[str] = ()) -> Iterator[Pat
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         recover_folder(path)
+
+
+def check_folder(path: str | Path, *, known: Collection[str] = ()) -> None:
+    """Check that `atomic_folder` may write a folder, before work that would be lost; create its parents.
+
+    Raises:
+        SpecjaxError: The folder has other contents; they are not changed.
+    """
+    path = Path(path).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    recover_folder(path)
+    if path.exists() and not _is_ours(path, known):
+        raise SpecjaxError(f"{path} exists and was not written by specjax; it is left unchanged")
 
 
 def _is_ours(path: Path, known: Collection[str]) -> bool:

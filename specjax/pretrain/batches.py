@@ -20,12 +20,13 @@ from specjax.typing import AnyArray, FloatArray, Tree
 
 @dataclasses.dataclass(frozen=True)
 class ValidationStars:
-    """Stars without augmentation, on which a stage is scored while it trains.
+    """Stars on which a stage is scored while it trains.
 
     Attributes:
         flux: (m, p).
         labels: (m, k), in physical units.
-        held_out: whether they are excluded from training; otherwise they are the training stars.
+        held_out: whether they are excluded from training, or drawn apart from it; otherwise they are the
+            training stars.
     """
 
     flux: jax.Array

@@ -1,11 +1,13 @@
 """Pretrain a small model: fetch the libraries, build the corpus, train and write the model folder."""
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from specjax.atomic import check_folder
 from specjax.config import get_preset
 from specjax.errors import ConfigError, DataError
 from specjax.foundation import Foundation
@@ -65,7 +67,8 @@ def pretrain(
 
     Raises:
         ConfigError: a preset that does not exist or is too large for this corpus.
-        DataError: there are states of an interrupted run and `resume` is False.
+        DataError: there are states of an interrupted run and `resume` is False, or they are of other options.
+        SpecjaxError: `out` has contents that specjax has not written.
         DownloadError: the libraries cannot be fetched.
     """
     if preset not in PRESETS:
@@ -75,12 +78,11 @@ def pretrain(
             f" {' and '.join(map(repr, PRESETS))}"
         )
     out = Path(out)
-    states = out.with_name(out.name + ".training")
-    if states.exists() and not resume:
-        raise DataError(f"{states} holds an interrupted run: continue it with --resume, or remove it")
     config = PretrainConfig.of(preset, seed=seed, held_out=held_out)
     if not degraded:
         config = config.without_degraded()
+    check_folder(out)
+    states = _states_of(out, config, resume)
     build = _simulated if preset == "mini-physics" else _observed
     material, fill, outside = build(config, degraded, say)
     trainer = Pretraining(material, config, states, say, outside)
@@ -89,6 +91,20 @@ def pretrain(
     model.save(out, half=True, record={"training": plain(dataclasses.asdict(config))})
     shutil.rmtree(states, ignore_errors=True)
     return model
+
+
+def _states_of(out: Path, config: PretrainConfig, resume: bool) -> Path:
+    """Return the folder of the training states, which records the settings of the run they belong to."""
+    states = out.with_name(out.name + ".training")
+    settings = json.dumps(plain(dataclasses.asdict(config)), indent=1)
+    record = states / "settings.json"
+    if states.exists() and not resume:
+        raise DataError(f"{states} holds an interrupted run: continue it with --resume, or remove it")
+    if record.is_file() and record.read_text() != settings:
+        raise DataError(f"{states} holds a run with other options: repeat them, or remove the folder")
+    states.mkdir(parents=True, exist_ok=True)
+    record.write_text(settings)
+    return states
 
 
 def _observed(config: PretrainConfig, degraded: bool, say: Say) -> Corpus:

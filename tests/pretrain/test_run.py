@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from specjax import config as configs
-from specjax.errors import ConfigError, DataError
+from specjax.errors import ConfigError, DataError, SpecjaxError
 from specjax.foundation import load
 from specjax.preprocess import PrincipalFill
 from specjax.pretrain import run, stages
@@ -49,6 +49,30 @@ def test_an_interrupted_run_is_not_overwritten(tmp_path):
     (tmp_path / "model.training").mkdir()
     with pytest.raises(DataError, match="continue it with --resume"):
         run.pretrain(out=tmp_path / "model")
+
+
+def test_an_interrupted_run_is_continued_with_its_own_options_only(monkeypatch, tmp_path):
+    class StoppedError(Exception):
+        pass
+
+    def stop(*given):
+        raise StoppedError
+
+    monkeypatch.setattr(run, "_observed", stop)
+    for options in ({"seed": 1}, {"seed": 1, "resume": True}):
+        with pytest.raises(StoppedError):
+            run.pretrain(out=tmp_path / "model", **options)
+    for options in ({"seed": 2}, {"seed": 1, "degraded": False}):
+        with pytest.raises(DataError, match="a run with other options"):
+            run.pretrain(out=tmp_path / "model", resume=True, **options)
+
+
+def test_another_folder_is_refused_before_anything_is_trained(monkeypatch, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    monkeypatch.setattr(run, "_observed", None)
+    with pytest.raises(SpecjaxError, match="was not written by specjax"):
+        run.pretrain(out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_presets_that_cannot_be_trained_are_named(tmp_path):
