@@ -20,7 +20,7 @@ import numpy as np
 from specjax import lora
 from specjax.adapt import forward
 from specjax.adapt.candidates import Scorer, chosen_adapter, snapshots, split_tower
-from specjax.adapt.checks import check_model, check_ranks
+from specjax.adapt.checks import check_label, check_model, check_ranks
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.inputs import TargetInputs
 from specjax.adapt.selection import Candidates, select
@@ -28,7 +28,6 @@ from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.splits import Splits
 from specjax.adapt.stage import Fitted, Stage, Trainer
 from specjax.adapt.target import Target
-from specjax.errors import ConfigError
 from specjax.foundation import Foundation
 from specjax.progress import Say, silent
 from specjax.typing import FloatArray, IntArray, Tree
@@ -65,8 +64,7 @@ class Adaptation:
                 layer.
         """
         check_ranks(config.ranks, model.params)
-        if target.label not in model.config.labels:
-            raise ConfigError(f"the model predicts {', '.join(model.config.labels)}, not {target.label!r}")
+        check_label(model, target.label)
         self.model, self.target, self.splits, self.config = model, target, splits, config
         self.inputs = TargetInputs(model, target)
         keys = _seed_keys(jnp.asarray(splits.seeds))

@@ -47,6 +47,16 @@ def check_model(model: Foundation, configurations: Sequence[Configuration], conf
         lora.layer_ranks(model.params, groups, config.ranks)
 
 
+def check_label(model: Foundation, label: str) -> None:
+    """Check that the model predicts a label.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if label not in model.config.labels:
+        raise ConfigError(f"the model predicts {', '.join(model.config.labels)}, not {label!r}")
+
+
 def check_ranks(ranks: Ranks, params: Tree) -> None:
     """Check that every rule is found in the path of a layer, which any LoRA group may adapt.
 

@@ -1,15 +1,18 @@
 """Few-shot curves from simulation: the accuracy of a label for numbers of labelled stars and S/N.
 
-A survey is simulated at each S/N, with the same stars, and the model is adapted to it with each number of
-training stars. Everything that is written says that it is simulated.
+A survey is simulated at each S/N, and the model is adapted to it with each number of training stars. The
+splits contain the same stars at every S/N. Everything that is written says that it is simulated.
 """
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from specjax.adapt.adaptation import Adaptation
+from specjax.adapt.checks import check_label
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.splits import MIN_TRAIN, Splits, draw_splits
@@ -28,6 +31,7 @@ from specjax.simulate.population import MilkyWay, Population
 from specjax.simulate.survey import describe, simulate_spectra
 from specjax.units import symbol_and_unit
 
+_MIN_TEST = 10  # with fewer, a scatter means little
 _CENTRE = 4800.0  # Angstrom, where the resolution that `to_lamost` is given is taken
 
 
@@ -64,10 +68,14 @@ class PlanConfig:
     def __post_init__(self) -> None:
         if not self.stars or min(self.stars) < MIN_TRAIN:
             raise ConfigError(f"numbers of training stars must be at least {MIN_TRAIN}, not {self.stars}")
-        if not self.snr or min(self.snr) <= 0:
+        if not self.snr or not all(0 < snr < math.inf for snr in self.snr):
             raise ConfigError(f"signal-to-noise ratios must be positive, not {self.snr}")
-        if min(self.validate, self.label_error) < 0 or min(self.test, self.seeds) < 1:
+        if self.validate < 0 or self.seeds < 1:
             raise ConfigError("numbers of stars and seeds must be positive")
+        if self.test < _MIN_TEST:
+            raise ConfigError(f"at least {_MIN_TEST} test stars are needed, not {self.test}")
+        if not 0 <= self.label_error < math.inf:
+            raise ConfigError(f"label_error must be finite and not negative, not {self.label_error:g}")
         if self.label not in LABELS:
             raise ConfigError(f"simulated stars have no label {self.label!r}: it is {', '.join(LABELS)}")
 
@@ -103,11 +111,13 @@ def plan_survey(
     configuration = Configuration.parse(config.configuration)
     if not configuration.is_adapted:
         raise ConfigError(f"{configuration.name} has no use for training stars: plan another configuration")
+    instruments = [instrument.with_snr(snr, snr) for snr in config.snr]
     foundation = load(model)
+    check_label(foundation, config.label)
     rows: list[results.Row] = []
     with atomic_folder(out) as folder:
-        for snr in config.snr:
-            target = _target(instrument.with_snr(snr, snr), population, config, say)
+        targets = _of_the_same_stars([_target(one, population, config, say) for one in instruments])
+        for snr, target in zip(config.snr, targets, strict=True):
             rows += [{**row, "snr": snr} for row in _curve(foundation, target, configuration, config, say)]
         rows = [{**row, "simulated": True} for row in rows]
         record = describe(instrument, population, shipped(), config.seed)
@@ -120,7 +130,7 @@ def plan_survey(
 
 
 def _target(instrument: Instrument, population: Population, config: PlanConfig, say: Say) -> Target:
-    """Simulate a survey, and make it a target with its true labels."""
+    """Simulate a survey, remove the velocities it reports, and make it a target with its true labels."""
     n = max(config.stars) + config.validate + config.test
     snr = instrument.snr_range[0]
     say(f"simulating {n} stars at S/N {snr:g}")
@@ -128,11 +138,25 @@ def _target(instrument: Instrument, population: Population, config: PlanConfig, 
     fwhm = float(instrument.line_width(np.array([_CENTRE]))[0])
     return make_target(
         f"{spectra.survey}, S/N {snr:g}",
-        to_lamost(spectra, fwhm=fwhm),
+        to_lamost(spectra, fwhm=fwhm, velocity_column=None if instrument.rest_frame else "redshift"),
         spectra.meta[config.label],
         label=config.label,
         fe_h=spectra.meta["fe_h"],
     )
+
+
+def _of_the_same_stars(targets: Sequence[Target]) -> list[Target]:
+    """Reduce the targets to the stars that pass the quality checks in all of them."""
+    common = set.intersection(*(set(target.labelled.id.tolist()) for target in targets))
+    kept = []
+    for target in targets:
+        rows = np.flatnonzero([name in common for name in target.labelled.id.tolist()])
+        kept.append(
+            dataclasses.replace(
+                target, labelled=target.labelled[rows], truth=target.truth[rows], fe_h=target.fe_h[rows]
+            )
+        )
+    return kept
 
 
 def _curve(

@@ -31,7 +31,7 @@ class Plan:
     label_error: float = 0.0
     """standard deviation of the errors of the labels that you will have, in the label's unit"""
     test: int = 300
-    """test stars"""
+    """test stars, at least 10"""
     seeds: int = 8
     """number of random splits"""
     ranges: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from specjax.simulate import grism
 from specjax.typing import FloatArray
 
 _MAX_PIXELS = 100_000
+_LIMITS = {"snr": (1e-6, 1e6), "ivar": (1e-12, 1e12)}  # variances are computed in float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,10 @@ class Instrument:
             bounds = getattr(self, name)
             if bounds is not None and not 0 < bounds[0] <= bounds[1] < math.inf:
                 raise ConfigError(f"{name} must be a range of positive numbers, not {list(bounds)}")
+        for name, (low, high) in _LIMITS.items():
+            bounds = getattr(self, name)
+            if bounds is not None and not low <= bounds[0] <= bounds[1] <= high:
+                raise ConfigError(f"{name} must be from {low:g} to {high:g}, not {list(bounds)}")
         for name in ("velocity_error", "ripple", "common_ripple", "continuum_error", "scattered_light"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must not be negative, not {getattr(self, name):g}")
@@ -121,11 +126,11 @@ class Instrument:
         """
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # also of integers with thousands of digits
             raise ConfigError(f"{path} is not a TOML file: {error}") from None
         try:
             preset = values.pop("preset", None)
-            if preset is not None and preset not in PRESETS:
+            if preset is not None and not (isinstance(preset, str) and preset in PRESETS):
                 raise ConfigError(f"there is no preset {preset!r}: presets are {', '.join(PRESETS)}")
             given = {name: _value(name, value) for name, value in values.items()}
             start = {} if preset is None else dataclasses.asdict(PRESETS[preset])
@@ -135,8 +140,9 @@ class Instrument:
             raise ConfigError(f"{path}: {error}") from None
 
     def with_snr(self, low: float, high: float) -> "Instrument":
-        """Return the instrument with another range of S/N."""
-        return dataclasses.replace(self, snr=(low, high), ivar=None)
+        """Return the instrument with another range of S/N; noise given as `ivar` stays flat."""
+        photon_noise = self.photon_noise if self.snr else 0.0
+        return dataclasses.replace(self, snr=(low, high), ivar=None, photon_noise=photon_noise)
 
     @property
     def snr_range(self) -> tuple[float, float]:
@@ -200,11 +206,13 @@ def _value(name: str, value: Any) -> Any:
     numbers = value if isinstance(value, list) and name in _PAIRS else [value]
     if any(isinstance(number, bool) or not isinstance(number, int | float) for number in numbers):
         raise ConfigError(f"{name} must be {'two numbers' if name in _PAIRS else 'a number'}, not {value!r}")
-    if name not in _PAIRS:
-        return float(value)
     if len(numbers) not in (1, 2):
         raise ConfigError(f"{name} must be two numbers, not {len(numbers)}")
-    return float(numbers[0]), float(numbers[-1])
+    try:
+        first, last = float(numbers[0]), float(numbers[-1])
+    except OverflowError:
+        raise ConfigError(f"{name} is too large") from None
+    return (first, last) if name in _PAIRS else first
 
 
 PRESETS = {

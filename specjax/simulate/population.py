@@ -4,6 +4,7 @@ A random star is drawn again until its labels lie inside the domain of the emula
 same star whatever else is drawn with it.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -109,8 +110,13 @@ class MilkyWay(_Random):
     subgiants: float = 0.2
 
     def describe(self) -> str:
-        """Return a phrase for the metadata."""
-        return "milky_way"
+        """Return a phrase for the metadata, with the fractions that are not the default ones."""
+        words = ["milky_way"]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                words.append(f"{field.name} {' '.join(f'{number:g}' for number in np.atleast_1d(value))}")
+        return ", ".join(words)
 
     def sample(self, numbers: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Turn uniform random numbers (n, 9) into labels (n, 5) and velocities (n,)."""
@@ -203,19 +209,20 @@ class LabelTable:
 
     Attributes:
         stars: the stars of the table that the emulator can simulate.
-        name: the name of the file.
+        path: the file.
         skipped: stars of the table that it cannot.
     """
 
     stars: Stars
-    name: str
+    path: Path
     skipped: int = 0
 
     @classmethod
     def read(cls, path: str | Path, domain: Domain, *, skip_outside: bool = False) -> "LabelTable":
         """Read a table with columns teff, logg, fe_h and optionally alpha_fe, vmicro, velocity (km/s), id.
 
-        Without them, alpha_fe follows `alpha_trend`, vmicro its relation, and velocities are 0.
+        Without the column, or where a value is missing, alpha_fe follows `alpha_trend` and vmicro its
+        relation; without the column, velocities are 0.
 
         Args:
             path: any table that astropy reads.
@@ -223,7 +230,8 @@ class LabelTable:
             skip_outside: leave out stars that are outside the domain.
 
         Raises:
-            DataError: no stars, a column is missing, or a star is outside the domain and not skipped.
+            DataError: no stars, a column is missing, an id is empty or not unique, or a star is outside the
+                domain and not skipped.
         """
         table = read_table(path)
         missing = [name for name in LABELS[:3] if name not in table.colnames]
@@ -237,34 +245,50 @@ class LabelTable:
             if name in table.colnames
         }
         teff, logg, fe_h = (columns[name] for name in LABELS[:3])
-        columns.setdefault("alpha_fe", alpha_trend(fe_h))
-        columns.setdefault("vmicro", microturbulence(teff, logg, fe_h))
+        usual = {"alpha_fe": alpha_trend(fe_h), "vmicro": microturbulence(teff, logg, fe_h)}
+        for name, relation in usual.items():
+            given = columns.get(name, relation)
+            columns[name] = np.where(np.isnan(given), relation, given)
         labels = np.stack([columns[name] for name in LABELS], axis=1)
         velocity = columns.get("velocity", np.zeros(len(labels)))
-        ids = id_texts(table["id"]) if "id" in table.colnames else None
+        ids = _unique(path, id_texts(table["id"])) if "id" in table.colnames else None
         inside = domain.contains(labels) & (np.abs(velocity) <= MAX_VELOCITY)
         if (not inside.all() and not skip_outside) or not inside.any():
             raise DataError(_refusal(path, labels, velocity, ids, inside, domain))
         chosen = Stars(labels[inside], velocity[inside], None if ids is None else ids[inside])
-        return cls(chosen, Path(path).name, int((~inside).sum()))
+        return cls(chosen, Path(path), int((~inside).sum()))
 
     def __len__(self) -> int:
         return len(self.stars.labels)
 
     def describe(self) -> str:
         """Return a phrase for the metadata."""
-        return f"the stars of {self.name}"
+        return f"the stars of {self.path.name}"
 
     def draw(self, key: jax.Array, first: int, count: int, domain: Domain) -> Stars:
-        """Return the stars `first` to `first + count - 1`; repeated stars have ids that end in -2, -3, ..."""
+        """Return the stars `first` to `first + count - 1`; repeated stars have ids that end in -2, -3, ...
+
+        If a star of the table already has such an id, there are more hyphens before the number.
+        """
         number = np.arange(first, first + count)
         row = number % len(self)
         ids = None
         if self.stars.id is not None:
             turns = (number // len(self) + 1).tolist()
             names = self.stars.id[row].tolist()
-            ids = np.array([f"{n}-{turn}" if turn > 1 else n for n, turn in zip(names, turns, strict=True)])
+            pairs = zip(names, turns, strict=True)
+            ids = np.array([f"{name}{self._hyphens}{turn}" if turn > 1 else name for name, turn in pairs])
         return Stars(self.stars.labels[row], self.stars.velocity[row], ids)
+
+    @functools.cached_property
+    def _hyphens(self) -> str:
+        """As many hyphens as make an id that no star of the table has when a number follows."""
+        names = set() if self.stars.id is None else set(self.stars.id.tolist())
+        stems = {stem for name in names if (stem := name.rstrip("0123456789")) != name}
+        hyphens = "-"
+        while any(stem.endswith(hyphens) and stem.removesuffix(hyphens) in names for stem in stems):
+            hyphens += "-"
+        return hyphens
 
 
 def alpha_trend(fe_h: FloatArray) -> FloatArray:
@@ -311,6 +335,18 @@ def _uniform(key: jax.Array, first: Any, attempt: Any, count: int) -> jax.Array:
         return jax.random.uniform(own, (_NUMBERS,), minval=1e-6, maxval=1 - 1e-6)
 
     return jax.vmap(star)(first + jax.numpy.arange(count))
+
+
+def _unique(path: str | Path, ids: StrArray) -> StrArray:
+    """Return the ids of a table, which must not be empty and occur once each."""
+    seen: set[str] = set()
+    for row, name in enumerate(ids.tolist()):
+        if not name:
+            raise DataError(f"{path}: row {row} has no id")
+        if name in seen:
+            raise DataError(f"{path}: the id {name} of row {row} is not unique")
+        seen.add(name)
+    return ids
 
 
 def _refusal(

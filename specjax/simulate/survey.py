@@ -11,14 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax._version import __version__
+from specjax.atomic import atomic_file
 from specjax.errors import ConfigError
+from specjax.interrupt import Interrupt, deferred_interrupt
 from specjax.preprocess.resample import SPEED_OF_LIGHT
 from specjax.progress import Pace, Say, silent
 from specjax.simulate.emulator import Emulator, shipped
 from specjax.simulate.instrument import Instrument
 from specjax.simulate.labels import LABELS, Domain
 from specjax.simulate.observe import Observation, Optics, observe
-from specjax.simulate.population import MilkyWay, Population, Stars
+from specjax.simulate.population import LabelTable, MilkyWay, Population, Stars
 from specjax.spectra import Spectra
 from specjax.surveys import arrays
 from specjax.surveys.io.tables import write_table
@@ -29,6 +31,8 @@ CHUNK = 2048
 
 MAX_NPZ = 20_000
 """Spectra that an .npz file may have, as it is made in memory."""
+
+_TOO_MANY = 2**31  # stars are numbered in int32
 
 
 class Batch(NamedTuple):
@@ -74,30 +78,40 @@ def simulate_survey(
         The path of the table.
 
     Raises:
-        ConfigError: `n`, the seed or the suffix of the file is not possible, or the emulator cannot simulate
-            the instrument.
-        DataError: the population has hardly any stars inside the grid of the emulator.
+        ConfigError: `n`, the seed or the suffix of the file is not possible, a file would replace a folder or
+            the table of the population, or the emulator cannot simulate the instrument.
+        DataError: the population has hardly any stars inside the grid of the emulator, or the spectra do not
+            fit on the disk.
     """
     out = Path(out)
+    table = out.with_name(f"{out.stem}_labels.ecsv")
     _check_file(out, n)
+    for path in (out, table):
+        _check_replaced(path, population)
     emulator, population = emulator or shipped(), population or MilkyWay()
     notes = describe(instrument, population, emulator, seed)
     wavelength, batches = _start(instrument, emulator, population, n, seed, chunk, say)
+    arrays.check_space(out, n, wavelength.size)
+    # The table is written before the spectra are complete, and appears after them.
     if out.suffix.lower() in arrays.HDF5:
-        with arrays.stream(out, n, wavelength, survey=_name(instrument), notes=notes) as file:
+        with (
+            deferred_interrupt() as interrupt,
+            atomic_file(table) as temporary,
+            arrays.stream(out, n, wavelength, survey=_name(instrument), notes=notes) as file,
+        ):
             parts = []
-            for batch in batches:
+            for batch in _interruptible(batches, interrupt):
                 file.append(batch.flux, batch.ivar, batch.mask)
                 parts.append(_columns(batch, instrument))
             columns = _joined(parts, seed)
             file.add_columns(columns)
+            _write_labels(temporary, columns, notes)
+            interrupt.check()
     else:
         spectra = _in_memory(wavelength, batches, instrument, seed)
-        arrays.write(out, spectra, notes)
-        columns = {"id": spectra.id, **spectra.meta}
-    table = out.with_name(f"{out.stem}_labels.ecsv")
-    truth = {name: column for name, column in columns.items() if name != "redshift"}
-    write_table(table, truth, {name: notes[name] for name in sorted(notes)})
+        with atomic_file(table) as temporary:
+            _write_labels(temporary, {"id": spectra.id, **spectra.meta}, notes)
+            arrays.write(out, spectra, notes)
     return table
 
 
@@ -172,6 +186,8 @@ def _start(
     """Return the wavelengths of a survey and its batches, which report their progress."""
     if n < 1:
         raise ConfigError(f"a survey needs at least one spectrum, not {n}")
+    if n >= _TOO_MANY:
+        raise ConfigError(f"a survey has fewer than 2**31 spectra, not {n}")
     if not 0 <= seed < 2**32:
         raise ConfigError(f"the seed must be from 0 to 2**32 - 1, not {seed}")
     optics, wavelength = Optics.of(instrument, emulator, seed)
@@ -183,11 +199,26 @@ def _start(
 def _in_memory(
     wavelength: FloatArray, batches: Iterator[Batch], instrument: Instrument, seed: int
 ) -> Spectra:
-    kept = list(batches)
+    with deferred_interrupt() as interrupt:
+        kept = list(_interruptible(batches, interrupt))
     columns = _joined([_columns(batch, instrument) for batch in kept], seed)
     flux, ivar, mask = (np.concatenate([batch[k] for batch in kept]) for k in range(3))
     names = columns.pop("id")
     return Spectra.build(wavelength, flux, ivar, mask, names, meta=columns, survey=_name(instrument))
+
+
+def _interruptible(batches: Iterator[Batch], interrupt: Interrupt) -> Iterator[Batch]:
+    """Yield the batches until there was an interrupt."""
+    for batch in batches:
+        interrupt.check()
+        yield batch
+        interrupt.check()
+
+
+def _write_labels(path: Path, columns: dict[str, AnyArray], notes: dict[str, str]) -> None:
+    """Write the table of true labels."""
+    truth = {name: column for name, column in columns.items() if name != "redshift"}
+    write_table(path, truth, {name: notes[name] for name in sorted(notes)})
 
 
 def _on_host(observed: Observation, stars: Stars, count: int) -> Batch:
@@ -254,3 +285,11 @@ def _check_file(out: Path, n: int) -> None:
         raise ConfigError(f"cannot write {out.name}: the suffix must be .h5, .hdf5 or .npz")
     if out.suffix.lower() in arrays.NPZ and n > MAX_NPZ:
         raise ConfigError(f"{n} spectra are too many for .npz, up to {MAX_NPZ}: write .h5")
+
+
+def _check_replaced(path: Path, population: Population | None) -> None:
+    """Check that a file to write replaces neither a folder nor the table of the stars."""
+    if path.is_dir():
+        raise ConfigError(f"cannot write {path}: it is a folder")
+    if isinstance(population, LabelTable) and path.exists() and path.samefile(population.path):
+        raise ConfigError(f"{path} is the table of the stars, which would be replaced: choose another name")

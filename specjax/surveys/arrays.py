@@ -1,5 +1,7 @@
 """Reader and writer of arrays in .npz or .h5 files: `wavelength`, `flux`, optionally `ivar`, `mask`, `id`."""
 
+import io
+import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 NPZ, HDF5 = (".npz",), (".h5", ".hdf5", ".hdf")
 
 _MAX_UNPACKED, _MAX_RATIO = 2 * 1024**3, 100  # bytes, and times the file's size: flux hardly compresses
+_BYTES = 9  # per pixel of a simulated spectrum: flux and ivar in float32, and the mask
 _FIELDS = ("wavelength", "flux", "ivar", "mask", "id")
 _DECLARED = {"wavelength_medium": "medium", "wavelength_unit": "unit", "survey": "survey"}
 
@@ -96,11 +99,24 @@ def write(path: Path, spectra: Spectra, notes: Mapping[str, str] | None = None) 
                 np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
 
 
+def check_space(path: Path, count: int, pixels: int) -> None:
+    """Check that spectra in float32 fit on the disk of `path`, whose folder need not exist yet.
+
+    Raises:
+        DataError: they do not.
+    """
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    free, needed = shutil.disk_usage(folder).free, _BYTES * count * pixels
+    if needed > free:
+        have = f"{free / 1e9:,.1f} GB are free in {folder}"
+        raise DataError(f"{path} would take {needed / 1e9:,.1f} GB, and only {have}")
+
+
 class Stream:
     """An HDF5 file that is written in parts, see `stream`."""
 
-    def __init__(self, file: "h5py.File", count: int, pixels: int) -> None:
-        self._file, self._row = file, 0
+    def __init__(self, disk: "_Disk", file: "h5py.File", count: int, pixels: int) -> None:
+        self._disk, self._file, self._row = disk, file, 0
         shape = (count, pixels)
         self._flux = file.create_dataset("flux", shape, np.float32)
         self._ivar = file.create_dataset("ivar", shape, np.float32)
@@ -110,16 +126,61 @@ class Stream:
         self._mask = file.create_dataset("mask", shape, bool, chunks=chunks, **packed)
 
     def append(self, flux: AnyArray, ivar: AnyArray, mask: AnyArray) -> None:
-        """Write the next rows, each (k, p)."""
+        """Write the next rows, each (k, p).
+
+        Raises:
+            DataError: they cannot be written, such as on a full disk.
+        """
         rows = slice(self._row, self._row + len(flux))
         self._flux[rows], self._ivar[rows], self._mask[rows] = flux, ivar, mask
+        self._disk.check()
         self._row = rows.stop
 
     def add_columns(self, columns: Mapping[str, AnyArray]) -> None:
-        """Write columns (n,) of numbers or texts; `read` returns them as ids and meta."""
+        """Write columns (n,) of numbers or texts; `read` returns them as ids and meta.
+
+        Raises:
+            DataError: they cannot be written.
+        """
         for name, column in columns.items():
             texts = column.dtype.kind == "U"
             self._file[name] = np.char.encode(column, "utf-8") if texts else column
+        self._disk.check()
+
+
+class _Disk(io.FileIO):
+    """A file for HDF5 to write to that reports errors, such as of a full disk, in `check` alone.
+
+    An error that HDF5 hears of while it closes a dataset or a file crashes the interpreter.
+    """
+
+    def __init__(self, path: Path, destination: Path) -> None:
+        super().__init__(path, "w+")
+        self._destination, self._error = destination, ""
+
+    def check(self) -> None:
+        """Raise a DataError if anything could not be written."""
+        if self._error:
+            raise DataError(f"cannot write {self._destination}: {self._error}")
+
+    def write(self, data: Any, /) -> int:
+        """Write all bytes; nothing after an error."""
+        view = memoryview(data).cast("B")
+        rest = view
+        try:
+            while rest and not self._error:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self._error = error.strerror or str(error)
+        return len(view)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """Change the size of the file."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self._error = self._error or error.strerror or str(error)
+            return self.tell() if size is None else size
 
 
 @contextmanager
@@ -136,13 +197,18 @@ def stream(
         wavelength: (p,) vacuum Angstrom.
         survey: origin of the spectra.
         notes: further attributes of the file.
+
+    Raises:
+        DataError: the file cannot be written, such as on a full disk.
     """
     import h5py
 
-    with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs.update(wavelength_medium="vacuum", wavelength_unit="angstrom", survey=survey, **notes)
-        file["wavelength"] = wavelength
-        yield Stream(file, count, wavelength.size)
+    with atomic_file(path) as temporary, _Disk(temporary, path) as disk:
+        with h5py.File(disk, "w") as file:
+            file.attrs.update(wavelength_medium="vacuum", wavelength_unit="angstrom", survey=survey, **notes)
+            file["wavelength"] = wavelength
+            yield Stream(disk, file, count, wavelength.size)
+        disk.check()
 
 
 def row_count(path: Path) -> int:

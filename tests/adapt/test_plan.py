@@ -6,9 +6,12 @@ import pytest
 
 from specjax.adapt import plan
 from specjax.adapt.plan import PlanConfig, plan_survey
+from specjax.adapt.study import score
 from specjax.errors import ConfigError
+from specjax.flags import Flag
 from specjax.foundation import Foundation
 from specjax.preprocess import to_lamost
+from specjax.preprocess.velocity import measure_velocity
 from specjax.report.results import read_table
 from specjax.simulate.instrument import PRESETS
 from specjax.simulate.population import Ranges
@@ -76,14 +79,52 @@ def test_errors_of_labels_reach_the_training_only():
     np.testing.assert_array_equal(target.truth, target.fe_h)
 
 
+def test_reported_velocities_are_removed():
+    population = Ranges({"teff": (5000, 5500), "velocity": (150, 200)})
+    exact = dataclasses.replace(PRESETS["desi"], velocity_error=0.0).with_snr(300, 300)
+    target = plan._target(exact, population, CONFIG, print)
+    velocity, _ = measure_velocity(target.labelled.flux, target.labelled.mask)
+    assert target.preparation["velocity_column"] == "redshift"
+    assert np.abs(np.median(velocity)) < 30
+    at_rest = dataclasses.replace(exact, rest_frame=True)
+    assert plan._target(at_rest, population, CONFIG, print).preparation["velocity_column"] is None
+
+
+def test_the_splits_contain_the_same_stars_at_every_snr(model, tmp_path, monkeypatch):
+    """Even where a star is flagged at one S/N only."""
+    tested = []
+
+    def flag_one(spectra, **options):
+        grid = to_lamost(spectra, **options)
+        noisy = spectra.meta["snr"][0] < 100
+        flag = np.where(noisy & (np.arange(len(grid)) == 3), Flag.CONTINUUM_FAILED, grid.meta["flag"])
+        return grid.with_meta(flag=flag)
+
+    def record(target, part, adapted):
+        tested.append([target.labelled.id[rows].tolist() for rows in part.test])
+        return score(target, part, adapted)
+
+    monkeypatch.setattr(plan, "to_lamost", flag_one)
+    monkeypatch.setattr(plan, "score", record)
+    config = dataclasses.replace(CONFIG, stars=(12,), test=20, seeds=1)
+    plan_survey(model=model, instrument=PRESETS["desi"], out=tmp_path / "plan", config=config)
+    assert len(tested) == 2
+    assert tested[0] == tested[1]
+    assert "sim-0-0000003" not in tested[1][0]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"stars": (5,)}, "at least 10"),
         ({"stars": ()}, "at least 10"),
         ({"snr": (0.0,)}, "must be positive"),
-        ({"test": 0}, "must be positive"),
-        ({"label_error": -1.0}, "must be positive"),
+        ({"snr": (float("nan"),)}, "must be positive"),
+        ({"seeds": 0}, "must be positive"),
+        ({"test": 9}, "at least 10 test stars"),
+        ({"label_error": -1.0}, "finite and not negative"),
+        ({"label_error": float("nan")}, "finite and not negative"),
+        ({"label_error": float("inf")}, "finite and not negative"),
         ({"label": "age"}, "no label 'age'"),
     ],
 )
@@ -99,8 +140,12 @@ def test_impossible_plans_are_refused(change, message):
         ({"label": "logg"}, "predicts teff, fe_h, not 'logg'"),
     ],
 )
-def test_a_plan_that_fails_leaves_no_folder(model, tmp_path, change, message):
+def test_a_plan_that_is_refused_simulates_nothing_and_leaves_no_folder(model, tmp_path, change, message):
     config = dataclasses.replace(CONFIG, **change)
+    said = []
     with pytest.raises(ConfigError, match=message):
-        plan_survey(model=model, instrument=PRESETS["desi"], out=tmp_path / "plan", config=config)
+        plan_survey(
+            model=model, instrument=PRESETS["desi"], out=tmp_path / "plan", config=config, say=said.append
+        )
+    assert said == []
     assert list(tmp_path.iterdir()) == []

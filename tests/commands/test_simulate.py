@@ -1,3 +1,9 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 from astropy.table import Table
@@ -5,6 +11,7 @@ from astropy.table import Table
 import specjax
 from specjax import cli
 from specjax.catalogues.labels import join_labels, read_labels
+from tests import processes
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -76,6 +83,31 @@ def test_an_error_of_the_user_is_one_line(tmp_path, capsys, line, message):
     assert message in err
     assert err.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_first_interrupt_stops_the_simulation(tmp_path):
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        " from specjax.cli import main; sys.exit(main())"
+    )
+    line = f"simulate --instrument grism --n 200000 -o {tmp_path}/s.h5"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *line.split()],
+        env={**os.environ, "PYTHONPATH": str(processes.ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            # A chunk has been written, and others are being computed.
+            if any(path.suffix == ".h5" and path.stat().st_size > 10**6 for path in tmp_path.iterdir()):
+                break
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    assert (process.returncode, err.splitlines()[-1]) == (130, "specjax: interrupted")
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_labels_are_those_of_the_spectra(tmp_path, capsys):

@@ -37,6 +37,11 @@ def test_a_file_changes_a_preset(tmp_path):
     assert mine.with_snr(10, 20).ivar is None
 
 
+def test_another_snr_keeps_the_kind_of_noise():
+    assert PRESETS["lamost"].with_snr(10, 20).photon_noise == PRESETS["lamost"].photon_noise
+    assert Instrument(step=1.0, fwhm=3.0, ivar=(9.0, 9.0)).with_snr(10, 20).photon_noise == 0
+
+
 def test_a_file_can_describe_a_whole_instrument(tmp_path):
     path = tmp_path / "new.toml"
     path.write_text('name = "new"\nwavelength = [4000, 5500]\nstep = 1.5\nfwhm = 4.0\nsnr = [20, 40]\n')
@@ -50,6 +55,12 @@ def test_a_file_can_describe_a_whole_instrument(tmp_path):
     [
         ("fwhm =", "not a TOML file"),
         ('preset = "muse"', "no preset 'muse'"),
+        ("preset = []", r"no preset \[\]"),
+        ("step = 1" + "0" * 400, "step is too large"),
+        ("step = 1" + "0" * 5000, "not a TOML file"),
+        ("snr = " + "[" * 5000, "not a TOML file"),
+        ('preset = "desi"\nsnr = [10, 2e6]', "snr must be from 1e-06 to 1e"),
+        ('preset = "desi"\nivar = [1e-20, 1]', "ivar must be from 1e-12 to 1e"),
         ("colour = 1", "no 'colour'"),
         ('preset = "desi"\nfwhm = "wide"', "fwhm must be a number"),
         ('preset = "desi"\nsnr = [1, 2, 3]', "two numbers, not 3"),

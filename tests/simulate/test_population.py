@@ -2,7 +2,7 @@ import chex
 import jax
 import numpy as np
 import pytest
-from astropy.table import Table
+from astropy.table import MaskedColumn, Table
 
 from specjax.errors import ConfigError, DataError
 from specjax.simulate.emulator import shipped
@@ -103,6 +103,43 @@ def test_the_stars_of_a_table_come_in_its_order(tmp_path, domain):
     np.testing.assert_allclose(drawn.labels[:2, LABELS.index("alpha_fe")], [0.35, 0])
     np.testing.assert_allclose(drawn.velocity[:2], [-20, 10])
     assert drawn.labels[1, 4] == pytest.approx(microturbulence(*SUN.values()))
+
+
+def test_repeated_stars_have_unique_ids_whatever_the_names(tmp_path, domain):
+    names = ["a", "a-2", "a--3", "a-2-2", "7"]
+    path = table(tmp_path / "t.csv", *[{}] * len(names), id=names)
+    stars = LabelTable.read(path, domain)
+    drawn = [stars.draw(KEY, first, 7, domain).id.tolist() for first in (0, 7, 14)]
+    ids = [name for part in drawn for name in part]
+    assert ids[:6] == [*names, "a---2"]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [(["a", "b", "a "], "the id a of row 2 is not unique"), (["a", "", ""], "row 1 has no id")],
+)
+def test_ids_that_do_not_name_one_star_are_refused(tmp_path, domain, ids, message):
+    path = table(tmp_path / "t.ecsv", {}, {}, {}, id=ids)
+    with pytest.raises(DataError, match=message):
+        LabelTable.read(path, domain)
+
+
+def test_missing_values_follow_the_relations(tmp_path, domain):
+    stars = Table({name: [value] * 3 for name, value in (SUN | {"fe_h": -1.0}).items()}, masked=True)
+    stars["alpha_fe"] = MaskedColumn([0.3, 0.0, np.nan], mask=[False, True, False])
+    stars["vmicro"] = MaskedColumn([0.0, 1.2, -9999.0], mask=[True, False, False])
+    stars.write(tmp_path / "t.ecsv")
+    labels = LabelTable.read(tmp_path / "t.ecsv", domain).stars.labels
+    usual = microturbulence(SUN["teff"], SUN["logg"], -1.0)
+    np.testing.assert_allclose(labels[:, 3], [0.3, 0.35, 0.35])
+    np.testing.assert_allclose(labels[:, 4], [usual, 1.2, usual])
+
+
+def test_other_fractions_are_recorded():
+    assert MilkyWay().describe() == "milky_way"
+    other = MilkyWay(components=(0.5, 0.3, 0.2), dwarfs=0.9, subgiants=0.05)
+    assert other.describe() == "milky_way, components 0.5 0.3 0.2, dwarfs 0.9, subgiants 0.05"
 
 
 def test_stars_outside_are_refused_or_skipped(tmp_path, domain):

@@ -18,7 +18,7 @@ from specjax.simulate.emulator import shipped
 from specjax.simulate.instrument import PRESETS
 from specjax.simulate.labels import LABELS
 from specjax.simulate.observe import Optics
-from specjax.simulate.population import MilkyWay, Ranges
+from specjax.simulate.population import LabelTable, MilkyWay, Ranges
 from specjax.simulate.survey import simulate, simulate_spectra, simulate_survey
 from specjax.surveys import arrays, prepared
 
@@ -146,6 +146,8 @@ def test_one_program_of_bounded_size_serves_any_number_of_spectra():
     [
         ({"out": "s.fits"}, ConfigError, "the suffix must be .h5, .hdf5 or .npz"),
         ({"n": 0}, ConfigError, "at least one"),
+        ({"n": 2**31}, ConfigError, r"fewer than 2\*\*31"),
+        ({"n": 2**31 - 1}, DataError, "GB, and only"),
         ({"seed": -1}, ConfigError, "seed must be"),
         ({"out": "s.npz", "n": 10**6}, ConfigError, "too many for .npz"),
         ({"population": Ranges({"teff": (9e3, 1e4)})}, DataError, "hardly any star"),
@@ -156,6 +158,44 @@ def test_a_survey_that_cannot_be_simulated_leaves_no_file(options, error, messag
     with pytest.raises(error, match=message):
         simulate_survey(tmp_path / options.pop("out"), **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["s.h5", "s.npz"])
+def test_spectra_and_labels_appear_together(name, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(survey, "write_table", fail)
+        with pytest.raises(OSError, match="the disk is full"):
+            simulate_survey(tmp_path / name, instrument=LAMOST, n=4)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(arrays, "write", fail)
+    monkeypatch.setattr(arrays.Stream, "add_columns", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        simulate_survey(tmp_path / name, instrument=LAMOST, n=4)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["s.h5", "s_labels.ecsv"])
+def test_a_folder_is_not_replaced(folder, tmp_path):
+    (tmp_path / folder).mkdir()
+    said = []
+    with pytest.raises(ConfigError, match=f"cannot write .*{folder}: it is a folder"):
+        simulate_survey(tmp_path / "s.h5", instrument=LAMOST, n=4, say=said.append)
+    assert said == []
+    assert [path.name for path in tmp_path.iterdir()] == [folder]
+
+
+@pytest.mark.parametrize(("name", "options"), [("s_labels.ecsv", {}), ("s.h5", {"path": "stars"})])
+def test_the_table_of_the_stars_is_not_replaced(name, options, tmp_path):
+    path = tmp_path / name
+    Table({"teff": [5777.0], "logg": [4.44], "fe_h": [0.0]}).write(path, **options)
+    stars, content = LabelTable.read(path, shipped().domain), path.read_bytes()
+    with pytest.raises(ConfigError, match=f"{name} is the table of the stars"):
+        simulate_survey(tmp_path / "s.h5", instrument=LAMOST, n=1, population=stars)
+    assert path.read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_spectra_in_memory_are_those_of_the_file(written):

@@ -1,3 +1,5 @@
+import resource
+
 import h5py
 import numpy as np
 import pytest
@@ -160,6 +162,31 @@ def test_an_error_between_parts_leaves_no_file(tmp_path):
     ):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("limit", [1000, 5000, 60_000, 200_000, 1_000_000])
+def test_a_file_that_cannot_be_written_is_refused_in_one_line(tmp_path, limit):
+    """Whether its header, its spectra or what is kept until it is closed exceeds a limit."""
+
+    def write():
+        with arrays.stream(tmp_path / "s.h5", 100, np.arange(400.0), survey="mine", notes={}) as file:
+            file.append(np.ones((100, 400)), np.ones((100, 400)), np.zeros((100, 400), bool))
+            file.add_columns({"teff": np.zeros(100), "long": np.zeros(100_000)})
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"^cannot write .*s.h5: File too large$"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_spectra_that_do_not_fit_on_the_disk_are_refused(tmp_path):
+    arrays.check_space(tmp_path / "new" / "s.h5", 10, 1000)
+    with pytest.raises(DataError, match=r"s.h5 would take 9,000,000.0 GB, and only .* free in"):
+        arrays.check_space(tmp_path / "new" / "s.h5", 10**12, 1000)
 
 
 def test_notes_of_an_npz_file_are_not_columns(tmp_path):

@@ -1,0 +1,51 @@
+"""Interrupts (Ctrl-C) that take effect between the steps of a computation.
+
+A KeyboardInterrupt can be raised inside the callback of a compiled library, which then discards it.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Interrupt:
+    """Whether there was an interrupt, see `deferred_interrupt`."""
+
+    def __init__(self) -> None:
+        """Start without an interrupt."""
+        self.requested = False
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if there was an interrupt."""
+        if self.requested:
+            self.requested = False
+            raise KeyboardInterrupt
+
+    def _handle(self, number: int, frame: Any) -> None:
+        """Remember the first interrupt; raise KeyboardInterrupt at the second one."""
+        self.check()
+        self.requested = True
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[Interrupt]:
+    """Defer an interrupt until `Interrupt.check` is called, or the `with` block ends without an error.
+
+    A second interrupt takes effect at once. Outside the main thread, and where interrupts are ignored or
+    handled by the caller, nothing changes.
+    """
+    interrupt = Interrupt()
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield interrupt
+        return
+    signal.signal(signal.SIGINT, interrupt._handle)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupt.check()

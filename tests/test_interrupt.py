@@ -1,0 +1,65 @@
+import signal
+import threading
+
+import pytest
+
+from specjax.interrupt import deferred_interrupt
+
+
+@pytest.fixture(autouse=True)
+def _default_handler():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def interrupt():
+    signal.raise_signal(signal.SIGINT)
+
+
+def use(steps, reached):
+    """Run steps with interrupts deferred, and note those that are reached."""
+    with deferred_interrupt() as deferred:
+        for step in steps:
+            reached.append(step)
+            deferred.check() if step == "check" else interrupt()
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (["check", "interrupt", "check", "check"], 3),
+        (["interrupt"], 1),  # not lost without a check
+        (["interrupt", "interrupt", "check"], 2),  # the second takes effect at once
+    ],
+)
+def test_an_interrupt_waits_for_the_next_check(steps, expected):
+    reached = []
+    with pytest.raises(KeyboardInterrupt):
+        use(steps, reached)
+    assert len(reached) == expected
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_nothing_is_raised_without_an_interrupt():
+    use(["check", "check"], [])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_other_handlers_and_threads_are_left_alone():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with deferred_interrupt():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    failed = []
+
+    def in_thread():
+        try:
+            with deferred_interrupt() as deferred:
+                deferred.check()
+        except ValueError as error:  # handlers can be set in the main thread only
+            failed.append(error)
+
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    thread.join()
+    assert failed == []
