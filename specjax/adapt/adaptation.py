@@ -71,6 +71,7 @@ class Adaptation:
         self.trainer = Trainer(model, self.inputs, splits, keys, config.ranks, say)
         self._zero_shot: dict[tuple[str, ...], FloatArray] = {}
         self._towers: dict[tuple[str, ...], Tree] = {}
+        self._heads: dict[tuple[Configuration, Stage], Fitted] = {}
 
     def run(self, configuration: Configuration) -> AdaptationResult:
         """Run one configuration for all seeds.
@@ -90,11 +91,10 @@ class Adaptation:
             return AdaptationResult(
                 configuration=configuration, predictions=unadapted, adapters={}, chosen=nothing
             )
-        folds = self.config.tower_folds if configuration.tower_groups else self.config.folds
-        fits, lengths = self._fits(configuration, folds)
+        fits, lengths = self._fits(configuration)
         scorer = Scorer(self.model, self.target, self.splits, base)
         scales = self.config.tower_scales, (1.0,) if configuration.from_scratch else self.config.head_scales
-        candidates = scorer.candidates(heads, fits, *scales, folds)
+        candidates = scorer.candidates(heads, fits, *scales)
         unit = forward.label_scale(self.model, heads[-1], self.target.label)[1]
         scaled = dataclasses.replace(candidates, unseen=candidates.unseen / unit)
         pick = select(scaled, self.target.truth[scorer.unseen] / unit)
@@ -128,7 +128,7 @@ class Adaptation:
                 " steps may help (--steps)"
             )
 
-    def _fits(self, configuration: Configuration, folds: int) -> tuple[list[Fitted], list[float]]:
+    def _fits(self, configuration: Configuration) -> tuple[list[Fitted], list[float]]:
         """Train what a configuration names, and return the steps between two snapshots of each training."""
         config, trainer = self.config, self.trainer
         heads_only = configuration.part(configuration.head_groups)
@@ -139,7 +139,11 @@ class Adaptation:
             trained: Configuration, stages: Sequence[Stage], below: Tree = None, scale: float = 0.0
         ) -> None:
             for stage in stages:
-                fits.append(trainer.train(trained, stage, folds=folds, below=below, scale=scale))
+                if below or trained.tower_groups:
+                    folds = config.tower_folds
+                    fits.append(trainer.train(trained, stage, folds=folds, below=below, scale=scale))
+                else:
+                    fits.append(self._heads_alone(trained, stage))
                 lengths.append(stage.steps / stage.snapshots)
 
         if heads_only.groups:
@@ -158,6 +162,12 @@ class Adaptation:
                 fits.append(trainer.untrained(configuration.heads, below, scale))
                 lengths.append(0.0)
         return fits, lengths
+
+    def _heads_alone(self, trained: Configuration, stage: Stage) -> Fitted:
+        """Train heads on the unadapted tower, once for all configurations that have them."""
+        if (trained, stage) not in self._heads:
+            self._heads[trained, stage] = self.trainer.train(trained, stage, folds=self.config.folds)
+        return self._heads[trained, stage]
 
     def _tower_factors(self, groups: tuple[str, ...]) -> Tree:
         """Train LoRA1 and LoRA3 one after the other, as in the paper: leaves (S, ...)."""

@@ -32,7 +32,6 @@ class Scorer:
         fits: Sequence[Fitted],
         tower_scales: Sequence[float],
         head_scales: Sequence[float],
-        folds: int,
     ) -> Candidates:
         """Predict with the model as it is and with every state and factor on offer.
 
@@ -41,7 +40,6 @@ class Scorer:
             fits: trainings, with runs of all folds; factors of earlier stages are kept as they are.
             tower_scales: factors on the updates of the tower that a training has made.
             head_scales: factors on those of the heads.
-            folds: number of folds.
         """
         about = [(-1, 0, 0.0, 0.0)]
         unseen = [self.zero_shot[self.unseen]]
@@ -52,7 +50,7 @@ class Scorer:
                 [scale for scale in head_scales if scale] if head else [0.0],
             )
             for step in range(snapshots(fitted)):
-                for scales, predicted in self._predict(heads, fitted, step, offered, folds):
+                for scales, predicted in self._predict(heads, fitted, step, offered):
                     about.append((index, step, *scales))
                     unseen.append(predicted)
         fit, step_of, tower_of, head_of = (np.array(column) for column in zip(*about, strict=True))
@@ -64,10 +62,9 @@ class Scorer:
         fitted: Fitted,
         step: int,
         offered: tuple[Sequence[float], Sequence[float]],
-        folds: int,
     ) -> Iterator[tuple[tuple[float, float], FloatArray]]:
         """Yield ((tower, head), predictions (S, a + b)) for all pairs of factors on one state."""
-        rows, seeds = self.splits.train, len(self.splits)
+        rows, seeds, folds = self.splits.train, len(self.splits), fold_count(fitted)
         left_out = stars_of_folds(rows.shape[1], folds)  # (folds, c)
         place = fold_of(rows.shape[1], folds), np.arange(rows.shape[1]) // folds  # of each star in left_out
         whole = jax.tree.map(lambda leaf: leaf[:, 0, step], fitted.leaves)
@@ -124,6 +121,12 @@ def snapshots(fitted: Fitted) -> int:
     """Return the number of states that a training offers, 1 if nothing was trained."""
     leaves = jax.tree.leaves(fitted.leaves)
     return leaves[0].shape[2] if leaves else 1
+
+
+def fold_count(fitted: Fitted) -> int:
+    """Return the number of folds of a training; what was not trained is the same in any folds."""
+    leaves = jax.tree.leaves(fitted.leaves)
+    return leaves[0].shape[1] - 1 if leaves else 1
 
 
 def chosen_adapter(model: Foundation, fits: Sequence[Fitted], candidates: Candidates, pick: IntArray) -> Tree:

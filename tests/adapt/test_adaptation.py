@@ -333,13 +333,22 @@ class TestNotAtAll:
             assert same == (not configuration.from_scratch), name
 
 
+def test_heads_are_trained_once_for_all_configurations():
+    said = []
+    adaptation = make(say=said.append)
+    for name in ("lora2", "lora1+lora2"):
+        adaptation.run(Configuration.parse(name))
+    trained = [line.split(": ")[1] for line in said if "loss" in line]
+    assert trained == ["lora2"] * len(CONFIG.head) + ["lora1+lora2"] * len(CONFIG.joint)
+
+
 class TestCrossValidation:
     @staticmethod
     def unseen(target, name):
-        adaptation, configuration = make(target), Configuration.parse(name)
-        fits, _ = adaptation._fits(configuration, 2)
+        adaptation, configuration = make(target, folds=2), Configuration.parse(name)
+        fits, _ = adaptation._fits(configuration)
         scorer = Scorer(adaptation.model, target, SPLITS, adaptation._as_it_is(configuration.heads))
-        return scorer.candidates(configuration.heads, fits, (0.5, 1.0), (0.5, 1.0), 2)
+        return scorer.candidates(configuration.heads, fits, (0.5, 1.0), (0.5, 1.0))
 
     @pytest.mark.parametrize("name", ["lora4", "lora1+lora2"])
     def test_predictions_of_a_fold_do_not_see_its_labels(self, name):
