@@ -71,7 +71,7 @@ class Adaptation:
         self.trainer = Trainer(model, self.inputs, splits, keys, config.ranks, say)
         self._zero_shot: dict[tuple[str, ...], FloatArray] = {}
         self._towers: dict[tuple[str, ...], Tree] = {}
-        self._heads: dict[tuple[Configuration, Stage], Fitted] = {}
+        self._heads: dict[tuple[tuple[str, ...], tuple[str, ...], Stage], Fitted] = {}
 
     def run(self, configuration: Configuration) -> AdaptationResult:
         """Run one configuration for all seeds.
@@ -165,9 +165,10 @@ class Adaptation:
 
     def _heads_alone(self, trained: Configuration, stage: Stage) -> Fitted:
         """Train heads on the unadapted tower, once for all configurations that have them."""
-        if (trained, stage) not in self._heads:
-            self._heads[trained, stage] = self.trainer.train(trained, stage, folds=self.config.folds)
-        return self._heads[trained, stage]
+        key = (trained.groups, trained.heads, stage)
+        if key not in self._heads:
+            self._heads[key] = self.trainer.train(trained, stage, folds=self.config.folds)
+        return self._heads[key]
 
     def _tower_factors(self, groups: tuple[str, ...]) -> Tree:
         """Train LoRA1 and LoRA3 one after the other, as in the paper: leaves (S, ...)."""
