@@ -151,7 +151,7 @@ def test_the_public_names():
 
 def test_the_shipped_emulator_reproduces_the_grid():
     data = os.environ.get("SPECJAX_REAL_DATA")
-    if data is None:
+    if not data:
         pytest.skip("needs the grid of synthetic spectra, in the folder named by SPECJAX_REAL_DATA")
     from experiments.emulator import Grid
 
