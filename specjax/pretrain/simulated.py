@@ -36,7 +36,7 @@ from specjax.progress import Say, silent
 from specjax.simulate import grism
 from specjax.simulate.emulator import Emulator
 from specjax.simulate.labels import LABELS, VMICRO_MARGIN, microturbulence
-from specjax.simulate.process import LabelProcess, Shape
+from specjax.simulate.process import Components, LabelProcess, Shape
 from specjax.spectra import Spectra
 from specjax.typing import BoolArray, Float32Array, FloatArray, StrArray, Tree
 
@@ -174,8 +174,8 @@ def fill_of(stars: SimulatedStars) -> PrincipalFill:
 
 def make_material(stars: SimulatedStars, config: PretrainConfig) -> Material:
     """Fit the processes to the simulated stars and hold out some draws for validation."""
-    flux = [_components(stars.flux[:, column], COMPONENTS) for column in range(stars.flux.shape[1])]
-    xp = _components(stars.xp_flux, XP_COMPONENTS)
+    flux = [Components.of(rows, COMPONENTS) for rows in stars.flux.swapaxes(0, 1).astype(np.float64)]
+    xp = Components.of(stars.xp_flux.astype(np.float64), XP_COMPONENTS)
     scores = np.concatenate([part.scores for part in flux], axis=1)
     fitted = LabelProcess.fit(stars.labels, scores, stars.shape)
     partners = LabelProcess.fit(stars.labels, xp.scores, Shape(stars.shape.length, XP_NOISE))
@@ -260,34 +260,24 @@ def _draw_resolutions(key: jax.Array, batch: int, resolutions: int, probability:
     if resolutions == 1 or not probability:
         return jnp.zeros(batch, int)
     lower, which = jax.random.split(key)
-    groups = _GROUPS if batch % _GROUPS == 0 else 1
+    groups = _group_count(batch)
     degraded = jax.random.bernoulli(lower, probability, (groups,))
     column = jnp.where(degraded, jax.random.randint(which, (groups,), 1, resolutions), 0)
     return jnp.repeat(column, batch // groups)
 
 
+def _group_count(batch: int) -> int:
+    """Return the number of groups of a batch, which are of equal size."""
+    return _GROUPS if batch % _GROUPS == 0 else 1
+
+
 def _flux(data: Tree, labels: jax.Array, column: jax.Array) -> jax.Array:
     """Emulate normalised flux (b, p) at labels (b, 5) and one resolution a group."""
     scores = data["process"](labels)
-    batch, groups = len(labels), _GROUPS if len(labels) % _GROUPS == 0 else 1
+    batch, groups = len(labels), _group_count(len(labels))
     scores = scores.reshape(batch, -1, data["components"].shape[1])
     scores = jnp.take_along_axis(scores, column[:, None, None], axis=1)[:, 0]
     first = column.reshape(groups, -1)[:, 0]
     parts = scores.reshape(groups, batch // groups, -1)
     flux = jnp.einsum("gbc,gcp->gbp", parts, data["components"][first], precision="highest")
     return cast(jax.Array, (flux + data["mean"][first][:, None]).reshape(batch, -1))
-
-
-@dataclass(frozen=True)
-class _Components:
-    mean: Float32Array
-    vectors: Float32Array
-    scores: FloatArray
-
-
-def _components(rows: Float32Array, count: int) -> _Components:
-    """Return the principal components of rows (n, p)."""
-    mean = rows.mean(axis=0, dtype=np.float64)
-    _, _, vectors = np.linalg.svd(rows - mean, full_matrices=False)
-    vectors = vectors[:count]
-    return _Components(mean.astype(np.float32), vectors.astype(np.float32), (rows - mean) @ vectors.T)

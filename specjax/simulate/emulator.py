@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from specjax.errors import DataError, ModelError
 from specjax.simulate.labels import LABELS, Domain, microturbulence
-from specjax.simulate.process import LabelProcess, Shape, find_shape
+from specjax.simulate.process import Components, LabelProcess, Shape, find_shape
 from specjax.typing import AnyArray, Float32Array, FloatArray, Tree
 
 COMPONENTS = 120
@@ -95,8 +95,8 @@ class Emulator:
             raise DataError("the grid has labels or flux that are not finite")
         if len(flux) <= components:
             raise DataError(f"{len(flux)} spectra are too few for {components} components")
-        lines = _Components.of(np.asarray(flux, np.float64), components)
-        level = _Components.of(np.log(np.asarray(continuum, np.float64)), CONTINUUM_COMPONENTS)
+        lines = Components.of(np.asarray(flux, np.float64), components)
+        level = Components.of(np.log(np.asarray(continuum, np.float64)), CONTINUUM_COMPONENTS)
         if shape is None:
             shape = find_shape(labels, lines.scores[:, :SHAPED_BY])
         return cls(
@@ -247,22 +247,6 @@ class Emulator:
         rows = [self.continuum_mean, *self.continuum_components]
         on_pixels = np.stack([np.interp(self.wavelength, self.continuum_wavelength, row) for row in rows])
         return on_pixels[0].astype(np.float32), on_pixels[1:].astype(np.float32)
-
-
-@dataclass(frozen=True)
-class _Components:
-    """Principal components: mean (p,), vectors (c, p) and scores (n, c)."""
-
-    mean: Float32Array
-    vectors: Float32Array
-    scores: FloatArray
-
-    @classmethod
-    def of(cls, rows: FloatArray, count: int) -> "_Components":
-        mean = rows.mean(axis=0)
-        _, _, vectors = np.linalg.svd(rows - mean, full_matrices=False)
-        vectors = vectors[:count]
-        return cls(mean.astype(np.float32), vectors.astype(np.float32), (rows - mean) @ vectors.T)
 
 
 @functools.cache

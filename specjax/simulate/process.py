@@ -75,6 +75,22 @@ class LabelProcess(NamedTuple):
         return cls(*(np.asarray(array, np.float32) for array in arrays))
 
 
+class Components(NamedTuple):
+    """Principal components: mean (p,), vectors (c, p) and scores (n, c), which a process predicts."""
+
+    mean: Float32Array
+    vectors: Float32Array
+    scores: FloatArray
+
+    @classmethod
+    def of(cls, rows: FloatArray, count: int) -> "Components":
+        """Return the `count` leading components of rows (n, p)."""
+        mean = rows.mean(axis=0)
+        _, _, vectors = np.linalg.svd(rows - mean, full_matrices=False)
+        vectors = vectors[:count]
+        return cls(mean.astype(np.float32), vectors.astype(np.float32), (rows - mean) @ vectors.T)
+
+
 def find_shape(labels: FloatArray, outputs: FloatArray) -> Shape:
     """Find the covariance that maximises the marginal likelihood, with a variance of its own per output.
 
