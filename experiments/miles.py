@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from specjax.adapt.target import Target, make_target
+from experiments.libraries import targets_of
+from specjax.adapt.target import Target
 from specjax.errors import DataError
-from specjax.preprocess import to_lamost
-from specjax.pretrain.corpus import LABELS, in_range, xp_partners
-from specjax.simulate import grism
+from specjax.pretrain.corpus import in_range, label_table
 from specjax.spectra import Spectra
-from specjax.surveys import mastar, miles
+from specjax.surveys import miles
 from specjax.typing import FloatArray, IntArray, StrArray
 
 NAMES = ("miles", "miles-grism")
@@ -58,13 +57,8 @@ def read_stars(libraries: Path) -> Spectra:
     return stars.with_meta(redshift=np.zeros(len(stars)))[in_range(label_table(stars))]
 
 
-def label_table(stars: Spectra) -> FloatArray:
-    """Return `LABELS` (n, 3): K, dex and dex, NaN where unknown."""
-    return np.stack([stars.meta[name] for name in LABELS], axis=1)
-
-
 def star_labels(libraries: Path, ids: StrArray) -> FloatArray:
-    """Return `LABELS` (n, 3) of the MILES stars with these ids: K, dex and dex, NaN where unknown."""
+    """Return `corpus.LABELS` (n, 3) of the MILES stars with these ids: K, dex and dex, NaN where unknown."""
     return label_table(miles.read(libraries / "miles").select(ids))
 
 
@@ -81,21 +75,5 @@ def make_targets(libraries: Path, names: tuple[str, ...] = NAMES, label: str = "
     """
     stars = read_stars(libraries)
     labelled, unlabelled, _ = parts(len(stars))
-    stars = stars[np.sort(np.concatenate([labelled, unlabelled]))]
-    usable = np.isin(np.arange(len(stars)), np.searchsorted(np.sort([*labelled, *unlabelled]), labelled))
-    xp = xp_partners(stars, miles.FWHM, mastar.read(libraries / "mastarhc_v2"))
-    prepared = {
-        "miles": lambda: (to_lamost(stars, fwhm=miles.FWHM), miles.FWHM),
-        "miles-grism": lambda: (
-            to_lamost(grism.degrade(stars, fwhm_from=miles.FWHM), fwhm=grism.FWHM),
-            grism.FWHM,
-        ),
-    }
-    truth, fe_h = stars.meta[label], stars.meta["fe_h"]
-    found = []
-    for name in names:
-        lamost, fwhm = prepared[name]()
-        found.append(
-            make_target(name, lamost, truth, label=label, fe_h=fe_h, usable=usable, xp=xp, fwhm=fwhm)
-        )
-    return found
+    chosen = np.sort(np.concatenate([labelled, unlabelled]))
+    return targets_of(stars[chosen], miles.FWHM, np.isin(chosen, labelled), libraries, names, label)

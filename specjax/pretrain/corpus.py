@@ -89,7 +89,7 @@ def build(libraries: Path, say: Say = silent, *, degraded: bool = False) -> tupl
     """
     say("reading MILES and STELIB")
     source = _source_stars(libraries)
-    labels = np.stack([source.meta[name] for name in LABELS], axis=1)
+    labels = label_table(source)
     keep = in_range(labels)
     if not keep.any():
         raise DataError(
@@ -146,6 +146,11 @@ def out_of_range_stars(
         copies = [_degraded_copies(stars, fill, say)] if degraded else []
         found[str(flag)] = np.concatenate([flux[:, None], *copies], axis=1)[good]
     return found
+
+
+def label_table(spectra: Spectra) -> FloatArray:
+    """Return the labels LABELS (n, 3) of spectra: K, dex and dex, NaN where unknown."""
+    return np.stack([spectra.meta[name] for name in LABELS], axis=1)
 
 
 def in_range(labels: FloatArray) -> BoolArray:
