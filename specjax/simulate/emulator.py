@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from specjax.errors import DataError, ModelError
-from specjax.simulate.labels import LABELS, Domain, microturbulence
+from specjax.simulate.labels import LABELS, Domain, as_text, microturbulence
 from specjax.simulate.process import Components, LabelProcess, Shape, find_shape
 from specjax.typing import AnyArray, Float32Array, FloatArray, Tree
 
@@ -158,12 +158,9 @@ class Emulator:
         outside = self.domain.outside(labels)
         if (outside != "").any():
             star = int(np.flatnonzero(outside != "")[0])
-            values = ", ".join(
-                f"{name} {value:.4g}" for name, value in zip(LABELS, labels[star], strict=True)
-            )
             raise DataError(
                 f"{(outside != '').sum()} of {len(labels)} stars are outside the grid of the emulator,"
-                f" first star {star} ({values}) in {outside[star]}"
+                f" first star {star} ({as_text(labels[star])}) in {outside[star]}"
             )
         return labels
 

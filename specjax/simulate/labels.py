@@ -44,6 +44,11 @@ def microturbulence(teff: Any, logg: Any, fe_h: Any, *, numpy: ModuleType = np) 
     return numpy.clip(numpy.where(dwarf, low, high) + common, 0.5, 4.5)
 
 
+def as_text(labels: FloatArray) -> str:
+    """Return the labels (5,) of a star for a message."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in zip(LABELS, labels, strict=True))
+
+
 @dataclass(frozen=True)
 class Domain:
     """The labels that a grid of spectra covers.

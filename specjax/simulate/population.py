@@ -16,7 +16,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from specjax.errors import ConfigError, DataError
-from specjax.simulate.labels import LABELS, Domain, microturbulence
+from specjax.simulate.labels import LABELS, Domain, as_text, microturbulence
 from specjax.surveys.io.tables import floats, id_texts, read_table
 from specjax.typing import FloatArray, StrArray
 
@@ -360,9 +360,8 @@ def _refusal(
     """Return the message about the stars of a table that cannot be simulated."""
     star = int(np.flatnonzero(~inside)[0])
     name = f"row {star}" if ids is None else str(ids[star])
-    values = ", ".join(f"{label} {value:.4g}" for label, value in zip(LABELS, labels[star], strict=True))
     reason = domain.outside(labels[star : star + 1])[0] or f"velocity {velocity[star]:.4g} km/s"
     return (
         f"{path}: {(~inside).sum()} of {len(labels)} stars are outside the grid of the emulator,"
-        f" first {name} ({values}) in {reason}"
+        f" first {name} ({as_text(labels[star])}) in {reason}"
     )
