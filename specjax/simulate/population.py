@@ -72,7 +72,7 @@ class _Random:
         labels, velocity = np.empty((count, len(LABELS))), np.empty(count)
         pending, rejected = np.arange(count), 0
         for attempt in range(_ATTEMPTS):
-            numbers = np.asarray(_uniform(key, first, attempt, count), np.float64)[pending]
+            numbers = _uniform(key, first, attempt, count)[pending]
             found, speed = self.sample(numbers)
             rounded = [np.round(values, digits) for values, digits in zip(found.T, _DIGITS, strict=True)]
             found = np.stack(rounded, axis=1)
@@ -326,13 +326,19 @@ def _truncated_normal(
     return np.asarray(sigma * ndtri(outside + uniform * (1 - 2 * outside)))
 
 
+def _uniform(key: jax.Array, first: int, attempt: int, count: int) -> FloatArray:
+    """Return the uniform random numbers (count, 9) of stars from `first` on; never 0 or 1."""
+    # From integers, since compiled float32 arithmetic may round a star by where in the batch it is.
+    return (np.asarray(_bits(key, first, attempt, count), np.float64) + 0.5) / 2.0**32
+
+
 @functools.partial(jax.jit, static_argnames="count")
-def _uniform(key: jax.Array, first: Any, attempt: Any, count: int) -> jax.Array:
-    """Return the uniform random numbers (count, 9) of stars from `first` on; never exactly 0 or 1."""
+def _bits(key: jax.Array, first: Any, attempt: Any, count: int) -> jax.Array:
+    """Return the random bits, uint32 (count, 9), of stars from `first` on."""
 
     def star(number: jax.Array) -> jax.Array:
         own = jax.random.fold_in(jax.random.fold_in(key, number), attempt)
-        return jax.random.uniform(own, (_NUMBERS,), minval=1e-6, maxval=1 - 1e-6)
+        return jax.random.bits(own, (_NUMBERS,))
 
     return jax.vmap(star)(first + jax.numpy.arange(count))
 
