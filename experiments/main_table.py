@@ -187,8 +187,9 @@ class Baselines:
         variance = pixel_variance(target.labelled)
         labels = _library(target.name).star_labels(self.libraries, target.labelled.id)
         cannon = run_cannon(flux, variance, labels, splits.train, splits.test, jobs=core_count())
-        source = self.source.smoothed(delivered_fwhm(target.fwhm))
-        model = Payne.train(source, self.source.labels, cache_folder(), say)
+        stars = self.source.smoothed(delivered_fwhm(target.fwhm)), self.source.labels
+        shape = self.source.shape
+        model = Payne.train(*stars, cache_folder(), say) if shape is None else Payne.emulate(*stars, shape)
         payne = model.predict(flux, variance)[:, 2]
         affine = recalibrate_seeds(payne, target.truth, splits.train, splits.test)
         return {

@@ -1,18 +1,20 @@
-"""The Payne (Ting et al. 2019, ApJ 879, 69, arXiv:1804.01530), trained on the source stars.
+"""The Payne (Ting et al. 2019, ApJ 879, 69, arXiv:1804.01530), fitted to the source stars.
 
-A small network predicts the spectrum from the labels. It is trained on the source stars at the resolution of
-the target, once per resolution; the weights are cached. Where the stars are observed ones, this is the
-data-driven Payne (Xiang et al. 2019, ApJS 245, 34). The labels of a target star are those whose spectrum fits
-best, given the noise, the scatter of the source stars about the network in each pixel, and errors of
-continuum and flux calibration of the size that pretraining assumes. It sees no label of a target star.
+A model predicts the spectrum from the labels. It is fitted to the source stars at the resolution of the
+target, once per resolution. For simulated stars, it is the Gaussian process of their emulator (as in
+Starfish, Czekala et al. 2015, ApJ 812, 128). For observed stars, it is a small network, whose weights are
+cached: the data-driven Payne (Xiang et al. 2019, ApJS 245, 34). The labels of a target star are those whose
+spectrum fits best, given the noise, the scatter of the source stars about the model in each pixel, and errors
+of continuum and flux calibration of the size that pretraining assumes. It sees no label of a target star.
 """
 
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import flax.linen as nn
 import jax
@@ -30,6 +32,7 @@ from specjax.pretrain.corpus import MILES_FWHM
 from specjax.pretrain.loop import StageAux, run_stage
 from specjax.progress import Say, silent
 from specjax.report.results import plain
+from specjax.simulate.process import Components, LabelProcess, Shape
 from specjax.train.losses import pseudo_huber
 from specjax.typing import AnyArray, Float32Array, FloatArray, Tree
 
@@ -38,6 +41,7 @@ STAGE = StageConfig(steps=2000, batch=128, learning_rate=3e-3, chunk=1000)
 ROBUST = 0.03  # residual beyond which the loss is linear, because some stars have wrong labels
 CALIBRATION = AugmentConfig()  # its `continuum` and `response`
 MIN_SCATTER = 1e-3  # relative to the continuum
+COMPONENTS = 80  # of the emulator, as in pretraining
 
 
 class SpectrumNetwork(nn.Module):
@@ -57,17 +61,19 @@ class SpectrumNetwork(nn.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Payne:
-    """A trained network with the labels of its training stars.
+    """A fitted model of spectra with the labels of its training stars.
 
     Attributes:
-        params: of a `SpectrumNetwork` with p pixels.
+        params: of the model.
+        model: (params, standardised labels (..., k)) -> flux (..., p).
         mean: (k,) of the labels of the training stars.
         std: (k,) their standard deviation.
         labels: (m, k) their standardised labels, which bound those of other stars.
-        scatter: (p,) variance of the flux of the training stars about the network.
+        scatter: (p,) variance of the flux of the training stars about the model.
     """
 
     params: Tree
+    model: Callable[[Tree, jax.Array], jax.Array]
     mean: FloatArray
     std: FloatArray
     labels: FloatArray
@@ -75,12 +81,8 @@ class Payne:
 
     @classmethod
     def train(cls, flux: Float32Array, labels: FloatArray, cache: Path, say: Say = silent) -> Self:
-        """Train on spectra (m, p) and labels (m, k), or take the weights from the cache.
-
-        The scatter is the squared median absolute deviation of the residuals, scaled as for a Gaussian.
-        """
-        mean, std = labels.mean(axis=0), labels.std(axis=0)
-        standard = (labels - mean) / std
+        """Train a network on spectra (m, p) and labels (m, k), or take its weights from the cache."""
+        standard = (labels - labels.mean(axis=0)) / labels.std(axis=0)
         network = SpectrumNetwork(flux.shape[1])
         content = json.dumps([plain(STAGE), list(network.widths), ROBUST]).encode()
         content += flux.tobytes() + labels.tobytes()
@@ -90,10 +92,42 @@ class Payne:
         except ModelError:
             params = _train(network, flux, standard, say)
             save_model(folder, config={}, arrays=jax.tree.map(np.asarray, params))
-        residual = flux - apply(network, {"params": params}, jnp.asarray(standard, jnp.float32))
+
+        def model(params: Tree, labels: jax.Array) -> jax.Array:
+            return apply(network, {"params": params}, labels)
+
+        return cls._of(params, model, flux, labels)
+
+    @classmethod
+    def emulate(cls, flux: Float32Array, labels: FloatArray, shape: Shape) -> Self:
+        """Fit the process of an emulator to spectra (m, p) and its labels (m, 5)."""
+        parts = Components.of(flux.astype(np.float64), COMPONENTS)
+        process = LabelProcess.fit(labels, parts.scores, shape)
+        mean, std = (np.asarray(values, np.float32) for values in (labels.mean(axis=0), labels.std(axis=0)))
+
+        def model(params: Tree, labels: jax.Array) -> jax.Array:
+            process, mean_flux, vectors = params
+            scores = process(jnp.atleast_2d(labels) * std + mean)
+            spectra = mean_flux + jnp.matmul(scores, vectors, precision="highest")
+            return cast(jax.Array, spectra.reshape(*labels.shape[:-1], -1))
+
+        return cls._of((process, parts.mean, parts.vectors), model, flux, labels)
+
+    @classmethod
+    def _of(
+        cls,
+        params: Tree,
+        model: Callable[[Tree, jax.Array], jax.Array],
+        flux: Float32Array,
+        labels: FloatArray,
+    ) -> Self:
+        """Add the scatter, the squared median absolute deviation of the residuals, scaled as for a Gaussian."""
+        mean, std = labels.mean(axis=0), labels.std(axis=0)
+        standard = (labels - mean) / std
+        residual = flux - np.asarray(jax.jit(model)(params, jnp.asarray(standard, jnp.float32)))
         deviation = 1.4826 * np.median(np.abs(residual - np.median(residual, axis=0)), axis=0)
         scatter = np.maximum(deviation, MIN_SCATTER).astype(np.float64) ** 2
-        return cls(params=params, mean=mean, std=std, labels=standard, scatter=scatter)
+        return cls(params=params, model=model, mean=mean, std=std, labels=standard, scatter=scatter)
 
     def flux(self, labels: FloatArray) -> FloatArray:
         """Return the flux (..., p) expected at standardised labels (..., k)."""
@@ -126,12 +160,7 @@ class Payne:
 
     @cached_property
     def _programs(self) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
-        network = SpectrumNetwork(len(self.scatter))
-
-        def flux(params: Tree, labels: jax.Array) -> jax.Array:
-            return apply(network, {"params": params}, labels)
-
-        return jax.jit(flux), jax.jit(jax.jacfwd(flux, argnums=1))
+        return jax.jit(self.model), jax.jit(jax.jacfwd(self.model, argnums=1))
 
 
 def calibration_errors(pixels: int) -> FloatArray:

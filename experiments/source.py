@@ -13,6 +13,7 @@ from specjax.pretrain.batches import Material, make_data
 from specjax.pretrain.config import PretrainConfig
 from specjax.progress import Say, silent
 from specjax.simulate.emulator import shipped
+from specjax.simulate.process import Shape
 from specjax.surveys import mastar, miles
 from specjax.typing import Float32Array, FloatArray
 
@@ -22,11 +23,13 @@ class Source(NamedTuple):
 
     Attributes:
         flux: (m, p) normalised, on the LAMOST grid.
-        labels: (m, 3) Teff (K), log g (dex), [Fe/H] (dex).
+        labels: (m, 3) Teff (K), log g (dex), [Fe/H] (dex); for simulated stars (m, 5), see
+            `simulate.labels.LABELS`.
         material: draws augmented batches of such stars, as for the foundation model.
         fill: fills missing pixels.
         smoothed: FWHM in Angstrom -> flux (m, p) at that resolution, smoothed before the continuum is fitted,
             as that of a target is.
+        shape: covariance of the process that emulates simulated stars; None for observed ones.
     """
 
     flux: Float32Array
@@ -34,6 +37,7 @@ class Source(NamedTuple):
     material: Material
     fill: PrincipalFill
     smoothed: Callable[[float], Float32Array]
+    shape: Shape | None = None
 
 
 def observed_source(libraries: Path, say: Say = silent) -> Source:
@@ -61,4 +65,4 @@ def simulated_source(libraries: Path, say: Say = silent) -> Source:
         return to_lamost(spectra, fwhm=miles.FWHM, fwhm_to=fwhm).flux.astype(np.float32)
 
     material = simulated.make_material(stars, config)
-    return Source(stars.flux[:, 0], stars.labels[:, :3], material, fill, smoothed)
+    return Source(stars.flux[:, 0], stars.labels, material, fill, smoothed, stars.shape)

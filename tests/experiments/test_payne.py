@@ -4,7 +4,9 @@ import pytest
 from experiments import payne
 from experiments.payne import Payne, calibration_errors, delivered_fwhm
 from specjax.pretrain.config import StageConfig
+from specjax.simulate.process import Shape
 from tests import synthetic
+from tests.simulate.test_labels import grid
 
 PIXELS = 300
 
@@ -116,3 +118,16 @@ def test_labels_stay_within_those_of_the_source(model):
     found = model.predict(wild, noise(wild))
     low, high = (model.mean + model.std * bound for bound in (model.labels.min(0), model.labels.max(0)))
     assert ((found >= low) & (found <= high)).all()
+
+
+def test_an_emulator_takes_the_place_of_the_network():
+    """Spectra whose lines obey three of its five labels; the other two change nothing."""
+    values = grid(150)
+    flux = spectra(values[:, :3], 1)
+    model = Payne.emulate(flux.astype(np.float32), values, Shape(np.array([1.5, 2.0, 2.0, 5.0, 5.0]), 1e-3))
+    x = 0.5 * model.labels[0]
+    differences = [(model.flux(x + h) - model.flux(x - h)) / 0.02 for h in 0.01 * np.eye(5)]
+    np.testing.assert_allclose(model.jacobian(x), np.transpose(differences), atol=3e-4)  # float32 over 0.02
+    truth = model.labels[:20]
+    found = (model.predict(flux[:20], noise(flux[:20], 0.003)) - model.mean) / model.std
+    assert (np.std(found[:, :3] - truth[:, :3], axis=0) < 0.3).all()
