@@ -186,7 +186,8 @@ def _train(network: SpectrumMlp, source: Source, say: Say) -> Tree:
         draw_key, drop = jax.random.split(key)
         batch = material.draw(draw_key, data, STAGE.batch, AUGMENT)
         predicted = apply(network, {"params": params}, batch["flux"], False, rngs={"dropout": drop})
-        return label_loss(predicted, batch["labels"][:, : predicted.shape[1]]), (stats, {})
+        labels = batch["labels"][:, : predicted.shape[1]]
+        return label_loss(predicted, labels, batch["weight"]), (stats, {})
 
     key = jax.random.key(0)
     params = network.init(key, jnp.asarray(source.flux[:1]))["params"]

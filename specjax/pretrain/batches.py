@@ -45,7 +45,10 @@ class ValidationStars:
 
 
 Draw = Callable[[jax.Array, Tree, int, AugmentConfig], Tree]
-"""(key, data, size, augmentation) -> a batch: flux, valid, xp_flux, xp_valid and standardised labels."""
+"""(key, data, size, augmentation) -> a batch: flux, valid, xp_flux, xp_valid, standardised labels and weight.
+
+The weight (n,) is that of a star in the losses of the labels.
+"""
 
 
 class Material(NamedTuple):
@@ -126,8 +129,16 @@ def draw_batch(key: jax.Array, data: Tree, batch: int, config: AugmentConfig) ->
     flux, valid = _augmented(resolve, vary, weights, data, config)
     xp_valid = data["xp_valid"][index] & data["xp_valid"][partner]
     xp_flux, xp_valid = extend_blue(blue, xp_flux, xp_valid)
-    drawn = {"flux": flux, "valid": valid, "xp_flux": xp_flux, "xp_valid": xp_valid, "labels": labels}
-    return shard_batch(drawn)
+    return shard_batch(
+        {
+            "flux": flux,
+            "valid": valid,
+            "xp_flux": xp_flux,
+            "xp_valid": xp_valid,
+            "labels": labels,
+            "weight": jnp.ones(batch),
+        }
+    )
 
 
 def _augmented(

@@ -42,6 +42,7 @@ class PretrainConfig:
     neighbours: int = 6  # nearest stars in label space, with which a star may be mixed
     masked_weight: float = 0.1  # of masked modelling in the loss of the backbone
     label_weight: float = 1.0  # of the labels in the losses of backbone and alignment
+    cool_weight: float = 1.0  # of simulated stars below 4600 K in the losses of the labels
     xp_noise: float = 0.01  # standard deviation, relative to the flux at 550 nm
     head_pool: int = 20480  # augmented spectra on whose features the heads train
     augment: AugmentConfig = AugmentConfig(noise=(0.003, 0.05), degraded_probability=0.5)  # for the towers

@@ -66,7 +66,7 @@ class HeadTraining:
     def run(self, variables: Tree, out_of_range: Mapping[str, AnyArray], key: jax.Array) -> Trained:
         """Train both heads on the features of the towers in `variables`; see `fit_ood` for `out_of_range`."""
         params, batch_stats = dict(variables["params"]), dict(variables["batch_stats"])
-        pools, labels = self.feature_pool(variables, key)
+        pools, truth = self.feature_pool(variables, key)
         ood = self.fit_ood(variables, pools["mlp1"], out_of_range, key)
         stats: Tree = {}
         validation = self._validation_features(variables)
@@ -76,24 +76,29 @@ class HeadTraining:
             standard = (pool - scaler["feature_mean"]) / scaler["feature_std"]
             scored = (validation[name] - scaler["feature_mean"]) / scaler["feature_std"]
             head = self.head.init(key, pool[:2])
-            data = {"pool": standard, "labels": labels}
+            data = {"pool": standard, **truth}
             params[name], batch_stats[name] = self._train(name, head, data, scored, key)
         variables = {"params": params, "batch_stats": batch_stats}
         return Trained(variables, jax.tree.map(np.asarray, stats), ood)
 
-    def feature_pool(self, variables: Tree, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
-        """Draw and embed `head_pool` augmented spectra: {head: (pool, d)} and labels (pool, k)."""
+    def feature_pool(self, variables: Tree, key: jax.Array) -> tuple[dict[str, jax.Array], Tree]:
+        """Draw and embed `head_pool` augmented spectra.
+
+        Returns:
+            {head: (pool, d)} and their "labels" (pool, k) and "weight" (pool,).
+        """
         config = self.config
         make = jax.jit(lambda key, data: self.draw(key, data, AT_ONCE, config.head_augment))
         features: dict[str, list[jax.Array]] = {"mlp1": [], "mlp2": []}
-        labels = []
+        truth = []
         for index in range(config.head_pool // AT_ONCE):
             batch = make(jax.random.fold_in(key, index), self.data)
             for name, values in self.features(variables, batch["flux"], batch["valid"]).items():
                 features[name].append(values)
-            labels.append(batch["labels"])
-        self.say(f"heads: features of {AT_ONCE * len(labels)} augmented spectra")
-        return {name: jnp.concatenate(values) for name, values in features.items()}, jnp.concatenate(labels)
+            truth.append({name: batch[name] for name in ("labels", "weight")})
+        self.say(f"heads: features of {AT_ONCE * len(truth)} augmented spectra")
+        joined = {name: jnp.concatenate(values) for name, values in features.items()}
+        return joined, jax.tree.map(lambda *parts: jnp.concatenate(parts), *truth)
 
     def fit_ood(
         self, variables: Tree, inside: jax.Array, out_of_range: Mapping[str, AnyArray], key: jax.Array
@@ -192,6 +197,6 @@ def _head_loss(head: LabelHead, size: int) -> StageLoss:
             mutable=["batch_stats"],
         )
         targets = jnp.broadcast_to(batch["labels"], predicted.shape)
-        return label_loss(predicted, targets), (updates["batch_stats"], {})
+        return label_loss(predicted, targets, batch["weight"]), (updates["batch_stats"], {})
 
     return loss

@@ -53,7 +53,7 @@ def backbone_loss(config: PretrainConfig, model_config: ModelConfig, draw: Draw)
         head = params.model["head"]
         masked = losses.masked_modelling(embedded @ head["kernel"] + head["bias"], tokens, hidden)
         predicted = apply(auxiliary_head, {"params": params.auxiliary_head}, embedded.mean(axis=1))
-        labels = losses.label_loss(predicted, batch["labels"])
+        labels = losses.label_loss(predicted, batch["labels"], batch["weight"])
         total = config.masked_weight * masked + config.label_weight * labels
         return total, (stats, {"masked": masked, "labels": labels})
 
@@ -104,7 +104,7 @@ def alignment_loss(config: PretrainConfig, model_config: ModelConfig, draw: Draw
         contrastive = losses.contrastive(z_xp, z_lamost)
         reconstruction, cross_prediction = _decoder_losses(decoded, batch)
         predicted = apply(auxiliary_head, {"params": params.auxiliary_head}, z_lamost)
-        labels = losses.label_loss(predicted, batch["labels"])
+        labels = losses.label_loss(predicted, batch["labels"], batch["weight"])
         total = contrastive + reconstruction + cross_prediction + config.label_weight * labels
         metrics = {
             "contrastive": contrastive,

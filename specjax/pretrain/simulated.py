@@ -52,6 +52,8 @@ _JOIN = 40  # pixels (46 A) over which a continuation is scaled
 _AT_ONCE = 128
 _VALIDATION = 512
 MIN_VMICRO = 0.5  # km/s
+COOL = 4600.0
+"""Teff in K below which simulated features are too strong, see `PretrainConfig.cool_weight`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -198,6 +200,7 @@ def make_material(stars: SimulatedStars, config: PretrainConfig) -> Material:
         "xp_mean": xp.mean,
         "xp_components": xp.vectors,
         "xp_valid": stars.xp_valid,
+        "cool_weight": np.float32(config.cool_weight),
         **scaler,
     }
     data = jax.tree.map(jnp.asarray, data)
@@ -209,19 +212,25 @@ def make_material(stars: SimulatedStars, config: PretrainConfig) -> Material:
 
 def draw_batch(key: jax.Array, data: Tree, batch: int, config: AugmentConfig) -> Tree:
     """Draw a batch of simulated stars, see `batches.Draw`: new labels, a resolution, and the augmentation."""
-    choose, move, resolve, vary, blue = jax.random.split(key, 5)
+    choose, move, resolve, vary, blue, calibrate = jax.random.split(key, 6)
     labels = _draw_labels(choose, move, data, batch, config.moving)
     column = _draw_resolutions(resolve, batch, len(data["noise_width"]), config.degraded_probability)
     flux = _flux(data, labels, column)
     flux, valid = augment(vary, flux, config, column > 0, data["noise_width"][column])
     xp_flux = data["xp_mean"] + data["partners"](labels) @ data["xp_components"]
-    xp_flux *= 1 + _xp_errors(jax.random.fold_in(vary, 0), xp_flux.shape)
+    xp_flux *= 1 + _xp_errors(calibrate, xp_flux.shape)
     xp_valid = jnp.broadcast_to(data["xp_valid"], xp_flux.shape)
     xp_flux, xp_valid = extend_blue(blue, jnp.where(xp_valid, xp_flux, 0.0), xp_valid)
     targets = jnp.stack([labels[:, LABELS.index(name)] for name in TARGETS], axis=1)
-    targets = (targets - data["label_mean"]) / data["label_std"]
     return shard_batch(
-        {"flux": flux, "valid": valid, "xp_flux": xp_flux, "xp_valid": xp_valid, "labels": targets}
+        {
+            "flux": flux,
+            "valid": valid,
+            "xp_flux": xp_flux,
+            "xp_valid": xp_valid,
+            "labels": (targets - data["label_mean"]) / data["label_std"],
+            "weight": jnp.where(labels[:, 0] < COOL, data["cool_weight"], 1.0),
+        }
     )
 
 

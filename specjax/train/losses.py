@@ -104,6 +104,10 @@ def pseudo_huber_loss(residual: jax.Array, weight: jax.Array) -> jax.Array:
     return (pseudo_huber(residual) * weight).sum() / jnp.maximum(weight.sum(), 1e-6)
 
 
-def label_loss(predicted: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean of `pseudo_huber` over standardised labels of one shape, none of which is missing."""
-    return pseudo_huber_loss(predicted - labels, jnp.ones_like(labels))
+def label_loss(predicted: jax.Array, labels: jax.Array, weight: jax.Array | None = None) -> jax.Array:
+    """Mean of `pseudo_huber` over standardised labels of one shape, none of which is missing.
+
+    With a weight (n,) for each star, labels are (..., n, k).
+    """
+    every = jnp.ones_like(labels)
+    return pseudo_huber_loss(predicted - labels, every if weight is None else weight[:, None] * every)

@@ -99,7 +99,7 @@ def test_drawn_spectra_are_those_of_the_drawn_labels(stars, material):
     """With labels that the grid does not have, against the whole way through the preprocessing."""
     config = dataclasses.replace(PLAIN, moving=0.3)
     batch = material.draw(jax.random.key(0), material.data, 16, config)
-    labels = simulated._draw_labels(*jax.random.split(jax.random.key(0), 5)[:2], material.data, 16, 0.3)
+    labels = simulated._draw_labels(*jax.random.split(jax.random.key(0), 6)[:2], material.data, 16, 0.3)
     drawn = np.asarray(labels, np.float64)
     assert (np.abs(drawn[:, None] - stars.labels).max(axis=2).min(axis=1) > 1e-3).any()
     targets = (drawn[:, :4] - material.scaler["label_mean"]) / material.scaler["label_std"]
@@ -142,6 +142,15 @@ def test_batches_follow_their_key_and_are_complete(material):
     chex.assert_shape(first["labels"], (32, 4))
     chex.assert_tree_all_finite(first)
     assert (first["xp_flux"][~first["xp_valid"]] == 0).all()
+
+
+def test_cool_stars_have_the_weight_of_the_settings(stars):
+    material = simulated.make_material(stars, dataclasses.replace(CONFIG, cool_weight=0.25))
+    batch = material.draw(jax.random.key(0), material.data, 64, PLAIN)
+    teff = batch["labels"][:, 0] * material.scaler["label_std"][0] + material.scaler["label_mean"][0]
+    cool = np.asarray(teff) < simulated.COOL
+    assert 0 < cool.sum() < 64
+    np.testing.assert_array_equal(batch["weight"], np.where(cool, 0.25, 1.0))
 
 
 def test_the_grid_covers_what_the_continuum_needs():

@@ -124,9 +124,11 @@ class TestStages:
         assert model.translate(pairs.flux, source="lamost", target="gaia_xp").shape == pairs.xp_flux.shape
 
     def test_heads_read_features_standardised_over_the_augmented_spectra(self, stages):
-        _, stats, _, (pools, labels) = stages
+        _, stats, _, (pools, truth) = stages
+        chex.assert_shape(truth["labels"], (CONFIG.head_pool, 2))
+        chex.assert_shape(truth["weight"], (CONFIG.head_pool,))
         for head, pool in pools.items():
-            assert len(pool) == len(labels) == CONFIG.head_pool
+            assert len(pool) == CONFIG.head_pool
             # float32 sums of 512 numbers
             np.testing.assert_allclose(stats[head]["feature_mean"], pool.mean(0), rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(stats[head]["feature_std"], pool.std(0), rtol=1e-4, atol=1e-5)

@@ -203,6 +203,12 @@ class TestPseudoHuberLoss:
         expected = losses.pseudo_huber(residual - labels).mean()
         np.testing.assert_allclose(losses.label_loss(residual, labels), expected, rtol=1e-6)  # float32 sums
 
+    def test_stars_of_weight_zero_do_not_count(self):
+        predicted, labels = normal(3, 5, 2), normal(3, 5, 2, seed=1)
+        weight = jnp.asarray([1.0, 0.0, 1.0, 1.0, 0.0])
+        expected = losses.label_loss(predicted[:, [0, 2, 3]], labels[:, [0, 2, 3]])
+        np.testing.assert_allclose(losses.label_loss(predicted, labels, weight), expected, rtol=1e-6)
+
     def test_weights(self):
         residual = normal(6)
         weight = jnp.asarray([1.0, 2.0, 0.0, 1.0, 0.0, 0.5])
