@@ -121,7 +121,7 @@ class Payne:
         flux: Float32Array,
         labels: FloatArray,
     ) -> Self:
-        """Add the scatter, the squared median absolute deviation of the residuals, scaled as for a Gaussian."""
+        """Add the scatter: the median absolute deviation of the residuals, as for a Gaussian, squared."""
         mean, std = labels.mean(axis=0), labels.std(axis=0)
         standard = (labels - mean) / std
         residual = flux - np.asarray(jax.jit(model)(params, jnp.asarray(standard, jnp.float32)))
