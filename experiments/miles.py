@@ -2,59 +2,24 @@
 
 785 MILES stars have all labels and 3800-7500 K. Of these, 495 are the labelled stars of the target and 164
 its unlabelled ones, as many as in the paper. The other 126 are development stars: what was decided for
-`mini-physics` was decided on them, and they are part of no table. Its other settings (augmentation, rates and
-later stages) are those of `mini`, for which MILES stars with labels were held out.
+`mini-physics` was decided on them, it has seen spectra of most of them, without labels, and they are part of
+no table. Its other settings (augmentation, rates and later stages) are those of `mini`, for which MILES stars
+with labels were held out.
 """
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from experiments.libraries import targets_of
 from specjax.adapt.target import Target
-from specjax.errors import DataError
-from specjax.pretrain.corpus import in_range, label_table
-from specjax.spectra import Spectra
+from specjax.pretrain.corpus import label_table, miles_parts, read_miles
 from specjax.surveys import miles
-from specjax.typing import FloatArray, IntArray, StrArray
+from specjax.typing import FloatArray, StrArray
 
 NAMES = ("miles", "miles-grism")
-LABELLED, UNLABELLED = 495, 164
 TRAIN, VALIDATE = 89, 9
 """Training and validation stars of each seed; the other 396 labelled stars are test stars."""
-
-
-class Parts(NamedTuple):
-    """Rows of the stars with labels in range."""
-
-    labelled: IntArray
-    unlabelled: IntArray
-    development: IntArray
-
-
-def parts(count: int) -> Parts:
-    """Divide `count` stars at random, always in the same way.
-
-    Raises:
-        DataError: there are too few.
-    """
-    if count < LABELLED + UNLABELLED:
-        raise DataError(f"{count} MILES stars are too few for {LABELLED} labelled and {UNLABELLED} others")
-    order = np.random.default_rng(0).permutation(count)
-    development = count - LABELLED - UNLABELLED
-    cuts = np.split(order, [development, development + UNLABELLED])
-    return Parts(*(np.sort(cuts[k]) for k in (2, 1, 0)))
-
-
-def read_stars(libraries: Path) -> Spectra:
-    """Read the MILES stars with all labels and 3800-7500 K.
-
-    Their spectra are in the rest frame. Saying so spares them a velocity measured from the lines, which at
-    low resolution is uncertain enough to have a few of them flagged as too fast.
-    """
-    stars = miles.read(libraries / "miles")
-    return stars.with_meta(redshift=np.zeros(len(stars)))[in_range(label_table(stars))]
 
 
 def star_labels(libraries: Path, ids: StrArray) -> FloatArray:
@@ -73,7 +38,7 @@ def make_targets(libraries: Path, names: tuple[str, ...] = NAMES, label: str = "
         names: targets to build, any of `NAMES`.
         label: label to adapt to.
     """
-    stars = read_stars(libraries)
-    labelled, unlabelled, _ = parts(len(stars))
+    stars = read_miles(libraries)
+    labelled, unlabelled, _ = miles_parts(len(stars))
     chosen = np.sort(np.concatenate([labelled, unlabelled]))
     return targets_of(stars[chosen], miles.FWHM, np.isin(chosen, labelled), libraries, names, label)

@@ -34,6 +34,7 @@ class AugmentConfig:
         moving: standard deviation of the change of each standardised label, see `label_model`.
         degraded_probability: probability of drawing a star at one of its lower resolutions.
         degraded_noise: as `noise`, for degraded copies, whose noise is smoothed as preprocessing smooths it.
+        observed_probability: probability of an observed star without labels in place of a simulated one.
         gap_probability: probability of one missing stretch.
         gap_width: largest width of that stretch in pixels.
 
@@ -52,6 +53,7 @@ class AugmentConfig:
     moving: float = 0.3
     degraded_probability: float = 0.0
     degraded_noise: tuple[float, float] = (0.01, 0.08)
+    observed_probability: float = 0.0
     gap_probability: float = 0.1
     gap_width: int = 250
 

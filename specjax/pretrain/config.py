@@ -69,4 +69,6 @@ class PretrainConfig:
 # Every batch is new, so that the stages can be longer without learning stars by heart.
 _PHYSICS: dict[str, Any] = {
     "backbone": StageConfig(steps=6000, batch=64, learning_rate=1.5e-3, chunk=500),
+    "cool_weight": 0.3,
+    "augment": dataclasses.replace(PretrainConfig().augment, observed_probability=0.25),
 }

@@ -9,7 +9,7 @@ is drawn anew in every batch. Stars that are also in STELIB are excluded: they a
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,8 @@ MILES_FWHM = 2.5  # Angstrom
 DEGRADED_FWHM = tuple(np.geomspace(5, 32, 8).round(1).tolist())  # Angstrom
 NOISELESS = 1e6  # S/N
 FILL_COMPONENTS = 30
+MILES_LABELLED, MILES_UNLABELLED = 495, 164
+"""Stars of MILES as a target survey: as many as in the paper (arXiv 2507.20972)."""
 MIN_COMMON = 50  # XP samples (1000 A) needed to match a library spectrum
 
 
@@ -159,6 +161,47 @@ def in_range(labels: FloatArray) -> BoolArray:
     return np.isfinite(labels).all(axis=1) & (teff >= TEFF_RANGE[0]) & (teff <= TEFF_RANGE[1])
 
 
+class MilesParts(NamedTuple):
+    """Rows of the MILES stars with labels in range: a target of the experiments, and the others."""
+
+    labelled: IntArray
+    unlabelled: IntArray
+    development: IntArray
+
+
+def miles_parts(count: int) -> MilesParts:
+    """Divide `count` stars at random, always in the same way.
+
+    Raises:
+        DataError: there are too few.
+    """
+    if count < MILES_LABELLED + MILES_UNLABELLED:
+        raise DataError(
+            f"{count} MILES stars are too few for {MILES_LABELLED} labelled and {MILES_UNLABELLED} others"
+        )
+    order = np.random.default_rng(0).permutation(count)
+    development = count - MILES_LABELLED - MILES_UNLABELLED
+    cuts = np.split(order, [development, development + MILES_UNLABELLED])
+    return MilesParts(*(np.sort(cuts[k]) for k in (2, 1, 0)))
+
+
+def read_miles(libraries: Path) -> Spectra:
+    """Read the MILES stars with all labels and 3800-7500 K.
+
+    Their spectra are in the rest frame. Saying so spares them a velocity measured from the lines, which at
+    low resolution is uncertain enough to have a few of them flagged as too fast.
+    """
+    stars = miles.read(libraries / "miles")
+    return stars.with_meta(redshift=np.zeros(len(stars)))[in_range(label_table(stars))]
+
+
+def development_stars(libraries: Path) -> Spectra:
+    """Read the MILES stars that belong to no target of the experiments, STELIB included."""
+    stars = read_miles(libraries)
+    stars = stars[miles_parts(len(stars)).development]
+    return stars[~_in_stelib(stars, libraries)]
+
+
 def noise_width(fwhm: FloatArray) -> Float32Array:
     """Return the Gaussian sigma, in LAMOST pixels, by which `to_lamost` smooths spectra of FWHM (Angstrom).
 
@@ -173,8 +216,13 @@ def noise_width(fwhm: FloatArray) -> Float32Array:
 def _source_stars(libraries: Path) -> Spectra:
     """Read the MILES stars that are not in STELIB."""
     source = miles.read(libraries / "miles")
-    shared = common_stars(source.meta["name"], stelib.read(libraries / "stelib").meta["name"])
-    return source[np.array([normalise_star_name(name) not in shared for name in source.meta["name"]])]
+    return source[~_in_stelib(source, libraries)]
+
+
+def _in_stelib(stars: Spectra, libraries: Path) -> BoolArray:
+    """Return (n,) bool, True for the stars whose names are also in STELIB."""
+    shared = common_stars(stars.meta["name"], stelib.read(libraries / "stelib").meta["name"])
+    return np.array([normalise_star_name(name) in shared for name in stars.meta["name"]])
 
 
 def _degraded_copies(source: Spectra, fill: PrincipalFill, say: Say) -> Float32Array:

@@ -66,7 +66,7 @@ def autoencoder_loss(config: PretrainConfig, model_config: ModelConfig, draw: Dr
 
     def loss(params: Tree, stats: Tree, data: Tree, key: jax.Array) -> tuple[jax.Array, StageAux]:
         draw_key, noise_key = jax.random.split(key)
-        batch = draw(draw_key, data, config.autoencoder.batch, config.head_augment)
+        batch = draw(draw_key, data, config.autoencoder.batch, config.augment)
         noise = config.xp_noise * jax.random.normal(noise_key, batch["xp_flux"].shape)
         target = xp_vector(batch["xp_flux"], batch["xp_valid"])
         noisy = xp_vector(batch["xp_flux"] + noise, batch["xp_valid"])

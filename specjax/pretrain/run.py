@@ -117,8 +117,12 @@ def _observed(config: PretrainConfig, degraded: bool, say: Say) -> Corpus:
 
 
 def _simulated(config: PretrainConfig, degraded: bool, say: Say) -> Corpus:
-    """Build the corpus of simulated stars; of observed ones, only mean MaStar spectra are used."""
-    library = mastar.read(fetch_stellar_libraries() / "mastarhc_v2")
-    stars = simulated.build(shipped(), library, say, degraded=degraded)
+    """Build the corpus of simulated stars, and of observed ones without their labels."""
+    libraries = fetch_stellar_libraries()
+    library = mastar.read(libraries / "mastarhc_v2")
+    observed = corpus.development_stars(libraries), library
+    stars = simulated.build(shipped(), library, say, degraded=degraded, observed=observed)
     say(f"{len(stars.labels)} simulated stars, from which batches are drawn with new labels")
+    if stars.observed is not None:
+        say(f"{len(stars.observed.flux)} observed stars without labels")
     return Corpus(simulated.make_material(stars, config), simulated.fill_of(stars), {})

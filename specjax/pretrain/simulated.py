@@ -2,14 +2,17 @@
 
 The emulator's grid covers 3954 to 5648 A. Its spectra are therefore continued by those of mean MaStar
 spectra, chosen by their flux alone, so that the continuum is fitted over the same range as that of any
-survey, and the Gaia XP partner covers what MaStar covers. No label of an observed star enters, and no
-spectrum of MILES or STELIB.
+survey, and the Gaia XP partner covers what MaStar covers.
+
+Observed spectra without labels take the place of some simulated ones in masked modelling and alignment, with
+their own flux as far as it reaches as Gaia XP partner. No label of an observed star enters.
 
 Preprocessing is not linear in the flux, because of the continuum. So the spectra of the whole grid are
 preprocessed, at every resolution, and the same Gaussian process that emulates spectra is fitted to the
 results: drawing a batch then takes three small matrix products.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -57,6 +60,21 @@ COOL = 4600.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class ObservedStars:
+    """Observed stars without labels, after preprocessing.
+
+    Attributes:
+        flux: (m, 1 + k, 1462), as `SimulatedStars.flux`.
+        xp_flux: (m, 343) relative to the flux at 550 nm, 0 where missing.
+        xp_valid: (m, 343) False where missing.
+    """
+
+    flux: Float32Array
+    xp_flux: Float32Array
+    xp_valid: BoolArray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SimulatedStars:
     """The grid of the emulator after preprocessing.
 
@@ -69,6 +87,7 @@ class SimulatedStars:
         xp_valid: (343,) False where missing.
         shape: covariance of the emulator's process.
         planes: (m, 6) faces of its domain, for standardised features and 1.
+        observed: stars without labels; None if there are none.
     """
 
     id: StrArray
@@ -79,10 +98,16 @@ class SimulatedStars:
     xp_valid: BoolArray
     shape: Shape
     planes: FloatArray
+    observed: ObservedStars | None = None
 
 
 def build(
-    emulator: Emulator, library: Spectra, say: Say = silent, *, degraded: bool = False
+    emulator: Emulator,
+    library: Spectra,
+    say: Say = silent,
+    *,
+    degraded: bool = False,
+    observed: Sequence[Spectra] = (),
 ) -> SimulatedStars:
     """Preprocess the grid of an emulator.
 
@@ -91,6 +116,7 @@ def build(
         library: mean MaStar spectra, which continue the simulated ones.
         say: takes lines of progress.
         degraded: also at the resolutions DEGRADED_FWHM.
+        observed: observed spectra at the resolution of MILES, whose labels are not used.
     """
     say(f"simulating {len(emulator.labels)} stars")
     stars = continued(simulate(emulator), library)
@@ -100,6 +126,7 @@ def build(
     say(f"normalising the spectra at {len(resolutions)} resolutions")
     flux, good = _at_resolutions(stars, resolutions)
     good &= ~xp.mask.all(axis=1)
+    unlabelled = [_observed(spectra, resolutions, library) for spectra in observed]
     return SimulatedStars(
         id=stars.id[good],
         labels=emulator.labels[good],
@@ -109,6 +136,27 @@ def build(
         xp_valid=np.asarray(~xp.mask[good].any(axis=0)),
         shape=emulator.shape,
         planes=emulator.domain.faces(),
+        observed=_joined(unlabelled) if unlabelled else None,
+    )
+
+
+def _observed(stars: Spectra, resolutions: tuple[float, ...], library: Spectra) -> ObservedStars:
+    """Preprocess observed spectra, without those that lack pixels or have no Gaia XP partner."""
+    flux, good = _at_resolutions(stars, resolutions)
+    xp = xp_partners(stars, MILES_FWHM, library)
+    good &= ~xp.mask.all(axis=1)
+    return ObservedStars(
+        flux=flux[good],
+        xp_flux=np.where(xp.mask, 0.0, xp.flux)[good].astype(np.float32),
+        xp_valid=~xp.mask[good],
+    )
+
+
+def _joined(parts: Sequence[ObservedStars]) -> ObservedStars:
+    return ObservedStars(
+        flux=np.concatenate([part.flux for part in parts]),
+        xp_flux=np.concatenate([part.xp_flux for part in parts]),
+        xp_valid=np.concatenate([part.xp_valid for part in parts]),
     )
 
 
@@ -203,6 +251,8 @@ def make_material(stars: SimulatedStars, config: PretrainConfig) -> Material:
         "cool_weight": np.float32(config.cool_weight),
         **scaler,
     }
+    if stars.observed is not None:
+        data["observed"] = dict(stars.observed.__dict__)
     data = jax.tree.map(jnp.asarray, data)
     sample = draw_batch(jax.random.key(config.seed + 1), data, _VALIDATION, config.augment)
     labels = np.asarray(sample["labels"]) * scaler["label_std"] + scaler["label_mean"]
@@ -211,15 +261,26 @@ def make_material(stars: SimulatedStars, config: PretrainConfig) -> Material:
 
 
 def draw_batch(key: jax.Array, data: Tree, batch: int, config: AugmentConfig) -> Tree:
-    """Draw a batch of simulated stars, see `batches.Draw`: new labels, a resolution, and the augmentation."""
-    choose, move, resolve, vary, blue, calibrate = jax.random.split(key, 6)
+    """Draw a batch of stars, see `batches.Draw`: new labels, a resolution, and the augmentation.
+
+    Observed stars, which take the place of some simulated ones, have weight 0 in the losses of the labels.
+    """
+    choose, move, resolve, vary, blue, calibrate, replace = jax.random.split(key, 7)
     labels = _draw_labels(choose, move, data, batch, config.moving)
     column = _draw_resolutions(resolve, batch, len(data["noise_width"]), config.degraded_probability)
+    weight = jnp.where(labels[:, 0] < COOL, data["cool_weight"], 1.0)
     flux = _flux(data, labels, column)
-    flux, valid = augment(vary, flux, config, column > 0, data["noise_width"][column])
     xp_flux = data["xp_mean"] + data["partners"](labels) @ data["xp_components"]
-    xp_flux *= 1 + _xp_errors(calibrate, xp_flux.shape)
     xp_valid = jnp.broadcast_to(data["xp_valid"], xp_flux.shape)
+    if config.observed_probability and "observed" in data:
+        is_observed, star = _draw_observed(replace, batch, data, config.observed_probability)
+        others, mine = data["observed"], is_observed[:, None]
+        flux = jnp.where(mine, others["flux"][star, column], flux)
+        xp_flux = jnp.where(mine, others["xp_flux"][star], xp_flux)
+        xp_valid = jnp.where(mine, others["xp_valid"][star], xp_valid)
+        weight = jnp.where(is_observed, 0.0, weight)
+    flux, valid = augment(vary, flux, config, column > 0, data["noise_width"][column])
+    xp_flux *= 1 + _xp_errors(calibrate, xp_flux.shape)
     xp_flux, xp_valid = extend_blue(blue, jnp.where(xp_valid, xp_flux, 0.0), xp_valid)
     targets = jnp.stack([labels[:, LABELS.index(name)] for name in TARGETS], axis=1)
     return shard_batch(
@@ -229,9 +290,16 @@ def draw_batch(key: jax.Array, data: Tree, batch: int, config: AugmentConfig) ->
             "xp_flux": xp_flux,
             "xp_valid": xp_valid,
             "labels": (targets - data["label_mean"]) / data["label_std"],
-            "weight": jnp.where(labels[:, 0] < COOL, data["cool_weight"], 1.0),
+            "weight": weight,
         }
     )
+
+
+def _draw_observed(key: jax.Array, batch: int, data: Tree, probability: float) -> tuple[jax.Array, jax.Array]:
+    """Draw which rows of a batch are observed stars (b,), and which star each of them would be (b,)."""
+    which, choose = jax.random.split(key)
+    star = jax.random.randint(choose, (batch,), 0, len(data["observed"]["flux"]))
+    return jax.random.bernoulli(which, probability, (batch,)), star
 
 
 def _xp_errors(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -99,7 +99,7 @@ def test_drawn_spectra_are_those_of_the_drawn_labels(stars, material):
     """With labels that the grid does not have, against the whole way through the preprocessing."""
     config = dataclasses.replace(PLAIN, moving=0.3)
     batch = material.draw(jax.random.key(0), material.data, 16, config)
-    labels = simulated._draw_labels(*jax.random.split(jax.random.key(0), 6)[:2], material.data, 16, 0.3)
+    labels = simulated._draw_labels(*jax.random.split(jax.random.key(0), 7)[:2], material.data, 16, 0.3)
     drawn = np.asarray(labels, np.float64)
     assert (np.abs(drawn[:, None] - stars.labels).max(axis=2).min(axis=1) > 1e-3).any()
     targets = (drawn[:, :4] - material.scaler["label_mean"]) / material.scaler["label_std"]
@@ -151,6 +151,37 @@ def test_cool_stars_have_the_weight_of_the_settings(stars):
     cool = np.asarray(teff) < simulated.COOL
     assert 0 < cool.sum() < 64
     np.testing.assert_array_equal(batch["weight"], np.where(cool, 0.25, 1.0))
+
+
+def observed():
+    """Two spectra over the whole range, each with one line that no simulated star has."""
+    wavelength = np.geomspace(3560, 10300, 5000)
+    lines = np.exp(-0.5 * ((wavelength - np.array([[4500.0], [5000.0]])) / 4) ** 2)
+    return Spectra.build(wavelength, 1e3 * (1 - 0.8 * lines), id=["x", "y"], medium="vacuum", survey="observed")
+
+
+def test_observed_stars_take_the_place_of_simulated_ones_and_have_no_labels(stars):
+    made = simulated.build(emulator(), library(), observed=[observed()])
+    material = simulated.make_material(made, CONFIG)
+    chex.assert_shape(made.observed.flux, (2, 1, 1462))
+    config = dataclasses.replace(PLAIN, observed_probability=0.5)
+    batch = material.draw(jax.random.key(0), material.data, 64, config)
+    mine = np.asarray(batch["weight"]) == 0
+    assert 16 < mine.sum() < 48
+    expected = made.observed.flux[:, 0]
+    distance = np.abs(np.asarray(batch["flux"])[:, None] - expected).max(axis=2)
+    # Smoothing by Fourier transforms leaves float32 rounding.
+    assert (distance[mine].min(axis=1) < 1e-5).all()
+    assert (distance[~mine].min(axis=1) > 0.1).all()
+    star = distance[mine].argmin(axis=1)
+    assert set(star) == {0, 1}
+    # The partner is that of the same star: its line is at 450 or 500 nm.
+    partners = np.asarray(batch["xp_flux"])[mine]
+    depth = partners[:, [57, 82]]
+    np.testing.assert_array_equal(depth.argmin(axis=1), star)
+    without = material.draw(jax.random.key(0), material.data, 64, PLAIN)
+    assert (without["weight"] == 1).all()
+    np.testing.assert_array_equal(without["flux"][~mine], batch["flux"][~mine])
 
 
 def test_the_grid_covers_what_the_continuum_needs():
