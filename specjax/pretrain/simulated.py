@@ -13,7 +13,7 @@ results: drawing a batch then takes three small matrix products.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import jax
@@ -254,7 +254,8 @@ def make_material(stars: SimulatedStars, config: PretrainConfig) -> Material:
     if stars.observed is not None:
         data["observed"] = dict(stars.observed.__dict__)
     data = jax.tree.map(jnp.asarray, data)
-    sample = draw_batch(jax.random.key(config.seed + 1), data, _VALIDATION, config.augment)
+    with_labels = replace(config.augment, observed_probability=0.0)
+    sample = draw_batch(jax.random.key(config.seed + 1), data, _VALIDATION, with_labels)
     labels = np.asarray(sample["labels"]) * scaler["label_std"] + scaler["label_mean"]
     validation = ValidationStars(sample["flux"], labels.astype(np.float64), True)
     return Material(data, validation, scaler, draw_batch)
@@ -265,7 +266,7 @@ def draw_batch(key: jax.Array, data: Tree, batch: int, config: AugmentConfig) ->
 
     Observed stars, which take the place of some simulated ones, have weight 0 in the losses of the labels.
     """
-    choose, move, resolve, vary, blue, calibrate, replace = jax.random.split(key, 7)
+    choose, move, resolve, vary, blue, calibrate, swap = jax.random.split(key, 7)
     labels = _draw_labels(choose, move, data, batch, config.moving)
     column = _draw_resolutions(resolve, batch, len(data["noise_width"]), config.degraded_probability)
     weight = jnp.where(labels[:, 0] < COOL, data["cool_weight"], 1.0)
@@ -273,7 +274,7 @@ def draw_batch(key: jax.Array, data: Tree, batch: int, config: AugmentConfig) ->
     xp_flux = data["xp_mean"] + data["partners"](labels) @ data["xp_components"]
     xp_valid = jnp.broadcast_to(data["xp_valid"], xp_flux.shape)
     if config.observed_probability and "observed" in data:
-        is_observed, star = _draw_observed(replace, batch, data, config.observed_probability)
+        is_observed, star = _draw_observed(swap, batch, data, config.observed_probability)
         others, mine = data["observed"], is_observed[:, None]
         flux = jnp.where(mine, others["flux"][star, column], flux)
         xp_flux = jnp.where(mine, others["xp_flux"][star], xp_flux)

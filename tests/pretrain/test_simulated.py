@@ -181,6 +181,9 @@ def test_observed_stars_take_the_place_of_simulated_ones_and_have_no_labels(star
     np.testing.assert_array_equal(depth.argmin(axis=1), star)
     without = material.draw(jax.random.key(0), material.data, 64, PLAIN)
     assert (without["weight"] == 1).all()
+    # Stars without labels cannot validate.
+    mixed = simulated.make_material(made, dataclasses.replace(CONFIG, augment=config))
+    np.testing.assert_array_equal(mixed.validation.flux, material.validation.flux)
     np.testing.assert_array_equal(without["flux"][~mine], batch["flux"][~mine])
 
 
