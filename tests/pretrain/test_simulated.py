@@ -157,7 +157,8 @@ def observed():
     """Two spectra over the whole range, each with one line that no simulated star has."""
     wavelength = np.geomspace(3560, 10300, 5000)
     lines = np.exp(-0.5 * ((wavelength - np.array([[4500.0], [5000.0]])) / 4) ** 2)
-    return Spectra.build(wavelength, 1e3 * (1 - 0.8 * lines), id=["x", "y"], medium="vacuum", survey="observed")
+    flux = 1e3 * (1 - 0.8 * lines)
+    return Spectra.build(wavelength, flux, id=["x", "y"], medium="vacuum", survey="observed")
 
 
 def test_observed_stars_take_the_place_of_simulated_ones_and_have_no_labels(stars):
