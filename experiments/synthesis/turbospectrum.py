@@ -62,7 +62,6 @@ def synthesise(
     line_lists: Sequence[Path],
     atmospheres: Atmospheres,
     sources: Sources,
-    scratch: Path,
 ) -> tuple[FloatArray, FloatArray]:
     """Return flux over the continuum and flux in erg/s/cm2/A at the surface, both (n,).
 
@@ -74,7 +73,7 @@ def synthesise(
     model = atmospheres.at(star.teff, star.logg, model_metallicity(star.fe_h, star.alpha_fe))
     if model is None:
         raise DataError("no model atmosphere")
-    with tempfile.TemporaryDirectory(dir=scratch, prefix="synthesis-") as name:
+    with tempfile.TemporaryDirectory(prefix="specjax-synthesis-") as name:
         folder = Path(name)
         (folder / "DATA").symlink_to(sources.data.resolve())
         (folder / MODEL).write_text(model_text(model, star))
