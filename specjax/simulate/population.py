@@ -127,11 +127,11 @@ class MilkyWay(_Random):
         place, scatter = numbers[:, 3], ndtri(numbers[:, 4])
         low = np.where(dwarf, 3900.0, 5000.0)
         teff = low + place * (_HOTTEST[component] - low)
-        sequence = _main_sequence(teff) - 0.06 * fe_h
+        sequence = main_sequence(teff) - 0.06 * fe_h
         floor = np.interp(teff, [5000.0, 5600.0, 7300.0], [3.2, 3.5, 3.5])
         logg = np.where(dwarf, sequence + 0.06 * scatter, floor + numbers[:, 4] * (sequence - 0.1 - floor))
         giant_logg = np.where(numbers[:, 5] < 0.25, 2.45 + 0.1 * ndtri(place), 3.6 - 2.9 * place**1.5)
-        giant_teff = _giant_branch(giant_logg, fe_h) + 80.0 * scatter
+        giant_teff = giant_branch(giant_logg, fe_h) + 80.0 * scatter
         giant = ~dwarf & ~subgiant
         teff, logg = np.where(giant, giant_teff, teff), np.where(giant, giant_logg, logg)
         labels = _completed(teff, logg, fe_h, numbers[:, 6], numbers[:, 7])
@@ -305,14 +305,14 @@ def _completed(
     return np.stack([teff, logg, fe_h, alpha_fe, np.maximum(vmicro, 0.5)], axis=1)
 
 
-def _main_sequence(teff: FloatArray) -> FloatArray:
+def main_sequence(teff: FloatArray) -> FloatArray:
     """Return log g of solar-metallicity dwarfs, as in the grid of the emulator."""
     return np.interp(
         teff, [3900, 4500, 5000, 5500, 5800, 6500, 7500], [4.75, 4.65, 4.58, 4.5, 4.42, 4.22, 4.05]
     )
 
 
-def _giant_branch(logg: FloatArray, fe_h: FloatArray) -> FloatArray:
+def giant_branch(logg: FloatArray, fe_h: FloatArray) -> FloatArray:
     """Return Teff on the giant branch, 200 K per dex hotter at lower [Fe/H], down to -2.2."""
     solar = np.interp(logg, [0.5, 1.0, 2.0, 3.0, 3.6], [3850, 4000, 4480, 4880, 5080])
     return solar - 200.0 * np.clip(fe_h, -2.2, 0.3)

