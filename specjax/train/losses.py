@@ -57,12 +57,18 @@ def masked_modelling_sum(predicted: jax.Array, tokens: jax.Array, hidden: jax.Ar
     return (((predicted - tokens) ** 2).mean(-1) * hidden).sum()
 
 
-def contrastive(z_xp: jax.Array, z_lamost: jax.Array) -> jax.Array:
-    """Symmetric cross entropy of matching the rows of z_xp (n, d) with those of z_lamost (n, d)."""
+def contrastive(z_xp: jax.Array, z_lamost: jax.Array, kind: jax.Array | None = None) -> jax.Array:
+    """Symmetric cross entropy of matching the rows of z_xp (n, d) with those of z_lamost (n, d).
+
+    With `kind` (n,), only rows of one kind are matched with each other, so that nothing is gained by telling
+    the kinds apart.
+    """
     chex.assert_rank(z_xp, 2)
     chex.assert_equal_shape((z_xp, z_lamost))
     z_xp, z_lamost = (_unit(z) for z in (z_xp, z_lamost))
     logits = LOGIT_SCALE * z_xp @ z_lamost.T
+    if kind is not None:
+        logits = jnp.where(kind[:, None] == kind, logits, -jnp.inf)
     rows = jnp.diagonal(jax.nn.log_softmax(logits, axis=1)).mean()
     columns = jnp.diagonal(jax.nn.log_softmax(logits, axis=0)).mean()
     return cast(jax.Array, -0.5 * (rows + columns))

@@ -121,6 +121,17 @@ class TestContrastive:
         np.testing.assert_allclose(losses.contrastive(a * scales, b / scales), value, **close)
         assert abs(losses.contrastive(a[order], b) - value) > 0.01  # other pairs, another loss
 
+    def test_rows_of_different_kinds_are_not_matched(self):
+        """The loss is then that of each kind alone, weighted by its rows."""
+        a, b = normal(6, 5), normal(6, 5, seed=1)
+        kind = jnp.asarray([0, 1, 0, 0, 1, 1]) > 0
+        parts = [
+            losses.contrastive(a[rows], b[rows]) for rows in (np.flatnonzero(kind), np.flatnonzero(~kind))
+        ]
+        value, gradient = jax.value_and_grad(losses.contrastive)(a, b, kind)
+        np.testing.assert_allclose(value, np.mean(parts), rtol=1e-5)  # float32
+        chex.assert_tree_all_finite(gradient)
+
     def test_features_below_the_minimum_norm_are_not_normalised(self):
         a, tiny = normal(3, 5), 1e-4 * jnp.eye(3, 5)
         logits = 15.5 * np.asarray(a / jnp.linalg.norm(a, axis=1, keepdims=True)) @ (np.eye(3, 5) * 0.1).T
