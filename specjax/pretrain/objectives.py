@@ -101,7 +101,7 @@ def alignment_loss(config: PretrainConfig, model_config: ModelConfig, draw: Draw
             rngs={"dropout": drop_key},
             mutable=["batch_stats"],
         )
-        # Observed pairs are not told apart from simulated ones: that would be easier than telling stars apart.
+        # To tell observed pairs from simulated ones would be easier than to tell stars apart.
         contrastive = losses.contrastive(z_xp, z_lamost, batch["weight"] > 0)
         reconstruction, cross_prediction = _decoder_losses(decoded, batch)
         predicted = apply(auxiliary_head, {"params": params.auxiliary_head}, z_lamost)
