@@ -220,6 +220,16 @@ class Spectra:
         """(n, p) True where a pixel may be used: not masked, and ivar > 0."""
         return ~self.mask & (self.ivar > 0)
 
+    def derive(self, **changes: Any) -> Self:
+        """Return a copy with some attributes changed, as `dataclasses.replace` does, but without the checks.
+
+        For changes that cannot make spectra invalid. Checking every pixel again takes as long as many a step
+        of preprocessing.
+        """
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__, **changes)
+        return copy
+
     def select(self, ids: Sequence[str] | StrArray) -> Self:
         """Return the spectra with these ids, in this order.
 
@@ -240,13 +250,15 @@ class Spectra:
 
     def with_meta(self, **columns: ArrayLike) -> Self:
         """Return a copy with these columns added to or replaced in `meta`."""
-        return replace(self, meta={**self.meta, **{key: np.asarray(value) for key, value in columns.items()}})
+        new = {key: np.asarray(value) for key, value in columns.items()}
+        _check_columns(len(self), new)
+        return self.derive(meta={**self.meta, **new})
 
     def to_vacuum(self) -> Self:
         """Return the spectra with vacuum wavelengths; flux per Angstrom is not rescaled (a 3e-4 effect)."""
         if self.medium == "vacuum":
             return self
-        return replace(self, wavelength=air_to_vacuum(self.wavelength), medium="vacuum")
+        return self.derive(wavelength=air_to_vacuum(self.wavelength), medium="vacuum")
 
     @staticmethod
     def concatenate(parts: Sequence["Spectra"]) -> "Spectra":
@@ -333,8 +345,11 @@ def _check_pixels(grid: FloatArray, flux: FloatArray, ivar: FloatArray, mask: Bo
 
 def _check_shapes(spectra: Spectra) -> None:
     _check_pixels(spectra.wavelength, spectra.flux, spectra.ivar, spectra.mask)
-    count = len(spectra.flux)
-    for name, column in {"id": spectra.id, **spectra.meta}.items():
+    _check_columns(len(spectra.flux), {"id": spectra.id, **spectra.meta})
+
+
+def _check_columns(count: int, columns: Mapping[str, AnyArray]) -> None:
+    for name, column in columns.items():
         if column.shape[:1] != (count,):
             raise DataError(f"{name} has shape {column.shape} for {count} spectra")
 

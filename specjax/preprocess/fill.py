@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
 
 from specjax.errors import DataError
-from specjax.typing import BoolArray, FloatArray
+from specjax.typing import BoolArray, FloatArray, IntArray
 
 _ROWS_AT_ONCE = 256
 
@@ -85,23 +86,35 @@ class PrincipalFill:
         incomplete = np.flatnonzero(mask.any(axis=1))
         for start in range(0, incomplete.size, _ROWS_AT_ONCE):
             rows = incomplete[start : start + _ROWS_AT_ONCE]
-            expected = self._expected(flux[rows], None if ivar is None else ivar[rows], mask[rows])
-            result[rows] = np.where(mask[rows], expected, flux[rows])
+            part, masked = result[rows], mask[rows]
+            expected = self._expected(part, None if ivar is None else ivar[rows], masked)
+            np.copyto(part, expected, where=masked, casting="same_kind")
+            result[rows] = part
         return result
 
     def _expected(self, flux: FloatArray, ivar: FloatArray | None, mask: BoolArray) -> FloatArray:
         """Return the maximum a posteriori spectrum of each row."""
-        k = len(self.components)
         floor = max(self.noise, 1e-6) ** 2  # keeps the equations regular where the fit is perfect
-        precision = np.full(flux.shape, 1.0 / floor)
-        if ivar is not None:
-            precision = ivar / (1.0 + ivar * floor)  # 1 / (1 / ivar + floor), and 0 for ivar 0
-        precision = np.where(mask, 0.0, precision)
-        pairs = (self.components[:, None, :] * self.components[None, :, :]).reshape(k * k, -1)
-        normal = (precision @ pairs.T).reshape(-1, k, k) + np.diag(1.0 / np.maximum(self.variance, 1e-12))
+        if ivar is None:
+            precision = np.where(mask, 0.0, 1.0 / floor)
+        else:  # 1 / (1 / ivar + floor), and 0 for ivar 0
+            precision = np.where(mask, 0.0, ivar / (1.0 + ivar * floor))
+        i, j, pairs = self._pairs
+        normal = np.empty((len(flux), len(self.components), len(self.components)))
+        normal[:, i, j] = normal[:, j, i] = precision @ pairs.T
+        normal += np.diag(1.0 / np.maximum(self.variance, 1e-12))
         residual = np.where(mask, 0.0, flux - self.mean)
         right = (precision * residual) @ self.components.T
         return self.mean + np.linalg.solve(normal, right[:, :, None])[:, :, 0] @ self.components
+
+    @cached_property
+    def _pairs(self) -> tuple[IntArray, IntArray, FloatArray]:
+        """Indices i <= j and the products of components i and j, (k (k + 1) / 2, p).
+
+        They give the upper triangle of the normal equations, which are symmetric.
+        """
+        i, j = np.triu_indices(len(self.components))
+        return i, j, self.components[i] * self.components[j]
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return the model as a dict of arrays."""

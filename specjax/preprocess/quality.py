@@ -1,7 +1,5 @@
 """Quality checks on spectra: spikes, featureless spectra, failed continua and high velocities."""
 
-from dataclasses import replace
-
 import numpy as np
 
 from specjax.flags import Flag
@@ -9,7 +7,7 @@ from specjax.preprocess.continuum import BLUE, RED, lower_median
 from specjax.preprocess.resample import SPEED_OF_LIGHT, columns_between
 from specjax.preprocess.velocity import measure_velocity
 from specjax.spectra import Spectra
-from specjax.typing import BoolArray, FloatArray, StrArray
+from specjax.typing import BoolArray, FloatArray, IntArray, StrArray
 
 SPIKE_RANGE = (-1.0, 5.0)
 """Flux relative to the local level, outside which a pixel may be a spike (cosmic ray, bad subtraction)."""
@@ -30,7 +28,7 @@ MIN_CORRELATION = 0.3
 """Correlation with the strongest stellar lines above which a measured velocity is reliable."""
 
 _BLOCK = 64  # pixels over which the local level is measured
-_ROWS_AT_ONCE = 256
+_ROWS_AT_ONCE = 32
 
 
 def mask_spikes(spectra: Spectra) -> Spectra:
@@ -47,9 +45,23 @@ def mask_spikes(spectra: Spectra) -> Spectra:
     mask = spectra.mask.copy()
     for start in range(0, len(spectra), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
+        flux = np.asarray(spectra.flux[rows, part], dtype=np.float64)
         valid = ~spectra.mask[rows, part] & (spectra.ivar[rows, part] > 0)
-        mask[rows, part] |= _spikes(np.asarray(spectra.flux[rows, part], dtype=np.float64), valid)
-    return replace(spectra, mask=mask)
+        pixels = np.full(len(flux), flux.shape[1])
+        if spectra.wavelength.ndim == 1:
+            mask[rows, part] |= _spikes(flux, valid, pixels)
+            continue
+        # The blocks of each spectrum begin at its own first pixel.
+        grid = spectra.wavelength[rows, part]
+        inside = (grid >= BLUE) & (grid <= RED)
+        first = inside.argmax(axis=1)[:, None]
+        column = first + np.arange(part.stop - part.start)
+        kept = np.minimum(column, column.shape[1] - 1)
+        valid = np.take_along_axis(valid & inside, kept, axis=1) & (column == kept)
+        pixels = np.maximum(inside.sum(axis=1), 1)
+        row, spike = np.nonzero(_spikes(np.take_along_axis(flux, kept, axis=1), valid, pixels))
+        mask[start + row, part.start + kept[row, spike]] = True
+    return spectra.derive(mask=mask)
 
 
 def quality_flags(normalised: Spectra) -> StrArray:
@@ -86,26 +98,33 @@ def too_fast(spectra: Spectra, normalised: Spectra) -> BoolArray:
     return fast
 
 
-def _spikes(flux: FloatArray, valid: BoolArray) -> BoolArray:
-    """Return (n, p) True for spikes, see `mask_spikes`."""
-    count, pixels = flux.shape
-    padded = np.full((count, -(-pixels // _BLOCK) * _BLOCK), np.nan)
-    np.copyto(padded[:, :pixels], flux, where=valid)
-    blocks = padded.reshape(count, -1, _BLOCK)
+def _spikes(flux: FloatArray, valid: BoolArray, pixels: IntArray) -> BoolArray:
+    """Return (n, p) True for spikes, see `mask_spikes`, in spectra of (n,) pixels each."""
+    count, width = flux.shape
+    padded = np.full((count, -(-width // _BLOCK) * _BLOCK), np.nan)
+    np.copyto(padded[:, :width], flux, where=valid)
+    blocks, last = padded.reshape(count, -1, _BLOCK), (pixels - 1) // _BLOCK
     own = lower_median(blocks)
-    level = _median_of_three(own)[..., None]
+    level = _median_of_three(own, last)[..., None]
     with np.errstate(invalid="ignore"):  # comparisons with NaN, where no pixel is valid, are False
         spike = (blocks < SPIKE_RANGE[0] * level) | (blocks > SPIKE_RANGE[1] * level)
         rows = spike.any(axis=(1, 2))  # few
         deviation = np.abs(blocks[rows] - own[rows][..., None])
-        scatter = 1.48 * _median_of_three(lower_median(deviation))[..., None]
+        scatter = 1.48 * _median_of_three(lower_median(deviation), last[rows])[..., None]
         spike[rows] &= np.abs(blocks[rows] - level[rows]) > SPIKE_SIGMAS * scatter
-    return np.asarray(spike.reshape(count, -1)[:, :pixels])
+    return np.asarray(spike.reshape(count, -1)[:, :width])
 
 
-def _median_of_three(values: FloatArray) -> FloatArray:
-    """Return (n, b) medians over each block and its two neighbours; end blocks repeat their neighbour's."""
+def _median_of_three(values: FloatArray, last: IntArray) -> FloatArray:
+    """Return (n, b) medians over each block and its two neighbours; end blocks repeat their neighbour's.
+
+    The last blocks of the spectra are `last` (n,). Spectra of fewer than three blocks keep their own values.
+    """
     if values.shape[1] < 3:
         return values
-    middle = lower_median(np.stack([values[:, :-2], values[:, 1:-1], values[:, 2:]], axis=-1))
-    return np.concatenate([middle[:, :1], middle, middle[:, -1:]], axis=1)
+    before, own, after = values[:, :-2], values[:, 1:-1], values[:, 2:]
+    middle = lower_median(np.stack([before, own, after], axis=-1))
+    level = np.concatenate([middle[:, :1], middle, middle[:, -1:]], axis=1)
+    row = np.arange(len(values))
+    level[row, last] = level[row, last - 1]
+    return np.where(last[:, None] < 2, values, level)

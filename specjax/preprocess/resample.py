@@ -13,10 +13,15 @@ from specjax.errors import DataError
 from specjax.preprocess import operators
 from specjax.preprocess.operators import Operator
 from specjax.spectra import Spectra
-from specjax.typing import FloatArray
+from specjax.typing import FloatArray, IntArray
 
 SPEED_OF_LIGHT = 299792.458
 """km/s."""
+
+_WORTH_SHARING = 8  # rows; fewer on one grid do not repay an operator of their own
+_ROWS_AT_ONCE = 64  # of a few thousand pixels, which fit into the cache of a core
+_KERNELS_AT_ONCE = 4  # spectra on their own grids; each has a hundred weights per output pixel
+_BESIDE = 3  # pixels next to those in reach, on which the edges of the last of these depend
 
 
 def rebin(spectra: Spectra, wavelength: FloatArray) -> Spectra:
@@ -32,7 +37,7 @@ def rebin(spectra: Spectra, wavelength: FloatArray) -> Spectra:
         (n, m) Spectra; an output pixel that valid pixels cover by less than half is masked, with flux 0 and
         ivar 0.
     """
-    return _apply(spectra, wavelength, lambda grid: operators.overlap(grid, wavelength))
+    return _apply(spectra, wavelength, lambda grid: operators.overlap(grid, wavelength), _pixel(wavelength))
 
 
 def interpolate(spectra: Spectra, wavelength: FloatArray) -> Spectra:
@@ -41,7 +46,7 @@ def interpolate(spectra: Spectra, wavelength: FloatArray) -> Spectra:
     An output pixel is masked outside the spectrum and where either neighbour is masked. Arguments as for
     `rebin`.
     """
-    return _apply(spectra, wavelength, lambda grid: operators.linear(grid, wavelength))
+    return _apply(spectra, wavelength, lambda grid: operators.linear(grid, wavelength), 0.0)
 
 
 def smooth(
@@ -77,12 +82,14 @@ def smooth(
         target = grid if wavelength is None else wavelength
         return operators.gaussian(grid, target, np.ascontiguousarray(np.broadcast_to(sigma, target.shape)))
 
-    result = _apply(spectra, wavelength, operator)
+    reach = operators.KERNEL_REACH * float(np.max(sigma))
+    at_once = _ROWS_AT_ONCE if spectra.wavelength.ndim == 1 else _KERNELS_AT_ONCE
+    result = _apply(spectra, wavelength, operator, reach, at_once)
     if wavelength is not None:
         return result
     mask = result.mask | ~spectra.valid
-    return replace(
-        result, mask=mask, flux=np.where(mask, 0.0, result.flux), ivar=np.where(mask, 0.0, result.ivar)
+    return result.derive(
+        mask=mask, flux=np.where(mask, 0.0, result.flux), ivar=np.where(mask, 0.0, result.ivar)
     )
 
 
@@ -102,8 +109,7 @@ def crop(spectra: Spectra, low: float, high: float) -> Spectra:
     part = columns_between(spectra.wavelength, low, high)
     if part.stop - part.start < 2:
         raise DataError(f"no spectrum has pixels from {low:g} to {high:g} A")
-    return replace(
-        spectra,
+    return spectra.derive(
         wavelength=spectra.wavelength[..., part],
         flux=spectra.flux[:, part],
         ivar=spectra.ivar[:, part],
@@ -113,17 +119,27 @@ def crop(spectra: Spectra, low: float, high: float) -> Spectra:
 
 
 def _apply(
-    spectra: Spectra, wavelength: FloatArray | None, operator: Callable[[FloatArray], Operator]
+    spectra: Spectra,
+    wavelength: FloatArray | None,
+    operator: Callable[[FloatArray], Operator],
+    reach: float,
+    at_once: int = _ROWS_AT_ONCE,
 ) -> Spectra:
-    """Apply to each row the operator for its grid; `wavelength` None keeps the grids."""
-    groups = _rows_by_grid(spectra.wavelength, len(spectra))
+    """Apply to each row the operator for its grid; `wavelength` None keeps the grids.
+
+    The operators use no pixel further than `reach` (Angstrom) beyond `wavelength`.
+    """
     pixels = spectra.flux.shape[1] if wavelength is None else wavelength.size
     flux, ivar = np.zeros((len(spectra), pixels)), np.zeros((len(spectra), pixels))
     mask = np.ones((len(spectra), pixels), dtype=bool)
     valid = spectra.valid
-    for grid, rows in groups:
-        flux[rows], ivar[rows], mask[rows] = operator(grid).apply(
-            spectra.flux[rows], spectra.ivar[rows], valid[rows]
+    for grid, rows in rows_by_grid(spectra.wavelength, len(spectra), at_once):
+        part = slice(None)
+        if grid.ndim == 2 and wavelength is not None:  # fewer pixels make smaller operators
+            part = columns_between(grid, wavelength[0] - reach, wavelength[-1] + reach)
+            part = slice(max(part.start - _BESIDE, 0), max(part.stop, 2) + _BESIDE)
+        flux[rows], ivar[rows], mask[rows] = operator(grid[..., part]).apply(
+            spectra.flux[:, part][rows], spectra.ivar[:, part][rows], valid[:, part][rows]
         )
     if not spectra.has_ivar:
         ivar = np.where(mask, 0.0, 1.0)  # remains a placeholder
@@ -131,11 +147,37 @@ def _apply(
     return replace(spectra, wavelength=grid, flux=flux, ivar=ivar, mask=mask, prepared=None)
 
 
-def _rows_by_grid(wavelength: FloatArray, count: int) -> list[tuple[FloatArray, slice | list[int]]]:
-    """Return the distinct grids and the rows on each."""
+def _pixel(wavelength: FloatArray) -> float:
+    """Return the width of the widest pixel of a grid."""
+    return float(np.diff(operators.pixel_edges(wavelength)).max())
+
+
+def rows_by_grid(
+    wavelength: FloatArray, count: int, at_once: int
+) -> list[tuple[FloatArray, slice | IntArray]]:
+    """Divide spectra into batches of up to `at_once` rows, each with its grid and its rows.
+
+    The grid of a batch is (p,) if its rows share it, else (k, p), one for each of k rows. Unless all share
+    one grid, only grids of at least `_WORTH_SHARING` rows have batches of their own.
+    """
     if wavelength.ndim == 1:
-        return [(wavelength, slice(0, count))]
-    rows: dict[bytes, list[int]] = {}
-    for row in range(count):
-        rows.setdefault(wavelength[row].tobytes(), []).append(row)
-    return [(np.frombuffer(grid), members) for grid, members in rows.items()]
+        slices = (slice(start, min(start + at_once, count)) for start in range(0, count, at_once))
+        return [(wavelength, rows) for rows in slices]
+    batches: list[tuple[FloatArray, slice | IntArray]] = []
+    alone = np.ones(count, dtype=bool)
+    # Rows that agree in a few pixels are candidates for having the same grid.
+    sample = wavelength[:, :: max(1, wavelength.shape[1] // 4)]
+    _, group, size = np.unique(sample, axis=0, return_inverse=True, return_counts=True)
+    for candidate in np.flatnonzero(size >= _WORTH_SHARING):
+        rows = np.flatnonzero(group == candidate)
+        grid = wavelength[rows[0]]
+        rows = rows[[np.array_equal(wavelength[row], grid) for row in rows]]
+        alone[rows] = False
+        batches += [(grid, rows[start : start + at_once]) for start in range(0, rows.size, at_once)]
+    left = np.flatnonzero(alone)
+    for start in range(0, left.size, at_once):
+        rows = left[start : start + at_once]
+        adjacent = rows[-1] - rows[0] == rows.size - 1
+        batch = slice(int(rows[0]), int(rows[-1]) + 1) if adjacent else rows  # a slice copies nothing
+        batches.append((wavelength[batch], batch))
+    return batches

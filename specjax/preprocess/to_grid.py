@@ -1,16 +1,23 @@
 """Conversion of observed spectra into the inputs of the two towers, on the LAMOST and Gaia XP grids."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
 from specjax.errors import ConfigError, DataError
-from specjax.flags import MAX_MASKED, Flag, mask_columns
-from specjax.preprocess.continuum import normalise
+from specjax.flags import FLAG_DTYPE, MAX_MASKED, Flag, mask_columns
+from specjax.preprocess.continuum import BLUE, RED, normalise
 from specjax.preprocess.quality import mask_spikes, quality_flags, too_fast
-from specjax.preprocess.resample import SPEED_OF_LIGHT, interpolate, rebin, smooth
+from specjax.preprocess.resample import (
+    SPEED_OF_LIGHT,
+    columns_between,
+    interpolate,
+    rebin,
+    rows_by_grid,
+    smooth,
+)
 from specjax.spectra import Spectra
 from specjax.typing import BoolArray, FloatArray, StrArray
 from specjax.wavelength import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH
@@ -23,6 +30,11 @@ OVERSMOOTH = 1.2
 
 XP_REFERENCE = 107
 """Index of 5500 A on the Gaia XP grid, by whose flux XP spectra are divided."""
+
+_MAX_BETA = 0.1  # v/c, above which a velocity to remove is taken for unknown; no star is as fast
+_KERNEL_WIDTHS = 2.0  # of a FWHM; the kernel of `smooth` ends at 1.7
+_MARGIN, _MARGIN_PIXELS = 5.0, 8  # Angstrom, for air wavelengths, and pixels, for the median filter
+_ROWS_AT_ONCE = 128  # of a few thousand pixels
 
 
 def to_lamost(
@@ -80,21 +92,22 @@ def to_lamost(
     if spectra.prepared is not None:
         asked = {name: options[name] for name, value in given.items() if value is not None}
         return _already_prepared(spectra, "lamost", asked)
-    vacuum = mask_spikes(spectra.to_vacuum())
-    if fwhm is not None and target is not None:
-        vacuum = smooth(vacuum, fwhm, target)
-    unknown = np.zeros(len(spectra), dtype=bool)
-    if velocity_column is not None:
-        vacuum, unknown = _to_rest(vacuum, velocity_column)
-    result = change(normalise(vacuum), LAMOST_WAVELENGTH)
-    flag = _lamost_flags(vacuum, result)
-    if velocity_column is None:
-        flag = np.where((flag == Flag.GOOD) & too_fast(spectra, result), Flag.TOO_FAST, flag)
-    flag = np.where(unknown, Flag.NO_VELOCITY, flag)
-    result = replace(
-        result, flux=np.where(result.mask, 1.0, result.flux), prepared={"tower": "lamost", **options}
-    )
-    return result.with_meta(**mask_columns(result.mask, flag, max_masked))
+
+    def convert(observed: Spectra) -> Spectra:
+        clean = mask_spikes(observed)
+        if fwhm is not None and target is not None:
+            clean = smooth(clean, fwhm, target)
+        unknown = np.zeros(len(clean), dtype=bool)
+        if velocity_column is not None:
+            clean, unknown = _to_rest(clean, velocity_column)
+        result = change(normalise(clean), LAMOST_WAVELENGTH)
+        flag = _lamost_flags(clean, result)
+        if velocity_column is None:
+            flag = np.where((flag == Flag.GOOD) & too_fast(observed, result), Flag.TOO_FAST, flag)
+        return result.with_meta(flag=np.where(unknown, Flag.NO_VELOCITY, flag))
+
+    reach = _MARGIN if target is None else _MARGIN + _KERNEL_WIDTHS * target
+    return _convert_batches(spectra, convert, reach, max_masked, options)
 
 
 def to_gaia_xp(
@@ -155,6 +168,52 @@ def gaia_xp_fwhm(wavelength: FloatArray) -> FloatArray:
     return 10.0 * nm / power
 
 
+def _convert_batches(
+    spectra: Spectra,
+    convert: Callable[[Spectra], Spectra],
+    reach: float,
+    max_masked: float,
+    options: Mapping[str, Any],
+) -> Spectra:
+    """Convert spectra to the LAMOST grid in batches that fit into the cache of a core.
+
+    `convert` gets them in vacuum, and at most the pixels within `reach` (Angstrom) of those it needs.
+    """
+    shape = (len(spectra), LAMOST_WAVELENGTH.size)
+    flux, ivar, mask = np.empty(shape), np.empty(shape), np.empty(shape, dtype=bool)
+    flag = np.empty(len(spectra), dtype=FLAG_DTYPE)
+    if spectra.wavelength.ndim == 1:
+        spectra = spectra.to_vacuum()  # once for all batches
+    for grid, rows in rows_by_grid(spectra.wavelength, len(spectra), _ROWS_AT_ONCE):
+        part = _columns_near(grid, reach)
+        batch = spectra.derive(
+            wavelength=grid[..., part],
+            flux=spectra.flux[:, part][rows],
+            ivar=spectra.ivar[:, part][rows],
+            mask=spectra.mask[:, part][rows],
+            id=spectra.id[rows],
+            meta={name: column[rows] for name, column in spectra.meta.items()},
+        )
+        done = convert(batch.to_vacuum())
+        flux[rows] = np.where(done.mask, 1.0, done.flux)
+        ivar[rows], mask[rows], flag[rows] = done.ivar, done.mask, done.meta["flag"]
+    return replace(
+        spectra,
+        wavelength=LAMOST_WAVELENGTH,
+        medium="vacuum",
+        flux=flux,
+        ivar=ivar,
+        mask=mask,
+        prepared={"tower": "lamost", **options},
+    ).with_meta(**mask_columns(mask, flag, max_masked))
+
+
+def _columns_near(grid: FloatArray, reach: float) -> slice:
+    """Return the pixel columns of grids, (p,) or (k, p), that can affect the result on the LAMOST grid."""
+    part = columns_between(grid, (1 - _MAX_BETA) * BLUE - reach, (1 + _MAX_BETA) * RED + reach)
+    return slice(max(part.start - _MARGIN_PIXELS, 0), max(part.stop, 2) + _MARGIN_PIXELS)
+
+
 def _already_prepared(spectra: Spectra, tower: str, asked: Mapping[str, Any]) -> Spectra:
     """Return spectra unchanged if they are input of this tower, prepared with the options asked for."""
     done = spectra.prepared or {}
@@ -186,9 +245,9 @@ def _to_rest(spectra: Spectra, column: str) -> tuple[Spectra, BoolArray]:
         beta = spectra.meta[column].astype(np.float64) / (1.0 if column == "redshift" else SPEED_OF_LIGHT)
     except (TypeError, ValueError):
         raise DataError(f"column {column!r} does not hold velocities") from None
-    unknown = ~(np.abs(beta) < 0.1)  # NaN, and values that no star can have
+    unknown = ~(np.abs(beta) < _MAX_BETA)  # also NaN
     factor = 1.0 + np.where(unknown, 0.0, beta)
-    return replace(spectra, wavelength=spectra.wavelength / factor[:, None]), unknown
+    return spectra.derive(wavelength=spectra.wavelength / factor[:, None]), unknown
 
 
 def _lamost_flags(observed: Spectra, result: Spectra) -> StrArray:

@@ -1,5 +1,7 @@
 """Approximate radial velocity from the strongest lines, to detect spectra that are not at rest."""
 
+from functools import lru_cache
+
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 
@@ -17,6 +19,7 @@ LINES = {
 """Approximate strengths of the strongest features from 4000 to 5600 A, by vacuum wavelength in Angstrom."""
 
 _SHIFTS = np.arange(-15, 16)  # pixels of 69 km/s
+_ENDS = _SHIFTS.size - 1  # pixels at either end that the template does not cover at every shift
 _WIDTH = 4.0  # Angstrom, Gaussian sigma of a line
 _SMOOTH = 61  # pixels over which the local level is averaged
 _CLIP = (-0.5, 0.2)  # limits of normalised flux minus the local level
@@ -35,13 +38,9 @@ def measure_velocity(flux: FloatArray, mask: BoolArray) -> tuple[FloatArray, Flo
     """
     level = uniform_filter1d(np.where(mask, 1.0, flux), _SMOOTH, axis=1)
     lines = np.where(mask, 0.0, np.clip(flux - level, *_CLIP))
-    template = _template()
-    size = template.size
-    correlation = np.empty((len(flux), _SHIFTS.size))
-    for column, shift in enumerate(_SHIFTS):
-        part = lines[:, 15 + shift : 15 + shift + size]
-        norm = np.sqrt((part**2).sum(axis=1) * (template**2).sum())
-        correlation[:, column] = np.divide(part @ template, norm, out=np.zeros(len(flux)), where=norm > 0)
+    templates, power = _templates()
+    size = np.sqrt(_windows(lines**2) * power)
+    correlation = np.divide(lines @ templates.T, size, out=np.zeros_like(size), where=size > 0)
     best = np.clip(correlation.argmax(axis=1), 1, _SHIFTS.size - 2)
     below, peak, above = (
         np.take_along_axis(correlation, best[:, None] + k, axis=1)[:, 0] for k in (-1, 0, 1)
@@ -52,10 +51,27 @@ def measure_velocity(flux: FloatArray, mask: BoolArray) -> tuple[FloatArray, Flo
     return pixels * 1e-4 * np.log(10.0) * SPEED_OF_LIGHT, np.asarray(correlation.max(axis=1))
 
 
-def _template() -> FloatArray:
-    """Return the lines minus the local level, cut by the largest shift at either end."""
+def _windows(values: FloatArray) -> FloatArray:
+    """Return (n, shifts) sums of (n, p) values over the pixels of the template at each shift."""
+    common = values[:, _ENDS:-_ENDS].sum(axis=1, keepdims=True)
+    none = np.zeros_like(common)
+    left = np.cumsum(values[:, :_ENDS][:, ::-1], axis=1)[:, ::-1]  # of the smallest shift first
+    right = np.cumsum(values[:, -_ENDS:], axis=1)
+    return np.asarray(common + np.concatenate([left, none], axis=1) + np.concatenate([none, right], axis=1))
+
+
+@lru_cache
+def _templates() -> tuple[FloatArray, float]:
+    """Return the lines minus the local level at each shift, (shifts, p), and the sum of their squares.
+
+    The lines are cut by the largest shift at either end.
+    """
     template = sum(
         -strength * np.exp(-0.5 * ((LAMOST_WAVELENGTH - line) / _WIDTH) ** 2)
         for line, strength in LINES.items()
     )
-    return np.asarray(template - uniform_filter1d(template, _SMOOTH))[15:-15]
+    template = np.asarray(template - uniform_filter1d(template, _SMOOTH))[_ENDS // 2 : -(_ENDS // 2)]
+    shifted = np.zeros((_SHIFTS.size, LAMOST_WAVELENGTH.size))
+    for first, row in enumerate(shifted):
+        row[first : first + template.size] = template
+    return shifted, float((template**2).sum())

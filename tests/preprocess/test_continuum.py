@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.polynomial import chebyshev
 from scipy.signal import medfilt, savgol_filter
 
 from specjax.preprocess.continuum import fit_continuum, median_filter, normalise
@@ -57,6 +58,70 @@ def test_the_published_continuum_is_reproduced(grid, slope):
         expected = flux[row, inside] / published(grid, flux[row])
         # The powers of wavelength used there lose ten digits over 12 fits; Chebyshev polynomials do not.
         np.testing.assert_allclose(result.flux[row], expected, rtol=0, atol=1e-6)
+
+
+def continuum_of_one(wavelength, flux, valid):
+    """Fit one spectrum with masked pixels, within 3700-5700 A, as `published` but with loops over pixels."""
+    first, last = np.flatnonzero(valid)[[0, -1]]
+    y = np.zeros_like(flux)
+    for pixel in range(first, last + 1):
+        near = [k for k in range(pixel - 3, pixel + 4) if not first <= k <= last or valid[k]]
+        y[pixel] = np.median([flux[k] if first <= k <= last else 0.0 for k in near] or [0.0])
+    x = (wavelength - 4700) / 1000
+
+    def fit():
+        return chebyshev.chebval(x, chebyshev.chebfit(x[valid], y[valid], 5))
+
+    if wavelength[valid][fit()[valid].argmax()] < 4500:
+        for low, high in ((4030, 4160), (4270, 4410), (4800, 4940)):
+            ends = [y[valid & (np.abs(wavelength - end) <= 10)] for end in (low, high)]
+            if all(end.size for end in ends):
+                between = (wavelength >= low) & (wavelength <= high)
+                y[between] = np.interp(wavelength[between], [low, high], [end.max() for end in ends])
+    for _ in range(10):
+        y = np.maximum(fit(), y)
+    return fit()
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared grid", "own grids"])
+def test_a_batch_with_masks_equals_each_spectrum_alone(own):
+    rng = np.random.default_rng(3)
+    grid = np.arange(3700.0, 5699.0, 1.7)
+    wavelength = grid + (rng.uniform(0, 0.8, (40, 1)) if own else np.zeros((40, 1)))
+    flux = np.stack([star(row, slope)[0] for row, slope in zip(wavelength, rng.normal(size=40), strict=True)])
+    flux *= 1 + rng.uniform(0.01, 0.3, (40, 1)) * rng.normal(size=flux.shape)
+    mask = rng.random(flux.shape) < rng.choice([0.0, 0.01, 0.1, 0.5], (40, 1))
+    mask[::4, 300:360], mask[1::4, :20], mask[2::4, -7:] = True, True, True
+    result = normalise(spectra(np.where(mask, np.nan, flux), wavelength if own else grid, mask=mask))
+    for row in range(40):
+        one = continuum_of_one(wavelength[row], flux[row], ~mask[row])
+        good = ~result.mask[row]
+        np.testing.assert_array_equal(good, ~mask[row] & (one > 0))
+        # The normal equations here have condition numbers up to 1e4; `chebfit` does without them.
+        expected = flux[row, good] / one[good]
+        np.testing.assert_allclose(result.flux[row, good], expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared grid", "own grids"])
+def test_rows_do_not_depend_on_other_rows(own):
+    rng = np.random.default_rng(4)
+    wavelength = GRID + rng.uniform(-150, 150, (40, 1)) if own else GRID
+    flux = np.stack([star(slope=slope)[0] for slope in rng.normal(size=40)])
+    flux *= 1 + 0.1 * rng.normal(size=flux.shape)
+    mask = rng.random(flux.shape) < 0.05
+    mask[3], mask[5, 100:] = True, True
+    many = spectra(flux, wavelength, ivar=rng.uniform(1, 2, flux.shape), mask=mask)
+    together = normalise(many)
+    for row in range(40):
+        alone = normalise(many[row])
+        columns = slice(None)
+        if own:  # the columns of the batch are those in which any grid is in the range
+            columns = np.isin(together.wavelength[row], alone.wavelength[0])
+            assert together.mask[row, ~columns].all()
+        np.testing.assert_array_equal(together.mask[row, columns], alone.mask[0])
+        # Sums in another order; the condition numbers of the normal equations are about 100.
+        np.testing.assert_allclose(together.flux[row, columns], alone.flux[0], rtol=1e-12, atol=1e-13)
+        assert together.meta["flag"][row] == alone.meta["flag"][0]
 
 
 def test_only_hot_stars_have_their_balmer_lines_bridged():
@@ -163,6 +228,21 @@ def test_spectra_outside_the_range_are_flagged_not_refused():
     result = normalise(spectra(np.ones((2, 500)), infrared))
     assert result.meta["flag"].tolist() == ["continuum_failed"] * 2
     assert result.mask.all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(valid=st.lists(st.booleans(), min_size=1, max_size=40), seed=st.integers(0, 100))
+def test_the_median_filter_leaves_out_any_pattern_of_pixels(valid, seed):
+    valid = np.array([valid, [True] * len(valid), valid[::-1]])
+    flux = np.random.default_rng(seed).integers(-3, 4, valid.shape).astype(float)  # with equal values
+    got = median_filter(np.where(valid, flux, 1e30), valid)
+    for row, use in enumerate(valid):
+        inside = np.logical_or.accumulate(use) & np.logical_or.accumulate(use[::-1])[::-1]
+        counted = np.pad(use | ~inside, 3, constant_values=True)
+        padded = np.pad(np.where(inside, flux[row], 0.0), 3)
+        for pixel in range(use.size):
+            seen = padded[pixel : pixel + 7][counted[pixel : pixel + 7]]
+            assert got[row, pixel] == (np.median(seen) if inside[pixel] and seen.size else 0.0)
 
 
 def test_median_filter_uses_valid_pixels_and_zeros_beyond_the_ends():

@@ -68,6 +68,30 @@ def test_a_row_without_valid_pixels_becomes_the_mean():
     )
 
 
+def fill_one(model, flux, ivar, mask):
+    """Fill one spectrum (p,) by ridge regression on its unmasked pixels."""
+    use, floor = ~mask, model.noise**2
+    precision = np.full(use.sum(), 1 / floor) if ivar is None else 1 / (1 / ivar[use] + floor)
+    basis = model.components[:, use]
+    normal = (basis * precision) @ basis.T + np.diag(1 / model.variance)
+    coefficients = np.linalg.solve(normal, (basis * precision) @ (flux - model.mean)[use])
+    return np.where(mask, model.mean + coefficients @ model.components, flux)
+
+
+@pytest.mark.parametrize("with_ivar", [False, True])
+def test_a_batch_is_filled_as_each_spectrum_alone(with_ivar):
+    model = PrincipalFill.fit(low_rank(100), np.zeros((100, PIXELS), bool), k=RANK)
+    rng = np.random.default_rng(7)
+    flux, ivar = low_rank(300, seed=8), rng.uniform(1e2, 1e4, (300, PIXELS))  # more than one batch of rows
+    mask = rng.random(flux.shape) < rng.choice([0.0, 0.1, 0.9], (300, 1))
+    mask[10:20, 50:150], mask[30] = True, True
+    filled = model.apply(np.where(mask, np.nan, flux), ivar if with_ivar else None, mask)
+    for row in range(300):
+        expected = fill_one(model, flux[row], ivar[row] if with_ivar else None, mask[row])
+        # Normal equations whose condition number is up to 1e3.
+        np.testing.assert_allclose(filled[row], expected, rtol=1e-12)
+
+
 def test_filling_from_uncertain_flux_shrinks_towards_the_mean():
     model = PrincipalFill.fit(low_rank(100), np.zeros((100, PIXELS), bool), k=RANK)
     flux, mask = low_rank(20, seed=5), gap(20)

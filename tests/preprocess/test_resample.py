@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import spectres
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 
 from specjax.errors import DataError
 from specjax.preprocess.operators import pixel_edges
-from specjax.preprocess.resample import crop, interpolate, rebin, smooth
+from specjax.preprocess.resample import crop, interpolate, rebin, rows_by_grid, smooth
 from specjax.spectra import Spectra
 from specjax.wavelength import LAMOST_WAVELENGTH
 
@@ -134,12 +136,77 @@ def test_placeholder_ivar_stays_a_placeholder():
     assert set(np.unique(result.ivar)) == {1.0}
 
 
-def test_rows_on_different_grids_equal_single_rows():
-    grid = np.stack([GRID, GRID + 0.37, GRID])
-    together = rebin(spectra(wiggles(), grid), LAMOST_WAVELENGTH)
+def rebin_slowly(wavelength, flux, ivar, valid, target):
+    """Rebin one spectrum pixel by pixel; masked output is NaN."""
+    edges, bounds = pixel_edges(wavelength), pixel_edges(target)
+    mean, inverse = np.full(target.size, np.nan), np.full(target.size, np.nan)
+    for pixel in range(target.size):
+        low, high = np.maximum(edges[:-1], bounds[pixel]), np.minimum(edges[1:], bounds[pixel + 1])
+        width = np.where(valid, np.maximum(high - low, 0), 0)
+        if width.sum() >= 0.5 * (bounds[pixel + 1] - bounds[pixel]):
+            mean[pixel] = (width * flux).sum() / width.sum()
+            inverse[pixel] = width.sum() ** 2 / (width[valid] ** 2 / ivar[valid]).sum()
+    return mean, inverse
+
+
+@settings(max_examples=25, deadline=None)  # new operators are built for every example
+@given(data=st.data(), seed=st.integers(0, 100), masked=st.floats(0, 0.7), own=st.booleans())
+def test_rebinning_equals_that_of_one_pixel_after_the_other(data, seed, masked, own):
+    rng = np.random.default_rng(seed)
+    source, target = data.draw(grids()), data.draw(grids())
+    grid = source + rng.uniform(-50, 50, (3, 1)) if own else source
+    flux, ivar = wiggles(grid=source, seed=seed), rng.uniform(1, 5, (3, source.size))
+    ivar[rng.random(ivar.shape) < 0.1] = 0.0
+    some = spectra(flux, grid, ivar=ivar, mask=rng.random(flux.shape) < masked)
+    result = rebin(some, target)
     for row in range(3):
-        alone = rebin(spectra(wiggles()[row], grid[row]), LAMOST_WAVELENGTH)
-        np.testing.assert_allclose(together.flux[row], alone.flux[0], rtol=ROUNDING)
+        wavelength = grid[row] if own else some.wavelength
+        args = (some.flux[row], some.ivar[row], some.valid[row])
+        mean, inverse = rebin_slowly(wavelength, *args, target)
+        np.testing.assert_array_equal(result.mask[row], np.isnan(mean))
+        good = ~result.mask[row]
+        np.testing.assert_allclose(result.flux[row, good], mean[good], rtol=ROUNDING, atol=ROUNDING)
+        np.testing.assert_allclose(result.ivar[row, good], inverse[good], rtol=ROUNDING)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: rebin(s, LAMOST_WAVELENGTH),
+        lambda s: interpolate(s, LAMOST_WAVELENGTH),
+        lambda s: smooth(s, 3.0, 12.0),
+        lambda s: smooth(s, 3.0, np.linspace(5.0, 12.0, COARSE.size), COARSE),
+    ],
+    ids=["rebin", "interpolate", "smooth", "smooth to a grid"],
+)
+def test_rows_on_different_grids_equal_single_rows(change):
+    """Some rows share a grid; the others have uneven grids, which begin far from each other."""
+    rng = np.random.default_rng(1)
+    grid = 3800 + rng.uniform(0, 300, (100, 1)) + np.cumsum(rng.uniform(0.3, 1.3, (100, GRID.size)), axis=1)
+    grid[5:40:3], grid[50:70], grid[80:83] = grid[5], grid[50], grid[80]
+    mask = rng.random(grid.shape) < 0.1
+    ivar = rng.uniform(1, 5, grid.shape)
+    many = spectra(wiggles(100), grid, ivar=ivar, mask=mask)
+    together = change(many)
+    for row in range(100):
+        alone = change(replace(many[row], wavelength=grid[row]))
+        np.testing.assert_array_equal(together.mask[row], alone.mask[0])
+        np.testing.assert_allclose(together.flux[row], alone.flux[0], rtol=ROUNDING, atol=ROUNDING)
+        np.testing.assert_allclose(together.ivar[row], alone.ivar[0], rtol=ROUNDING)
+
+
+def test_rows_are_grouped_by_grid():
+    grid = np.stack([GRID, GRID + 1.0, GRID + 2.0])[[0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 1]]
+    grid[9, 77] += 1e-9  # almost the same grid, except in one pixel
+    batches = rows_by_grid(grid, len(grid), 3)
+    rows = np.concatenate([np.arange(len(grid))[batch] for _, batch in batches])
+    assert sorted(rows.tolist()) == list(range(len(grid)))
+    for own, batch in batches:
+        np.testing.assert_array_equal(np.broadcast_to(own, grid[batch].shape), grid[batch])
+        assert own.ndim == 2 or len(own) == GRID.size
+    grid[9] = GRID
+    shared = [batch for own, batch in rows_by_grid(grid, len(grid), 100) if own.ndim == 1]
+    assert [batch.tolist() for batch in shared] == [[0, 2, 4, 5, 6, 7, 8, 9]]
 
 
 def test_smoothing_reaches_the_requested_width():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from specjax.errors import ConfigError, DataError
-from specjax.preprocess import gaia_xp_fwhm, rebin, to_gaia_xp, to_lamost
+from specjax.preprocess import gaia_xp_fwhm, rebin, to_gaia_xp, to_grid, to_lamost
 from specjax.spectra import Spectra
 from specjax.wavelength import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, air_to_vacuum
 
@@ -160,3 +160,60 @@ def test_only_oversampled_spectra_are_smoothed():
     assert matched.flux.std() < 0.3 * as_it_is.flux.std()
     np.testing.assert_allclose(to_lamost(clean, fwhm=24.0).flux, 1.0, atol=1e-9)
     np.testing.assert_array_equal(to_lamost(noisy, fwhm=3.0).flux, as_it_is.flux)
+
+
+def varied(n, own):
+    """Return n spectra with noise, gaps and artefacts, some without any use, on one grid or on several."""
+    rng = np.random.default_rng(5)
+    flux = line_star(GRID, 1) * (GRID / 5000) ** rng.uniform(-2, 2, (n, 1))
+    flux *= 1 + rng.choice([0.01, 0.1, 0.6], (n, 1)) * rng.normal(size=flux.shape)
+    mask = rng.random(flux.shape) < rng.choice([0.0, 0.01, 0.2], (n, 1))
+    mask[::5, 900:1100], mask[7], mask[9, 300:] = True, True, True
+    flux[3::6, 1200:1203], flux[11], flux[13, 50:90] = 50.0, -1.0, np.nan
+    ivar = rng.uniform(0.0, 2.0, flux.shape)
+    ivar[15], ivar[16, ::3] = 0.0, 0.0
+    grid = GRID
+    if own:
+        grid = GRID * (1 + rng.normal(0, 5e-4, (n, 1))) + rng.choice([0.0, 0.0, 150.0, -250.0], (n, 1))
+        grid[20:40:2] = grid[20]
+    return Spectra.build(grid, flux, ivar, mask, meta={"rv": rng.normal(0, 300, n)})
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared grid", "own grids"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"method": "interpolate"}, {"fwhm": 8.0}, {"fwhm": 2.0, "fwhm_to": 3.0, "velocity_column": "rv"}],
+    ids=str,
+)
+def test_spectra_do_not_depend_on_the_others_of_a_batch(own, options, monkeypatch):
+    monkeypatch.setattr(to_grid, "_ROWS_AT_ONCE", 25)  # several batches
+    many = varied(60, own)
+    together = to_lamost(many, **options)
+    assert len(set(together.meta["flag"])) > 3
+    for row in range(60):
+        alone = to_lamost(many[row], **options)
+        np.testing.assert_array_equal(together.mask[row], alone.mask[0])
+        # The continuum magnifies rounding errors where little of a spectrum is left or where it approaches 0.
+        np.testing.assert_allclose(together.flux[row], alone.flux[0], rtol=1e-11, atol=1e-11)
+        np.testing.assert_allclose(together.ivar[row], alone.ivar[0], rtol=1e-11)
+        for column in ("flag", "masked_fraction", "rv"):
+            np.testing.assert_array_equal(together.meta[column][row], alone.meta[column][0])
+
+
+def test_pixels_far_from_the_grid_have_no_effect():
+    """They are left out of all steps, of which smoothing reaches furthest."""
+    wide = np.arange(2500.0, 9000.0, 1.1)
+    flux = np.repeat(line_star(wide, 1), 2, axis=0)
+    for options in ({}, {"fwhm": 20.0, "fwhm_to": 60.0}, {"velocity_column": "redshift"}):
+        near = (wide > 3100) & (wide < 6600)
+        full, part = (
+            to_lamost(Spectra.build(wide[keep], flux[:, keep], meta={"redshift": [-0.05, 0.05]}), **options)
+            for keep in (wide > 0, near)
+        )
+        np.testing.assert_array_equal(full.mask, part.mask)
+        np.testing.assert_allclose(full.flux, part.flux, rtol=1e-12)
+
+
+def test_no_spectra_give_no_spectra():
+    none = to_lamost(Spectra.build(GRID, line_star(GRID))[:0])
+    assert none.flux.shape == (0, 1462)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.ndimage import uniform_filter1d
 
 from specjax.preprocess import to_lamost
 from specjax.preprocess.velocity import LINES, measure_velocity
@@ -44,3 +45,28 @@ def test_a_known_velocity_takes_precedence_over_a_measured_one():
     assert to_lamost(spectra.with_meta(redshift=[0.0])).meta["flag"].tolist() == [""]
     assert to_lamost(spectra.with_meta(redshift=[np.nan])).meta["flag"].tolist() == ["too_fast"]
     assert to_lamost(spectra.with_meta(v=[300.0]), velocity_column="v").meta["flag"].tolist() == [""]
+
+
+def test_correlations_equal_those_of_one_shift_after_the_other():
+    rng = np.random.default_rng(2)
+    flux, mask = 1 + 0.2 * rng.normal(size=(20, 1462)), rng.random((20, 1462)) < 0.1
+    mask[3] = True
+    mask[4, 40:] = True  # at some shifts, no pixel is left
+    velocity, peak = measure_velocity(flux, mask)
+    rest = sum(
+        -depth * np.exp(-0.5 * ((LAMOST_WAVELENGTH - line) / 4.0) ** 2) for line, depth in LINES.items()
+    )
+    template = (rest - uniform_filter1d(rest, 61))[15:-15]
+    level = uniform_filter1d(np.where(mask, 1.0, flux), 61, axis=1)
+    lines = np.where(mask, 0.0, np.clip(flux - level, -0.5, 0.2))
+    for row in range(20):
+        correlation = []
+        for shift in range(31):
+            part = lines[row, shift : shift + template.size]
+            norm = np.sqrt((part**2).sum() * (template**2).sum())
+            correlation.append(part @ template / norm if norm > 0 else 0.0)
+        best = np.clip(np.argmax(correlation), 1, 29)
+        np.testing.assert_allclose(peak[row], max(correlation), rtol=1e-12, atol=1e-15)
+        if row != 3:  # wholly masked: no shift is best
+            pixels = velocity[row] / (1e-4 * np.log(10.0) * 299792.458)
+            assert abs(pixels - (best - 15)) <= 0.5 + 1e-9
