@@ -46,7 +46,8 @@ def prepare_sources(sources: Sequence[Source], options: Options) -> Part:
 def put_on_grid(sources: Sequence[Source], options: Options) -> OnGrid:
     """Read the sources and put them on the LAMOST grid, row by row in their order. Runs in a worker.
 
-    Sources that are already on that grid are accepted; no Gaia XP side is made.
+    Sources that are already on that grid are accepted; no Gaia XP side is made. Of `meta`, file, flag and
+    masked_fraction are kept.
     """
     prepared, refused = _prepare(sources, options, _read, lambda *given: (_lamost(*given), None))
     sides = [side for side, _ in prepared]
@@ -57,7 +58,8 @@ def put_on_grid(sources: Sequence[Source], options: Options) -> OnGrid:
     order = np.argsort([place[file] for file in files.tolist()], kind="stable")
     some = any(side.has_ivar for side in sides)
     joined = _arrays([_with_ivar(side) if some else side for side in sides])
-    meta = stack_columns([{name: side.meta[name] for name in ("flag", "masked_fraction")} for side in sides])
+    kept = ("file", "flag", "masked_fraction")
+    meta = stack_columns([{name: side.meta[name] for name in kept} for side in sides])
     spectra = replace(
         sides[0],
         flux=joined["flux"][order],

@@ -226,7 +226,12 @@ def _pieces(source: Source, split_prepared: bool) -> Iterator[Source]:
 
 
 def _row_ranges(source: Source) -> Iterator[Source]:
-    count = arrays.row_count(source.path)
+    try:
+        count = arrays.row_count(source.path)
+    except DataError:
+        count = 0
+    if not count:  # damaged or empty, for the reader to refuse
+        yield replace(source, prepared=False)
     for start in range(0, count, _ROWS_AT_ONCE):
         stop = min(start + _ROWS_AT_ONCE, count)
         yield replace(source, size=source.size * (stop - start) // count, rows=(start, stop))
