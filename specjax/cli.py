@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff
 
 from specjax._version import __version__
 from specjax.commands.adapt import Adapt
+from specjax.commands.embed import Embed
 from specjax.commands.fetch import Fetch
 from specjax.commands.info import Info
 from specjax.commands.label import Label
@@ -25,7 +26,7 @@ from specjax.commands.split import Split
 from specjax.errors import SpecjaxError
 
 # In the order in which `specjax --help` lists them.
-Command = Info | Fetch | Prepare | Simulate | Plan | Label | Split | Pretrain | Adapt | Predict
+Command = Info | Fetch | Prepare | Simulate | Plan | Label | Split | Pretrain | Adapt | Predict | Embed
 
 
 def main(argv: Sequence[str] | None = None) -> int:

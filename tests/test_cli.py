@@ -39,7 +39,7 @@ def calls(monkeypatch):
     stub("specjax.services.stellar_libraries", "fetch_stellar_libraries", "cache/stellar-libraries")
     stub("specjax.pretrain.run", "pretrain")
     stub("specjax.adapt.survey", "adapt_survey", [])
-    stub("specjax.adapt.predict", "predict_survey")
+    stub("specjax.pipeline.predict", "predict_survey")
     stub("specjax.report.results", "print_table")
     stub("specjax.cache", "use_compilation_cache")
     return made

@@ -27,8 +27,8 @@ from specjax.foundation.networks import Networks, module_dtype
 from specjax.models.tokens import tokenise
 from specjax.typing import FloatArray, IntArray, Tree
 
-MANY_ROWS = 512
-"""Spectra whose features go through the heads of all seeds at once."""
+MANY_ROWS = 256
+"""Spectra whose features go through the heads of all seeds at once; twice as many leave a CPU's cache."""
 
 
 def count_seeds(adapters: Tree) -> int:

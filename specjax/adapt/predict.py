@@ -1,76 +1,20 @@
-"""Prediction of labels with an adapted model, from the user's files to a table."""
+"""Prediction of labels of spectra with an adapted model, or with the model as it is."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.forward import predict_label
-from specjax.checkpoints import load_adapter
 from specjax.errors import ConfigError
 from specjax.flags import FLAG_DTYPE, USABLE, Flag
-from specjax.foundation import Foundation, load
+from specjax.foundation import BackboneFeatures, Foundation
 from specjax.preprocess import to_lamost
-from specjax.progress import Say, silent
 from specjax.spectra import Spectra
-from specjax.surveys import read
-from specjax.surveys.io.many import read_each
-from specjax.surveys.io.tables import write_table, written_format
-from specjax.typing import AnyArray
+from specjax.typing import AnyArray, BoolArray, FloatArray, StrArray
 
 _ROWS_AT_ONCE = 8192  # of a prepared file, which may be larger than memory
-
-
-def predict_survey(
-    *,
-    model: str | Path,
-    adapter: Path,
-    spectra: Sequence[Path],
-    out: Path,
-    survey: str | None = None,
-    wavelength_medium: str | None = None,
-    wavelength_unit: str | None = None,
-    say: Say = silent,
-) -> dict[str, AnyArray]:
-    """Predict the label of spectra with an adapter and write a table.
-
-    Args:
-        model: a model folder, or "mini".
-        adapter: an adapter folder, made from this model.
-        spectra: files or folders that `surveys.read` takes; unreadable ones are left out and reported.
-        out: the table to write.
-        survey: as in `surveys.read`.
-        wavelength_medium: likewise.
-        wavelength_unit: likewise.
-        say: receives lines of progress.
-
-    Returns:
-        The columns of the table, see `predict`.
-
-    Raises:
-        SpecjaxError: no file is readable, or the model or the adapter is invalid.
-    """
-    written_format(out)
-    foundation = load(model)
-    stored = load_adapter(adapter, base=foundation.digest)
-
-    def predict_file(path: Path) -> dict[str, AnyArray]:
-        observed = read(path, survey, wavelength_medium=wavelength_medium, wavelength_unit=wavelength_unit)
-        say(f"{path}: {len(observed)} spectra")
-        return predict(foundation, observed, stored.arrays, stored.config)
-
-    parts, _ = read_each(spectra, predict_file, "a file of spectra")  # a bad file does not stop the others
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    for flag, count in Counter(columns["flag"].tolist()).items():
-        if flag != Flag.GOOD:
-            say(f"{count} of {len(columns['id'])} spectra are flagged {flag!r}")
-    about = {name: stored.config[name] for name in ("configuration", "target", "seeds", "sigma")}
-    about = {name: value for name, value in about.items() if value is not None}
-    write_table(out, columns, meta={"model": str(model), "adapter": str(adapter), **about})
-    return columns
 
 
 def predict(
@@ -109,19 +53,17 @@ def _predict_block(
     config: Mapping[str, Any],
 ) -> dict[str, AnyArray]:
     """Predict spectra that are held in memory together, as `predict`."""
-    lamost = _prepared(spectra, config)
+    lamost = prepared_as(spectra, config)
     label, flag = config["label"], lamost.meta["flag"].astype(FLAG_DTYPE)
     usable = np.isin(flag, USABLE)
     values = np.full((config["seeds"], len(lamost)), np.nan)
-    distance = np.full(len(lamost), np.nan)
+    base = None
     if usable.any():
         rows = lamost[np.flatnonzero(usable)]
         # The training domain is that of the base model.
         base = None if model.ood is None else model.backbone_features(rows)
         values[:, usable] = predict_label(model, configuration.heads, adapter, rows, label, base)
-        if base is not None and (outside := model.out_of_domain(base)) is not None:
-            distance[usable] = outside[0]
-            flag[usable] = np.where(flag[usable] == Flag.GOOD, outside[1], flag[usable])
+    distance, flag = _outside(model, base, usable, flag)
     spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(len(lamost), np.nan)
     scatter = np.nan if config["sigma"] is None else config["sigma"]
     return {
@@ -135,9 +77,60 @@ def _predict_block(
     }
 
 
-def _prepared(spectra: Spectra, config: Mapping[str, Any]) -> Spectra:
+def predict_unadapted(model: Foundation, lamost: Spectra, head: str = "mlp2") -> dict[str, AnyArray]:
+    """Predict all labels with a head of the model as it is.
+
+    Args:
+        model: the model.
+        lamost: n spectra from `preprocess.to_lamost`.
+        head: "mlp1" or "mlp2".
+
+    Returns:
+        Columns (n,): id, each label of the model, flag, masked_fraction and distance, see `predict`.
+    """
+    flag = lamost.meta["flag"].astype(FLAG_DTYPE)
+    usable = np.isin(flag, USABLE)
+    labels = {name: np.full(len(lamost), np.nan) for name in model.config.labels}
+    base = None
+    if usable.any():
+        base = model.backbone_features(lamost[np.flatnonzero(usable)])
+        for name, values in model.predict_from_features(model.head_features(base, head), head).items():
+            labels[name][usable] = values
+    distance, flag = _outside(model, base, usable, flag)
+    return {
+        "id": lamost.id,
+        **labels,
+        "flag": flag,
+        "masked_fraction": lamost.meta["masked_fraction"],
+        "distance": distance,
+    }
+
+
+def _outside(
+    model: Foundation, base: BackboneFeatures | None, usable: BoolArray, flag: StrArray
+) -> tuple[FloatArray, StrArray]:
+    """Return the distance (n,) and the flags (n,) with those of spectra outside the training domain.
+
+    `base` holds the features of the usable spectra; None if there are none, or no domain is known.
+    """
+    distance, flag = np.full(len(flag), np.nan), flag.copy()
+    if base is not None and (outside := model.out_of_domain(base)) is not None:
+        distance[usable] = outside[0]
+        flag[usable] = np.where(flag[usable] == Flag.GOOD, outside[1], flag[usable])
+    return distance, flag
+
+
+def preparation_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of `to_lamost` of the spectra that an adapter was trained on, and the tower.
+
+    Imported adapters know less: the resolution at most, and neither method nor tower.
+    """
+    return dict(config.get("preparation") or {"fwhm": config.get("fwhm")})
+
+
+def prepared_as(spectra: Spectra, config: Mapping[str, Any]) -> Spectra:
     """Preprocess spectra as those that the adapter was trained on were; refuse spectra prepared otherwise."""
-    wanted = dict(config.get("preparation") or {"fwhm": config.get("fwhm")})  # imported adapters have less
+    wanted = preparation_of(config)
     lamost = to_lamost(spectra, **{name: value for name, value in wanted.items() if name != "tower"})
     found = lamost.prepared or {}
     for name, value in wanted.items():

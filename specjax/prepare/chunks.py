@@ -1,8 +1,9 @@
 """Preparation of one chunk of files, with the reason for everything that is refused."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +17,18 @@ from specjax.surveys.io.many import collecting
 from specjax.surveys.io.snr import median_snr
 from specjax.typing import AnyArray
 
+Sides = tuple[Spectra, Spectra | None]
+"""The LAMOST side and, if there is one, the Gaia XP side of the same spectra."""
+
 _KEPT = ("flux", "ivar", "mask")
+_EXACT = 1e30  # inverse variance of flux without an uncertainty; the fill of masked pixels limits it
+
+
+class OnGrid(NamedTuple):
+    """Spectra of a chunk on the LAMOST grid, float32, and the (file, reason) of what is refused."""
+
+    spectra: Spectra | None
+    refused: list[tuple[str, str]]
 
 
 def prepare_chunk(sources: Sequence[Source], options: Options, path: Path) -> tuple[int, int]:
@@ -28,12 +40,58 @@ def prepare_chunk(sources: Sequence[Source], options: Options, path: Path) -> tu
 
 def prepare_sources(sources: Sequence[Source], options: Options) -> Part:
     """Read and prepare the sources; a failure of one is recorded and does not affect the others."""
+    return _as_part(*_prepare(sources, options, _read_raw, _make_sides))
+
+
+def put_on_grid(sources: Sequence[Source], options: Options) -> OnGrid:
+    """Read the sources and put them on the LAMOST grid, row by row in their order. Runs in a worker.
+
+    Sources that are already on that grid are accepted; no Gaia XP side is made. Of `meta`, file, flag and
+    masked_fraction are kept.
+    """
+    prepared, refused = _prepare(sources, options, _read, lambda *given: (_lamost(*given), None))
+    sides = [side for side, _ in prepared]
+    if not sides:
+        return OnGrid(None, refused)
+    place = {str(source.path): place for place, source in reversed(list(enumerate(sources)))}
+    files = np.concatenate([side.meta["file"] for side in sides])
+    order = np.argsort([place[file] for file in files.tolist()], kind="stable")
+    some = any(side.has_ivar for side in sides)
+    joined = _arrays([_with_ivar(side) if some else side for side in sides])
+    kept = ("file", "flag", "masked_fraction")
+    meta = stack_columns([{name: side.meta[name] for name in kept} for side in sides])
+    spectra = replace(
+        sides[0],
+        flux=joined["flux"][order],
+        ivar=joined["ivar"][order],
+        mask=joined["mask"][order],
+        id=np.concatenate([side.id for side in sides])[order],
+        meta={name: column[order] for name, column in meta.items()},
+        has_ivar=some,
+    )
+    return OnGrid(spectra, refused)
+
+
+def _with_ivar(spectra: Spectra) -> Spectra:
+    """Replace missing uncertainties by ones so small that they weigh all pixels alike, too."""
+    if spectra.has_ivar:
+        return spectra
+    return replace(spectra, ivar=np.where(spectra.mask, 0.0, _EXACT), has_ivar=True)
+
+
+def _prepare(
+    sources: Sequence[Source],
+    options: Options,
+    read_source: Callable[[Source, Options], Spectra],
+    make_sides: Callable[[Spectra, Options], Sides],
+) -> tuple[list[Sides], list[tuple[str, str]]]:
+    """Return the sides of the sources that can be read and prepared, and what is refused with the reason."""
     refused: list[tuple[str, str]] = []
     grids: dict[tuple[Any, ...], list[Spectra]] = {}
     for source in sources:
         try:
             with collecting() as left_out:
-                spectra = _read(source, options)
+                spectra = read_source(source, options)
         except Exception as error:  # no bad file stops a batch, whatever error it causes
             refused.append((str(source.path), _reason(error)))
             continue
@@ -41,8 +99,8 @@ def prepare_sources(sources: Sequence[Source], options: Options) -> Part:
         # Spectra on the same grid are prepared together, but never resampled to a common one, so that the
         # result does not depend on the other spectra of a chunk.
         grids.setdefault(_grid_of(spectra), []).append(spectra)
-    prepared = [_prepare_group(group, options, refused) for group in grids.values()]
-    return _as_part([sides for group in prepared for sides in group], refused)
+    prepared = [_prepare_group(group, options, make_sides, refused) for group in grids.values()]
+    return [sides for group in prepared for sides in group], refused
 
 
 def _read(source: Source, options: Options) -> Spectra:
@@ -54,11 +112,17 @@ def _read(source: Source, options: Options) -> Spectra:
             spectra = spectra.with_meta(snr=snr)
     else:
         spectra = read(source.path, options.survey, wavelength_medium=medium, wavelength_unit=unit)
+    return spectra.with_meta(file=np.full(len(spectra), str(source.path)))
+
+
+def _read_raw(source: Source, options: Options) -> Spectra:
+    """Read a source; refuse what is prepared or belongs on the XP side."""
+    spectra = _read(source, options)
     if spectra.prepared is not None:
         raise DataError(f"{source.path} is already prepared")
     if spectra.survey == "gaia_xp":
         raise DataError(f"{source.path} holds Gaia XP spectra, which belong on the XP side: pass it as xp")
-    return spectra.with_meta(file=np.full(len(spectra), str(source.path)))
+    return spectra
 
 
 def _reason(error: Exception) -> str:
@@ -70,38 +134,47 @@ def _grid_of(spectra: Spectra) -> tuple[Any, ...]:
     """Return a key that is equal for spectra that can be prepared together."""
     grid = spectra.wavelength
     key = grid.tobytes() if grid.ndim == 1 else id(spectra)
-    return key, spectra.medium, spectra.has_ivar, spectra.survey, tuple(spectra.meta)
+    how = tuple((spectra.prepared or {}).items())
+    return key, spectra.medium, spectra.has_ivar, spectra.survey, tuple(spectra.meta), how
 
 
-def _make_sides(spectra: Spectra, options: Options) -> tuple[Spectra, Spectra | None]:
-    """Prepare the LAMOST side, and the Gaia XP side if the options give the resolution of the spectra."""
-    lamost = to_lamost(
+def _lamost(spectra: Spectra, options: Options) -> Spectra:
+    return to_lamost(
         spectra,
-        method="interpolate" if options.method == "interpolate" else "rebin",
+        method=options.method,
         max_masked=options.max_masked,
         fwhm=options.fwhm_from,
         fwhm_to=options.fwhm_to,
         velocity_column=options.velocity_column,
     )
+
+
+def _make_sides(spectra: Spectra, options: Options) -> Sides:
+    """Prepare the LAMOST side, and the Gaia XP side if the options give the resolution of the spectra."""
+    lamost = _lamost(spectra, options)
     if options.fwhm_from is None:
         return lamost, None
     return lamost, to_gaia_xp(spectra, fwhm_from=options.fwhm_from, max_masked=options.max_masked)
 
 
 def _prepare_group(
-    group: Sequence[Spectra], options: Options, refused: list[tuple[str, str]]
-) -> list[tuple[Spectra, Spectra | None]]:
-    """Prepare both sides of spectra on one grid; if that fails, prepare each source alone."""
+    group: Sequence[Spectra],
+    options: Options,
+    make_sides: Callable[[Spectra, Options], Sides],
+    refused: list[tuple[str, str]],
+) -> list[Sides]:
+    """Prepare the sides of spectra on one grid; if that fails, prepare each source alone."""
     try:
-        return [_make_sides(Spectra.concatenate(group), options)]
+        return [make_sides(Spectra.concatenate(group), options)]
     except Exception as error:
         if len(group) > 1:
-            return [side for spectra in group for side in _prepare_group([spectra], options, refused)]
+            single = [_prepare_group([spectra], options, make_sides, refused) for spectra in group]
+            return [sides for prepared in single for sides in prepared]
         refused.append((str(group[0].meta["file"][0]), _reason(error)))
         return []
 
 
-def _as_part(prepared: Sequence[tuple[Spectra, Spectra | None]], refused: list[tuple[str, str]]) -> Part:
+def _as_part(prepared: Sequence[Sides], refused: list[tuple[str, str]]) -> Part:
     part = Part(refused=refused)
     if not prepared:
         return part

@@ -1,12 +1,13 @@
 """The plan of a run: files, options and chunks, and a record of them to detect changes."""
 
+import glob
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from specjax.errors import ConfigError, DataError
 from specjax.flags import MAX_MASKED
@@ -30,7 +31,7 @@ class Options:
         survey: the survey, if it cannot be recognised from the files.
         wavelength_medium: "vacuum" or "air", if the files do not declare it.
         wavelength_unit: the unit of wavelength, if the files do not declare it.
-        method: "rebin" or "interpolate".
+        method: "rebin" or "interpolate"; None is "rebin" for raw spectra and accepts prepared ones of either.
         fwhm_from: resolution of the spectra, Angstrom. Spectra covering 336-1020 nm then get a Gaia XP side.
         fwhm_to: resolution in Angstrom to which the spectra are smoothed.
         velocity_column: radial velocities to remove: "redshift" (v/c) or a column in km/s.
@@ -40,7 +41,7 @@ class Options:
     survey: str | None = None
     wavelength_medium: str | None = None
     wavelength_unit: str | None = None
-    method: str = "rebin"
+    method: Literal["rebin", "interpolate"] | None = "rebin"
     fwhm_from: float | None = None
     fwhm_to: float | None = None
     velocity_column: str | None = None
@@ -57,11 +58,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Source:
-    """A file, the folder of a stellar library, or a range of rows of an array file."""
+    """A file, the folder of a stellar library, or a range of rows of an array file or a prepared file."""
 
     path: Path
     size: int
     rows: tuple[int, int] | None = None
+    prepared: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +99,27 @@ class Plan:
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
-def make_plan(sources: Sequence[Path], options: Options, *, xp: Sequence[Path] = (), out: Path) -> Plan:
+def make_plan(
+    sources: Sequence[Path],
+    options: Options,
+    *,
+    xp: Sequence[Path] = (),
+    out: Path,
+    split_prepared: bool = False,
+) -> Plan:
     """Find the files and group them into chunks.
 
     Folders are searched to any depth, except those of stellar libraries. From a folder with FITS files only
     these are used; redrock's files are skipped, because they are read together with their coadds. `out` and
     its report are skipped, too.
+
+    Args:
+        sources: files, folders, patterns and lists of files, see `given_paths`.
+        options: options of the preprocessing.
+        xp: files of Gaia XP spectra.
+        out: the file to write.
+        split_prepared: a chunk is also a range of rows of a prepared file, alone. Otherwise a prepared file
+            is a source like any other, for the reader to refuse.
 
     Raises:
         DataError: if a source does not exist, a folder has no files of spectra, or there is no source.
@@ -110,8 +127,8 @@ def make_plan(sources: Sequence[Path], options: Options, *, xp: Sequence[Path] =
     found: dict[Path, Source] = {}
     stamps: dict[str, list[int]] = {}
     own = {path.absolute() for path in (out, report_path(out))}
-    for given in sources:
-        path = given.expanduser().absolute()
+    for given in given_paths(sources):
+        path = given.absolute()
         for file in _expand(path, options.survey):
             if file in own:
                 continue
@@ -119,32 +136,48 @@ def make_plan(sources: Sequence[Path], options: Options, *, xp: Sequence[Path] =
             if file not in found and not _is_companion(file, path):
                 found[file] = Source(path=file, size=stamps[str(file)][0])
     if not found:
-        raise DataError("there are no files to prepare")
+        raise DataError("there are no files of spectra")
     xp_stamps = {str(path.absolute()): _stamp(path) for path in (given.expanduser() for given in xp)}
-    pieces = [piece for source in found.values() for piece in _pieces(source)]
+    pieces = [piece for source in found.values() for piece in _pieces(source, split_prepared)]
     return Plan(options=options, chunks=list(_chunks(pieces)), stamps=stamps, xp_stamps=xp_stamps)
+
+
+def given_paths(sources: Sequence[str | Path]) -> Iterator[Path]:
+    """Yield what a user names: files and folders as they are, and what patterns and lists of them stand for.
+
+    A pattern such as night-*/spec-*.fits is expanded if there is no file of this name; ** stands for folders
+    of any depth. @list.txt is a text file with one of all these per line; empty lines and those that begin
+    with # are skipped.
+
+    Raises:
+        DataError: nothing matches a pattern, or a list cannot be read.
+    """
+    for given in sources:
+        path = Path(given).expanduser()
+        if path.exists():
+            yield path
+        elif str(given).startswith("@"):
+            lines = _read_lines(Path(str(given)[1:]).expanduser())
+            yield from given_paths([line for line in lines if line and not line.startswith("#")])
+        elif glob.has_magic(str(path)):
+            found = sorted(glob.glob(str(path), recursive=True))
+            if not found:
+                raise DataError(f"nothing matches {path}")
+            yield from map(Path, found)
+        else:
+            yield path
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not a readable list of files: {error}") from None
 
 
 def report_path(out: Path) -> Path:
     """Return the path of the report on the prepared file `out`."""
     return out.with_suffix(".report.ecsv")
-
-
-def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Describe the first difference between two records; "" if they are equal."""
-    if old.get("version") != new["version"]:
-        return "it was started by another version of specjax"
-    options = {**new["options"], **old["options"]}
-    for name in options:
-        before, now = old["options"].get(name), new["options"].get(name)
-        if before != now:
-            return f"{name} was {before} and is now {now}"
-    for path in sorted({*old["stamps"], *new["stamps"]}):
-        before, now = old["stamps"].get(path), new["stamps"].get(path)
-        if before != now:
-            change = "is new" if before is None else "is no longer given" if now is None else "changed"
-            return f"{path} {change}"
-    return ""
 
 
 def _expand(path: Path, survey: str | None) -> list[Path]:
@@ -179,24 +212,37 @@ def _stamp(path: Path) -> list[int]:
     return [sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)]
 
 
-def _pieces(source: Source) -> Iterator[Source]:
+def _pieces(source: Source, split_prepared: bool) -> Iterator[Source]:
     """Split a large array file into ranges of rows, so that it is never in memory as a whole."""
     path = source.path
+    if split_prepared and prepared.recognise(path):
+        yield from _row_ranges(replace(source, prepared=True))
+        return
     large = source.size > _BYTES_AT_ONCE and path.suffix.lower() in arrays.HDF5
     if not large or prepared.recognise(path) or specclip.recognise(path):
         yield source
         return
-    count = arrays.row_count(path)
+    yield from _row_ranges(source)
+
+
+def _row_ranges(source: Source) -> Iterator[Source]:
+    try:
+        count = arrays.row_count(source.path)
+    except DataError:
+        count = 0
+    if not count:  # damaged or empty, for the reader to refuse
+        yield replace(source, prepared=False)
     for start in range(0, count, _ROWS_AT_ONCE):
         stop = min(start + _ROWS_AT_ONCE, count)
-        yield Source(path=path, size=source.size * (stop - start) // count, rows=(start, stop))
+        yield replace(source, size=source.size * (stop - start) // count, rows=(start, stop))
 
 
 def _chunks(sources: Sequence[Source]) -> Iterator[list[Source]]:
     chunk: list[Source] = []
     size = 0
     for source in sources:
-        if chunk and (len(chunk) == _FILES_AT_ONCE or size + source.size > _BYTES_AT_ONCE):
+        full = len(chunk) == _FILES_AT_ONCE or size + source.size > _BYTES_AT_ONCE
+        if chunk and (full or source.prepared or chunk[-1].prepared):
             yield chunk
             chunk, size = [], 0
         chunk.append(source)

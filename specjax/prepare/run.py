@@ -1,17 +1,16 @@
 """Run the preparation: resume finished chunks, prepare the rest, assemble the file and report."""
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from specjax.atomic import atomic_file
 from specjax.errors import ConfigError, DataError
 from specjax.prepare.assemble import assemble, write_report
-from specjax.prepare.plan import Options, Plan, difference, make_plan, report_path
+from specjax.prepare.plan import Options, Plan, make_plan, report_path
 from specjax.prepare.pool import core_count, run_chunks
+from specjax.prepare.resume import begin_or_resume, parts_folder
 from specjax.progress import Pace, Say, silent
 from specjax.spectra import Spectra
 from specjax.surveys import arrays, prepared, read, read_xp
@@ -57,7 +56,7 @@ def prepare_spectra(
     Everything that is refused, duplicated or flagged is listed in a table beside `out`, named .report.ecsv.
 
     Args:
-        sources: files of spectra, or folders of them.
+        sources: files of spectra, folders of them, patterns and lists, see `plan.given_paths`.
         out: the file to write, .h5 or .hdf5.
         options: options of reading and preprocessing.
         xp: files of Gaia XP spectra with the same ids, for the XP side.
@@ -85,8 +84,8 @@ def prepare_spectra(
             f"{out} exists and was made from other files or options: remove it or choose another name"
         )
     partners = [_read_xp(path) for path in xp]
-    folder = out.with_name(f".{out.name}.parts")
-    _begin_or_resume(folder, plan)
+    folder = parts_folder(out)
+    begin_or_resume(folder, plan.record)
     parts = [folder / f"{number:06d}.npz" for number in range(len(plan.chunks))]
     _run(plan, parts, workers or core_count(), say)
     say(f"writing {out}")
@@ -97,23 +96,6 @@ def _read_xp(path: Path) -> Spectra:
     """Read a file of Gaia XP spectra, or the XP side of a file with both sides."""
     side = read_xp(path)
     return read(path) if side is None else side
-
-
-def _begin_or_resume(folder: Path, plan: Plan) -> None:
-    """Make the folder of parts, or check that the unfinished run in it has the same plan."""
-    record = folder / "plan.json"
-    if record.exists():
-        try:
-            found = difference(json.loads(record.read_text()), plan.record)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            found = "its plan.json is damaged"
-        if found:
-            raise ConfigError(
-                f"{folder} holds an unfinished run that differs: {found}. Remove it to start over"
-            )
-        return
-    with atomic_file(record) as temporary:
-        temporary.write_text(json.dumps(plan.record))
 
 
 def _run(plan: Plan, parts: Sequence[Path], workers: int, say: Say) -> None:

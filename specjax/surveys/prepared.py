@@ -34,8 +34,12 @@ def recognise(path: Path) -> bool:
         return False
 
 
-def read(path: Path) -> Spectra:
+def read(path: Path, *, rows: tuple[int, int] | None = None) -> Spectra:
     """Read the spectra on the LAMOST grid, as returned by `preprocess.to_lamost`, with flags in `meta`.
+
+    Args:
+        path: the file.
+        rows: first row and the one after the last, to read only these; all if None.
 
     Returns:
         Spectra whose flux, ivar and mask are views of the file (float32, float32, bool); keep the file while
@@ -45,7 +49,7 @@ def read(path: Path) -> Spectra:
     Raises:
         DataError: the file is damaged, or from a later version of specjax.
     """
-    spectra = _side(Path(path), "")
+    spectra = _side(Path(path), "", rows)
     assert spectra is not None
     return spectra
 
@@ -67,7 +71,8 @@ def read_plan(path: Path) -> str:
         return str(file.attrs.get("plan", ""))
 
 
-def _side(path: Path, group: str) -> Spectra | None:
+def _side(path: Path, group: str, rows: tuple[int, int] | None = None) -> Spectra | None:
+    part = slice(*(rows or (None,)))
     with open_hdf5(path) as file:
         if file.attrs.get("version", VERSION) > VERSION:
             raise DataError(f"{path} was prepared by a later version of specjax")
@@ -75,14 +80,14 @@ def _side(path: Path, group: str) -> Spectra | None:
             return None
         side = file[group] if group else file
         try:
-            flux, ivar, mask = (_mapped(path, side[name]) for name in ("flux", "ivar", "mask"))
+            flux, ivar, mask = (_mapped(path, side[name], part) for name in ("flux", "ivar", "mask"))
             return Spectra(
                 wavelength=side["wavelength"][:],
                 flux=flux,
                 ivar=ivar,
                 mask=mask,
-                id=_text(file["id"][:]),
-                meta={name: _text(column[:]) for name, column in side[META_GROUP].items()},
+                id=_text(file["id"][part]),
+                meta={name: _text(column[part]) for name, column in side[META_GROUP].items()},
                 survey=str(side.attrs["survey"]),
                 has_ivar=bool(side.attrs["has_ivar"]),
                 prepared=json.loads(side.attrs["prepared"]),
@@ -91,12 +96,13 @@ def _side(path: Path, group: str) -> Spectra | None:
             raise DataError(f"{path} is not a complete prepared file: {error}") from None
 
 
-def _mapped(path: Path, dataset: "h5py.Dataset") -> AnyArray:
-    """Map a dataset into memory; read it if the file was repacked and the dataset is not contiguous."""
+def _mapped(path: Path, dataset: "h5py.Dataset", rows: slice) -> AnyArray:
+    """Map rows of a dataset into memory; read them if it is not contiguous because the file was repacked."""
     offset = dataset.id.get_offset()
     if offset is None or not dataset.size:
-        return np.asarray(dataset[:])
-    return np.asarray(np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape))
+        return np.asarray(dataset[rows])
+    whole = np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
+    return np.asarray(whole if rows == slice(None) else whole[rows])
 
 
 def _text(column: AnyArray) -> AnyArray:

@@ -22,6 +22,7 @@ from specjax.errors import ConfigError, DataError, ModelError
 from specjax.foundation import Foundation, inference, load
 from specjax.foundation.networks import Networks
 from specjax.foundation.ood import OutOfDomain
+from specjax.pipeline import predict_survey
 from specjax.preprocess import to_lamost
 from specjax.report.results import read_table
 from specjax.spectra import Spectra
@@ -100,7 +101,7 @@ def adapted(files, folder):
 
 
 def predict(files, adapter, spectra, out, **options):
-    return predict_module.predict_survey(
+    return predict_survey(
         model=files["model"], adapter=adapter, spectra=[spectra], out=out, say=lambda text: None,
         wavelength_medium="vacuum", wavelength_unit="angstrom", **options,
     )  # fmt: skip
@@ -311,25 +312,10 @@ def test_flagged_rows_have_no_number(files, adapted):
     assert np.isnan(nothing["fe_h"]).all()
 
 
-def test_one_bad_file_is_left_out_with_a_warning(files, adapted, tmp_path, caplog):
-    (adapter,) = (adapted[0] / "adapters").glob("*/lora4")
-    (tmp_path / "bad.npz").write_text("no spectra")
-    options = {"model": files["model"], "adapter": adapter, "say": lambda text: None}
-    columns = predict_module.predict_survey(
-        **options, spectra=[tmp_path / "bad.npz", files["spectra"]], out=tmp_path / "labels.ecsv"
-    )
-    assert len(columns["id"]) == 24
-    assert [text.startswith(f"left out: {tmp_path}/bad.npz is not") for text in caplog.messages] == [True]
-    with pytest.raises(DataError, match=r"bad\.npz is not a readable"):
-        predict_module.predict_survey(**options, spectra=[tmp_path / "bad.npz"], out=tmp_path / "none.ecsv")
-
-
 def test_an_unknown_format_is_refused_before_anything_is_read(tmp_path):
     nothing = tmp_path / "nothing"
     with pytest.raises(DataError, match=r"the suffix must be one of \.ecsv"):
-        predict_module.predict_survey(
-            model=nothing, adapter=nothing, spectra=[nothing], out=tmp_path / "labels.txt"
-        )
+        predict_survey(model=nothing, adapter=nothing, spectra=[nothing], out=tmp_path / "labels.txt")
 
 
 def test_an_adapter_of_another_model_is_refused(files, adapted, tmp_path):

@@ -188,7 +188,7 @@ def test_a_fused_adapter_survives_the_round_trip(tmp_path):
 
 def test_predictions_of_an_imported_adapter_have_no_uncertainty(tmp_path):
     """Its scatter is not known, so that any number would be a wrong error bar."""
-    from specjax.adapt.predict import predict_survey
+    from specjax.pipeline import predict_survey
 
     _, model, _ = make(tmp_path, "lamost head")
     export_adapter(tmp_path / "model", tmp_path / "adapter", tmp_path / "peft", part="mlp1")

@@ -325,6 +325,20 @@ def test_prepared_files_and_xp_files_are_refused_as_sources(tmp_path):
     assert "Gaia XP" in reasons[1]
 
 
+def test_patterns_and_lists_stand_for_files(tmp_path):
+    folder = write_stars(tmp_path / "raw", 3)
+    write_stars(folder / "deeper", 1)
+    (tmp_path / "list.txt").write_text(f"# stars\n{folder}/00[12].npz\n\n{folder}/deeper\n")
+    found = list(plan.given_paths([f"@{tmp_path}/list.txt", folder / "**" / "000.npz"]))
+    names = ["001.npz", "002.npz", "deeper", "000.npz", "deeper/000.npz"]
+    assert found == [folder / name for name in names]
+    (folder / "[x].npz").touch()
+    assert list(plan.given_paths([folder / "[x].npz"])) == [folder / "[x].npz"]
+    for wrong, said in ((folder / "*.fits", "nothing matches"), ("@none.txt", "not a readable list")):
+        with pytest.raises(DataError, match=said):
+            list(plan.given_paths([wrong]))
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

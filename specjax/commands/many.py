@@ -1,0 +1,58 @@
+"""Options of the commands that process any number of spectra."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from specjax.errors import ConfigError
+from specjax.progress import say
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManySpectra:
+    """Files, folders and lists of spectra, and how they are read."""
+
+    spectra: Annotated[Positional[tuple[Path, ...]], arg(metavar="SRC")] = ()
+    """survey files, folders that are searched for them to any depth, patterns such as 'night*/*.fits', and
+    @FILE, a text file with one of these per line; at least one"""
+    lists: Annotated[tuple[Path, ...], arg(name="list")] = ()
+    """text files of spectra, the same as @FILE"""
+    model: str = "mini"
+    """model folder, or mini or mini-physics for a model that ships with specjax"""
+    fwhm: float | None = None
+    """resolution of raw spectra in Angstrom, if it is much lower than that of LAMOST"""
+    survey: str | None = None
+    """name of the survey, if it cannot be recognised from the files; naming it also saves time"""
+    wavelength_medium: Literal["vacuum", "air"] | None = None
+    """medium of the wavelengths in an .npz or .h5 file that does not specify it"""
+    wavelength_unit: Literal["angstrom", "nm", "um", "log10"] | None = None
+    """unit of the wavelengths in an .npz or .h5 file that does not specify it"""
+    workers: int | None = None
+    """number of processes that read and preprocess, by default the number of cores"""
+    dry_run: bool = False
+    """only print what would be done: numbers of files and chunks, and what would be resumed"""
+
+    def options(self, command: str) -> dict[str, Any]:
+        """Return these options as arguments of the functions of `specjax.pipeline`.
+
+        Raises:
+            ConfigError: there are no spectra, or no workers.
+        """
+        sources = (*self.spectra, *(Path(f"@{path}") for path in self.lists))
+        if not sources:
+            raise ConfigError(f"{command} needs spectra: give survey files, folders or lists of them")
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"{command} needs at least one worker, not {self.workers}")
+        return {
+            "spectra": sources,
+            "model": self.model,
+            "fwhm": self.fwhm,
+            "survey": self.survey,
+            "wavelength_medium": self.wavelength_medium,
+            "wavelength_unit": self.wavelength_unit,
+            "workers": self.workers,
+            "dry_run": self.dry_run,
+            "say": print if self.dry_run else say,
+        }

@@ -1,0 +1,133 @@
+"""The output of a run, in one of several formats, with at most one part of the wide columns in memory."""
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.table import Table
+
+from specjax.atomic import atomic_file
+from specjax.errors import DataError
+from specjax.pipeline.parts import Columns, read_columns
+from specjax.surveys.arrays import HDF5
+from specjax.surveys.io.tables import write_table, written_format
+from specjax.typing import AnyArray
+from specjax.units import label_unit
+
+_WIDE = (*HDF5, ".parquet", ".fits")
+
+
+def check_format(out: Path, *, vectors: bool = False) -> None:
+    """Check that a file can be written; call it before a long computation.
+
+    Raises:
+        DataError: the suffix is unknown, a text table would hold vectors, or pyarrow is missing for .parquet.
+    """
+    suffix = out.suffix.lower()
+    if vectors and suffix not in _WIDE:
+        raise DataError(f"cannot write vectors to {out.name}: the suffix must be one of {', '.join(_WIDE)}")
+    if suffix not in HDF5:
+        written_format(out)
+    if suffix == ".parquet":
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError:
+            raise DataError("writing .parquet needs pyarrow: pip install 'specjax[parquet]'") from None
+
+
+def write_output(
+    out: Path, parts: Sequence[Path], *, wide: Collection[str] = (), meta: Mapping[str, Any] | None = None
+) -> Columns:
+    """Write the rows of all parts, atomically, and return their columns without the wide ones.
+
+    HDF5 has one dataset per column and the metadata as attributes; Parquet has one row group per part, and
+    wide columns as lists of fixed size. These two hold one part of the wide columns in memory, others all.
+
+    Args:
+        out: the suffix selects the format.
+        parts: files of `parts.write_part`, each with at least one row.
+        wide: names of columns (n, d, ...).
+        meta: metadata of the file, kept if the format supports them.
+    """
+    narrow = [read_columns(path, but=wide) for path in parts]
+    columns = {name: np.concatenate([part[name] for part in narrow]) for name in narrow[0]}
+    counts = [len(part["id"]) for part in narrow]
+    if out.suffix.lower() in HDF5:
+        _write_hdf5(out, columns, parts, wide, meta or {})
+    elif out.suffix.lower() == ".parquet" and wide:
+        _write_parquet(out, columns, parts, counts, wide, meta or {})
+    else:
+        whole = {name: np.concatenate(list(_blocks(parts, name))) for name in wide}
+        write_table(out, {**columns, **whole}, meta)
+    return columns
+
+
+def _blocks(parts: Sequence[Path], name: str) -> Iterator[AnyArray]:
+    for path in parts:
+        yield read_columns(path, [name])[name]
+
+
+def _write_hdf5(
+    out: Path, columns: Columns, parts: Sequence[Path], wide: Collection[str], meta: Mapping[str, Any]
+) -> None:
+    import h5py  # slow to import
+
+    with atomic_file(out) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs.update(meta)
+        for name, column in columns.items():
+            texts = column.dtype.kind == "U"
+            encoded = np.char.encode(column, "utf-8") if texts else column
+            file[name] = encoded if encoded.dtype.itemsize else encoded.astype("S1")
+            if not texts and (unit := label_unit(name)):
+                file[name].attrs["unit"] = unit
+        for name in wide:
+            start, dataset = 0, None
+            for block in _blocks(parts, name):
+                if dataset is None:
+                    shape = (len(columns["id"]), *block.shape[1:])
+                    dataset = file.create_dataset(name, shape, block.dtype)
+                dataset[start : start + len(block)] = block
+                start += len(block)
+
+
+def _write_parquet(
+    out: Path,
+    columns: Columns,
+    parts: Sequence[Path],
+    counts: Sequence[int],
+    wide: Collection[str],
+    meta: Mapping[str, Any],
+) -> None:
+    """Write the format of astropy, which has its own metadata in the schema."""
+    import pyarrow
+    from astropy.table.meta import get_yaml_from_table
+    from pyarrow.parquet import ParquetWriter
+
+    first = read_columns(parts[0], wide)
+    flat = {name: block.reshape(len(block), -1)[:1] for name, block in first.items()}
+    header = Table({**{name: column[:1] for name, column in columns.items()}, **flat}, meta=dict(meta))
+    for name in columns:
+        if columns[name].dtype.kind == "f" and (unit := label_unit(name)):
+            header[name].unit = unit
+    shapes = {name: list(block.shape[1:]) for name, block in first.items() if block.ndim > 2}
+    header.meta.update({f"{name}_shape": json.dumps(shape) for name, shape in shapes.items()})
+    notes = {"table_meta_yaml": "\n".join(get_yaml_from_table(header))}
+    fields = []
+    for name, column in columns.items():
+        fields.append((name, pyarrow.from_numpy_dtype(column.dtype.type)))
+        if column.dtype.kind == "U":
+            notes[f"table::len::{name}"] = str(max(column.dtype.itemsize // 4, 1))
+    for name, block in flat.items():
+        fields.append((name, pyarrow.list_(pyarrow.from_numpy_dtype(block.dtype), block.shape[1])))
+    schema = pyarrow.schema(fields, metadata=notes)
+    start = 0
+    with atomic_file(out) as temporary, ParquetWriter(temporary, schema) as writer:
+        for path, count in zip(parts, counts, strict=True):
+            arrays = [pyarrow.array(column[start : start + count]) for column in columns.values()]
+            for block in read_columns(path, wide).values():
+                values = pyarrow.array(block.ravel())
+                arrays.append(pyarrow.FixedSizeListArray.from_arrays(values, block[0].size))
+            writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
+            start += count

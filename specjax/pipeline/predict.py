@@ -1,0 +1,135 @@
+"""Prediction of labels for any number of spectra, from the user's files to a table."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from specjax._version import __version__
+from specjax.adapt.predict import predict, predict_unadapted, preparation_of, prepared_as
+from specjax.checkpoints import load_adapter
+from specjax.errors import ConfigError
+from specjax.foundation import load
+from specjax.pipeline.output import check_format
+from specjax.pipeline.parts import Columns
+from specjax.pipeline.run import Work, one_spectrum, run
+from specjax.prepare import Options
+from specjax.preprocess import to_lamost
+from specjax.progress import Say, silent
+
+
+def predict_survey(
+    *,
+    model: str | Path,
+    spectra: Sequence[Path],
+    out: Path,
+    adapter: Path | None = None,
+    head: str | None = None,
+    fwhm: float | None = None,
+    survey: str | None = None,
+    wavelength_medium: str | None = None,
+    wavelength_unit: str | None = None,
+    workers: int | None = None,
+    dry_run: bool = False,
+    say: Say = silent,
+) -> Columns:
+    """Predict the labels of all spectra and write a table.
+
+    Files are read in chunks, and finished chunks are kept beside `out` until the end, so that the same call
+    resumes a run that was stopped. Memory is bounded for any number of spectra, except for the table itself.
+    Files that cannot be read are left out and listed in a table beside `out`, named .report.ecsv.
+
+    A script that calls this with more than one worker needs `if __name__ == "__main__":`, because the workers
+    import it.
+
+    Args:
+        model: a model folder, or "mini".
+        spectra: files and folders that `surveys.read` takes, patterns such as "*.fits", and "@list.txt", a
+            text file of these; files that `specjax prepare` has written are not preprocessed again.
+        out: the table to write, .ecsv, .fits, .parquet, .csv or .h5; replaced if it exists.
+        adapter: an adapter folder, made from this model. Without one, the model as it is predicts all its
+            labels.
+        head: "mlp1" or "mlp2" (the default), without an adapter only.
+        fwhm: resolution of raw spectra in Angstrom, as in `to_lamost`, without an adapter only: an adapter
+            knows the preprocessing of the spectra that it was trained on.
+        survey: as in `surveys.read`.
+        wavelength_medium: likewise.
+        wavelength_unit: likewise.
+        workers: number of processes that read and preprocess, by default the number of cores; with 1, no
+            process is started.
+        dry_run: only say what would be done; no spectra are read, nothing is written, and no columns are
+            returned.
+        say: receives lines of progress.
+
+    Returns:
+        The columns (n,) of the table, one row per spectrum in the order of the files, see
+        `adapt.predict.predict` and `adapt.predict.predict_unadapted`.
+
+    Raises:
+        ConfigError: options contradict each other or prepared files, or an unfinished run with other files or
+            options exists.
+        DataError: the format is unknown, there are no files, or none is readable.
+        ModelError: the model or the adapter is invalid.
+        SpecjaxError: a worker process died.
+    """
+    check_format(Path(out))
+    work = predict_work(
+        model=model,
+        adapter=adapter,
+        head=head,
+        fwhm=fwhm,
+        survey=survey,
+        wavelength_medium=wavelength_medium,
+        wavelength_unit=wavelength_unit,
+    )
+    return run(work, spectra, Path(out), workers=workers, dry_run=dry_run, say=say)
+
+
+def predict_work(
+    *,
+    model: str | Path,
+    adapter: Path | None = None,
+    head: str | None = None,
+    fwhm: float | None = None,
+    survey: str | None = None,
+    wavelength_medium: str | None = None,
+    wavelength_unit: str | None = None,
+) -> Work:
+    """Load model and adapter, and return the work of `predict_survey`, whose arguments these are."""
+    foundation = load(model)
+    options = Options(
+        survey=survey,
+        wavelength_medium=wavelength_medium,
+        wavelength_unit=wavelength_unit,
+        method=None,
+        fwhm_from=fwhm,
+    )
+    about = {"specjax": __version__, "model": str(model), "digest": foundation.digest or ""}
+    if adapter is None:
+        head = head or "mlp2"
+        foundation.predict(one_spectrum(foundation), head)  # a head that is absent is an error before the run
+        return Work(
+            compute=lambda rows: predict_unadapted(foundation, to_lamost(rows, fwhm=fwhm), head),
+            check=lambda rows: to_lamost(rows, fwhm=fwhm),
+            options=options,
+            record={"command": "predict", "model": foundation.digest, "adapter": None, "head": head},
+            meta={**about, "head": head},
+        )
+    if head is not None or fwhm is not None:
+        raise ConfigError("an adapter has its own heads and preprocessing: leave out head and fwhm")
+    stored = load_adapter(adapter, base=foundation.digest)
+    wanted = preparation_of(stored.config)
+    known = {name: stored.config[name] for name in ("configuration", "target", "seeds", "sigma")}
+    return Work(
+        compute=lambda rows: predict(foundation, rows, stored.arrays, stored.config),
+        check=lambda rows: prepared_as(rows, stored.config),
+        options=replace(
+            options,
+            method=wanted.get("method"),
+            fwhm_from=wanted.get("fwhm"),
+            fwhm_to=wanted.get("fwhm_to"),
+            velocity_column=wanted.get("velocity_column"),
+        ),
+        record={"command": "predict", "model": foundation.digest, "adapter": stored.digest, "head": None},
+        meta={**about, "adapter": str(adapter)}
+        | {name: value for name, value in known.items() if value is not None},
+    )
