@@ -12,7 +12,7 @@ from specjax.atomic import atomic_file
 from specjax.errors import DataError
 from specjax.pipeline.parts import Columns, read_columns
 from specjax.surveys.arrays import HDF5
-from specjax.surveys.io.tables import write_table, written_format
+from specjax.surveys.io.tables import SUFFIXES, write_table
 from specjax.typing import AnyArray
 from specjax.units import label_unit
 
@@ -26,10 +26,9 @@ def check_format(out: Path, *, vectors: bool = False) -> None:
         DataError: the suffix is unknown, a text table would hold vectors, or pyarrow is missing for .parquet.
     """
     suffix = out.suffix.lower()
-    if vectors and suffix not in _WIDE:
-        raise DataError(f"cannot write vectors to {out.name}: the suffix must be one of {', '.join(_WIDE)}")
-    if suffix not in HDF5:
-        written_format(out)
+    known, what = (_WIDE, "vectors to ") if vectors else ((*SUFFIXES, *HDF5), "")
+    if suffix not in known:
+        raise DataError(f"cannot write {what}{out.name}: the suffix must be one of {', '.join(known)}")
     if suffix == ".parquet":
         try:
             import pyarrow.parquet  # noqa: F401

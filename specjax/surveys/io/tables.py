@@ -17,6 +17,9 @@ from specjax.typing import FloatArray, StrArray
 from specjax.units import label_unit
 
 _WRITTEN = {".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".fits": "fits", ".parquet": "parquet"}
+SUFFIXES = tuple(_WRITTEN)
+"""Suffixes of the tables that `write_table` writes."""
+
 _ROWS_AT_ONCE = 20_000  # of a text table, whose rows take a kilobyte each while they are formatted
 _UNKNOWN = -999.0  # catalogues write -999, -9999 and the like for unknown values
 _TEXT = {".csv": "ascii.csv", ".txt": "ascii", ".dat": "ascii", ".tsv": "ascii.tab"}
