@@ -30,6 +30,7 @@ from specjax.pretrain.augment import AugmentConfig
 from specjax.pretrain.config import StageConfig
 from specjax.pretrain.corpus import MILES_FWHM
 from specjax.pretrain.loop import StageAux, run_stage
+from specjax.pretrain.simulated import COMPONENTS
 from specjax.progress import Say, silent
 from specjax.report.results import plain
 from specjax.simulate.process import Components, LabelProcess, Shape
@@ -41,7 +42,6 @@ STAGE = StageConfig(steps=2000, batch=128, learning_rate=3e-3, chunk=1000)
 ROBUST = 0.03  # residual beyond which the loss is linear, because some stars have wrong labels
 CALIBRATION = AugmentConfig()  # its `continuum` and `response`
 MIN_SCATTER = 1e-3  # relative to the continuum
-COMPONENTS = 80  # of the emulator, as in pretraining
 
 
 class SpectrumNetwork(nn.Module):
