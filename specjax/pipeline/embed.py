@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from specjax._version import __version__
 from specjax.flags import FLAG_DTYPE, USABLE
 from specjax.foundation import load
 from specjax.pipeline.output import check_format
 from specjax.pipeline.parts import Columns
-from specjax.pipeline.run import Work, one_spectrum, run
+from specjax.pipeline.run import Work, about_model, one_spectrum, raw_options, run
 from specjax.prepare import Options
 from specjax.preprocess import to_lamost
 from specjax.progress import Say, silent
@@ -64,28 +63,14 @@ def embed_survey(
         SpecjaxError: a worker process died.
     """
     check_format(Path(out), vectors=True)
-    work = embed_work(
-        model=model,
-        tokens=tokens,
-        fwhm=fwhm,
-        survey=survey,
-        wavelength_medium=wavelength_medium,
-        wavelength_unit=wavelength_unit,
-    )
+    options = raw_options(survey, wavelength_medium, wavelength_unit, fwhm)
+    work = _embed_work(model, tokens, options)
     return run(work, spectra, Path(out), workers=workers, dry_run=dry_run, say=say)
 
 
-def embed_work(
-    *,
-    model: str | Path,
-    tokens: bool = False,
-    fwhm: float | None = None,
-    survey: str | None = None,
-    wavelength_medium: str | None = None,
-    wavelength_unit: str | None = None,
-) -> Work:
-    """Load the model, and return the work of `embed_survey`, whose arguments these are."""
-    foundation = load(model)
+def _embed_work(model: str | Path, tokens: bool, options: Options) -> Work:
+    """Load the model; arguments as of `embed_survey`."""
+    foundation, fwhm = load(model), options.fwhm_from
     name, embed = ("tokens", foundation.tokens) if tokens else ("vectors", foundation.embed)
     # The model says how large a vector is, before there may be a chunk without any usable spectrum.
     shape = embed(one_spectrum(foundation)).shape[1:]
@@ -107,14 +92,8 @@ def embed_work(
     return Work(
         compute=compute,
         check=lambda rows: to_lamost(rows, fwhm=fwhm),
-        options=Options(
-            survey=survey,
-            wavelength_medium=wavelength_medium,
-            wavelength_unit=wavelength_unit,
-            method=None,
-            fwhm_from=fwhm,
-        ),
+        options=options,
         record={"command": "embed", "model": foundation.digest, "tokens": tokens},
-        meta={"specjax": __version__, "model": str(model), "digest": foundation.digest or ""},
+        meta=about_model(foundation, model),
         wide=(name,),
     )

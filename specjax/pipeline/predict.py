@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from specjax._version import __version__
 from specjax.adapt.predict import predict, predict_unadapted, preparation_of, prepared_as
 from specjax.checkpoints import load_adapter
 from specjax.errors import ConfigError
 from specjax.foundation import load
 from specjax.pipeline.output import check_format
 from specjax.pipeline.parts import Columns
-from specjax.pipeline.run import Work, one_spectrum, run
+from specjax.pipeline.run import Work, about_model, one_spectrum, raw_options, run
 from specjax.prepare import Options
 from specjax.preprocess import to_lamost
 from specjax.progress import Say, silent
@@ -72,38 +71,15 @@ def predict_survey(
         SpecjaxError: a worker process died.
     """
     check_format(Path(out))
-    work = predict_work(
-        model=model,
-        adapter=adapter,
-        head=head,
-        fwhm=fwhm,
-        survey=survey,
-        wavelength_medium=wavelength_medium,
-        wavelength_unit=wavelength_unit,
-    )
+    options = raw_options(survey, wavelength_medium, wavelength_unit, fwhm)
+    work = _predict_work(model, adapter, head, options)
     return run(work, spectra, Path(out), workers=workers, dry_run=dry_run, say=say)
 
 
-def predict_work(
-    *,
-    model: str | Path,
-    adapter: Path | None = None,
-    head: str | None = None,
-    fwhm: float | None = None,
-    survey: str | None = None,
-    wavelength_medium: str | None = None,
-    wavelength_unit: str | None = None,
-) -> Work:
-    """Load model and adapter, and return the work of `predict_survey`, whose arguments these are."""
-    foundation = load(model)
-    options = Options(
-        survey=survey,
-        wavelength_medium=wavelength_medium,
-        wavelength_unit=wavelength_unit,
-        method=None,
-        fwhm_from=fwhm,
-    )
-    about = {"specjax": __version__, "model": str(model), "digest": foundation.digest or ""}
+def _predict_work(model: str | Path, adapter: Path | None, head: str | None, options: Options) -> Work:
+    """Load model and adapter; arguments as of `predict_survey`."""
+    foundation, fwhm = load(model), options.fwhm_from
+    about = about_model(foundation, model)
     if adapter is None:
         head = head or "mlp2"
         foundation.predict(one_spectrum(foundation), head)  # a head that is absent is an error before the run

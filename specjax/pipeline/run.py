@@ -106,6 +106,24 @@ def run(
     return _finish(work, plan, parts, out, say)
 
 
+def raw_options(
+    survey: str | None, wavelength_medium: str | None, wavelength_unit: str | None, fwhm: float | None = None
+) -> Options:
+    """Return the options for raw spectra; prepared ones are accepted as either method made them."""
+    return Options(
+        survey=survey,
+        wavelength_medium=wavelength_medium,
+        wavelength_unit=wavelength_unit,
+        method=None,
+        fwhm_from=fwhm,
+    )
+
+
+def about_model(foundation: Foundation, model: str | Path) -> dict[str, Any]:
+    """Return the metadata of an output that a model made, `model` being what it was loaded from."""
+    return {"specjax": __version__, "model": str(model), "digest": foundation.digest or ""}
+
+
 def one_spectrum(model: Foundation) -> Float32Array:
     """Return a featureless spectrum (1, pixels), to try out what a model can do before a run."""
     return np.ones((1, pixel_count(model.config, "lamost")), np.float32)
