@@ -11,8 +11,8 @@ from astropy.table import Table
 from specjax.atomic import atomic_file
 from specjax.errors import DataError
 from specjax.pipeline.parts import Columns, read_columns
-from specjax.surveys.arrays import HDF5
-from specjax.surveys.io.tables import SUFFIXES, write_table
+from specjax.surveys.arrays import HDF5, for_hdf5
+from specjax.surveys.io.tables import SUFFIXES, require_pyarrow, write_table
 from specjax.typing import AnyArray
 from specjax.units import label_unit
 
@@ -30,10 +30,7 @@ def check_format(out: Path, *, vectors: bool = False) -> None:
     if suffix not in known:
         raise DataError(f"cannot write {what}{out.name}: the suffix must be one of {', '.join(known)}")
     if suffix == ".parquet":
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError:
-            raise DataError("writing .parquet needs pyarrow: pip install 'specjax[parquet]'") from None
+        require_pyarrow()
 
 
 def write_output(
@@ -76,10 +73,8 @@ def _write_hdf5(
     with atomic_file(out) as temporary, h5py.File(temporary, "w") as file:
         file.attrs.update(meta)
         for name, column in columns.items():
-            texts = column.dtype.kind == "U"
-            encoded = np.char.encode(column, "utf-8") if texts else column
-            file[name] = encoded if encoded.dtype.itemsize else encoded.astype("S1")
-            if not texts and (unit := label_unit(name)):
+            file[name] = for_hdf5(column)
+            if column.dtype.kind != "U" and (unit := label_unit(name)):
                 file[name].attrs["unit"] = unit
         for name in wide:
             start, dataset = 0, None

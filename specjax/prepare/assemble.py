@@ -18,6 +18,7 @@ from specjax.prepare.plan import Plan
 from specjax.preprocess import to_gaia_xp
 from specjax.spectra import Spectra
 from specjax.surveys import prepared
+from specjax.surveys.arrays import for_hdf5
 from specjax.surveys.io.tables import write_table
 from specjax.typing import AnyArray, BoolArray, FloatArray, IntArray, StrArray
 from specjax.wavelength import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH
@@ -74,7 +75,7 @@ def assemble(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Spectra]
         with h5py.File(temporary, "w") as file:
             file.attrs.update(format=prepared.FORMAT, version=prepared.VERSION, plan=plan.digest)
             file.attrs["creator"] = f"specjax {__version__}"
-            _write_text(file, "id", ids)
+            file["id"] = for_hdf5(ids)
             _write_attributes(file, headers)
             _write_columns(file, meta)
             _write_pixels(file, LAMOST_WAVELENGTH, len(ids), _blocks(parts, rows, "lamost"))
@@ -207,14 +208,6 @@ def _write_columns(group: Any, columns: dict[str, AnyArray]) -> None:
     meta = group.create_group(prepared.META_GROUP)
     for key, column in columns.items():
         name = key.replace("/", "_")  # a slash would create a group
-        if column.dtype.kind == "U":
-            _write_text(meta, name, column)
-        else:
-            meta[name] = column
+        meta[name] = for_hdf5(column)
         if name in units.COLUMNS:
             meta[name].attrs["unit"] = units.COLUMNS[name]
-
-
-def _write_text(group: Any, name: str, column: StrArray) -> None:
-    encoded = np.char.encode(column, "utf-8")
-    group[name] = encoded if encoded.dtype.itemsize else encoded.astype("S1")

@@ -143,9 +143,16 @@ class Stream:
             DataError: they cannot be written.
         """
         for name, column in columns.items():
-            texts = column.dtype.kind == "U"
-            self._file[name] = np.char.encode(column, "utf-8") if texts else column
+            self._file[name] = for_hdf5(column)
         self._disk.check()
+
+
+def for_hdf5(column: AnyArray) -> AnyArray:
+    """Return a column (n,) as HDF5 stores it: texts in UTF-8, and not of zero bytes."""
+    if column.dtype.kind != "U":
+        return column
+    encoded = np.char.encode(column, "utf-8")
+    return encoded if encoded.dtype.itemsize else encoded.astype("S1")
 
 
 class _Disk(io.FileIO):

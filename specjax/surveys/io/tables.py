@@ -54,12 +54,22 @@ def written_format(path: Path) -> str:
     """Return astropy's name of the format that the suffix selects; call it before a long computation.
 
     Raises:
-        DataError: the suffix is unknown.
+        DataError: the suffix is unknown, or pyarrow is missing for .parquet.
     """
     form = _WRITTEN.get(path.suffix.lower())
     if form is None:
         raise DataError(f"cannot write {path.name}: the suffix must be one of {', '.join(_WRITTEN)}")
+    if form == "parquet":
+        require_pyarrow()
     return form
+
+
+def require_pyarrow() -> None:
+    """Raise a DataError if Parquet cannot be written."""
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError:
+        raise DataError("writing .parquet needs pyarrow: pip install 'specjax[parquet]'") from None
 
 
 def write_table(path: str | Path, columns: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> None:
@@ -79,15 +89,12 @@ def write_table(path: str | Path, columns: Mapping[str, Any], meta: Mapping[str,
     if len(set(lengths.values())) > 1:
         raise DataError(f"columns of {path.name} differ in length: {lengths}")
     table = _with_units(columns, meta or {}, form)
-    try:
-        with atomic_file(path) as temporary, warnings.catch_warnings():
-            warnings.simplefilter("ignore", VerifyWarning)  # keywords of more than eight characters
-            if form == "ascii.ecsv" and len(table) > _ROWS_AT_ONCE:
-                _write_in_parts(table, temporary)
-            else:
-                table.write(temporary, format=form, overwrite=True)
-    except ImportError:
-        raise DataError(f"writing {path.suffix} needs pyarrow: pip install 'specjax[parquet]'") from None
+    with atomic_file(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore", VerifyWarning)  # keywords of more than eight characters
+        if form == "ascii.ecsv" and len(table) > _ROWS_AT_ONCE:
+            _write_in_parts(table, temporary)
+        else:
+            table.write(temporary, format=form, overwrite=True)
 
 
 def id_texts(column: Any) -> StrArray:
