@@ -60,8 +60,8 @@ COOL = 4600.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ObservedStars:
-    """Observed stars without labels, after preprocessing.
+class PreprocessedPairs:
+    """Spectra and their Gaia XP partners after preprocessing.
 
     Attributes:
         flux: (m, 1 + k, 1462), as `SimulatedStars.flux`.
@@ -98,7 +98,7 @@ class SimulatedStars:
     xp_valid: BoolArray
     shape: Shape
     planes: FloatArray
-    observed: ObservedStars | None = None
+    observed: PreprocessedPairs | None = None
 
 
 def build(
@@ -124,36 +124,39 @@ def build(
     xp = xp_partners(stars, MILES_FWHM, library)
     resolutions = (MILES_FWHM, *(DEGRADED_FWHM if degraded else ()))
     say(f"normalising the spectra at {len(resolutions)} resolutions")
-    flux, good = _at_resolutions(stars, resolutions)
-    good &= ~xp.mask.all(axis=1)
-    unlabelled = [_observed(spectra, resolutions, library) for spectra in observed]
+    pairs, good = _pairs(stars, resolutions, xp)
+    unlabelled = [
+        _pairs(spectra, resolutions, xp_partners(spectra, MILES_FWHM, library))[0] for spectra in observed
+    ]
     return SimulatedStars(
         id=stars.id[good],
         labels=emulator.labels[good],
-        flux=flux[good],
+        flux=pairs.flux,
         noise_width=np.concatenate([np.zeros(1, np.float32), noise_width(np.array(resolutions[1:]))]),
-        xp_flux=np.where(xp.mask, 0.0, xp.flux)[good].astype(np.float32),
-        xp_valid=np.asarray(~xp.mask[good].any(axis=0)),
+        xp_flux=pairs.xp_flux,
+        xp_valid=np.asarray(pairs.xp_valid.all(axis=0)),
         shape=emulator.shape,
         planes=emulator.domain.faces(),
         observed=_joined(unlabelled) if unlabelled else None,
     )
 
 
-def _observed(stars: Spectra, resolutions: tuple[float, ...], library: Spectra) -> ObservedStars:
-    """Preprocess observed spectra, without those that lack pixels or have no Gaia XP partner."""
+def _pairs(
+    stars: Spectra, resolutions: tuple[float, ...], xp: Spectra
+) -> tuple[PreprocessedPairs, BoolArray]:
+    """Preprocess n spectra with Gaia XP partners; return the pairs that lack nothing, and (n,) which."""
     flux, good = _at_resolutions(stars, resolutions)
-    xp = xp_partners(stars, MILES_FWHM, library)
     good &= ~xp.mask.all(axis=1)
-    return ObservedStars(
+    pairs = PreprocessedPairs(
         flux=flux[good],
         xp_flux=np.where(xp.mask, 0.0, xp.flux)[good].astype(np.float32),
         xp_valid=~xp.mask[good],
     )
+    return pairs, good
 
 
-def _joined(parts: Sequence[ObservedStars]) -> ObservedStars:
-    return ObservedStars(
+def _joined(parts: Sequence[PreprocessedPairs]) -> PreprocessedPairs:
+    return PreprocessedPairs(
         flux=np.concatenate([part.flux for part in parts]),
         xp_flux=np.concatenate([part.xp_flux for part in parts]),
         xp_valid=np.concatenate([part.xp_valid for part in parts]),
@@ -252,7 +255,7 @@ def make_material(stars: SimulatedStars, config: PretrainConfig) -> Material:
         **scaler,
     }
     if stars.observed is not None:
-        data["observed"] = dict(stars.observed.__dict__)
+        data["observed"] = vars(stars.observed)
     data = jax.tree.map(jnp.asarray, data)
     with_labels = replace(config.augment, observed_probability=0.0)
     sample = draw_batch(jax.random.key(config.seed + 1), data, _VALIDATION, with_labels)
