@@ -10,14 +10,6 @@ from specjax.adapt import predict as predict_module
 from specjax.adapt import survey
 from specjax.adapt.roles import SplitConfig, split_table
 from specjax.checkpoints import load_adapter
-from specjax.config import (
-    DecoderConfig,
-    LabelHeadConfig,
-    ModelConfig,
-    ProjectionConfig,
-    SpecFormerConfig,
-    XPAutoencoderConfig,
-)
 from specjax.errors import ConfigError, DataError, ModelError
 from specjax.foundation import Foundation, inference, load
 from specjax.foundation.networks import Networks
@@ -28,17 +20,8 @@ from specjax.report.results import read_table
 from specjax.spectra import Spectra
 from specjax.surveys import read
 from tests import synthetic
-from tests.models.tiny import random_system
+from tests.models.tiny import SMALL, head_stats, random_system
 
-SMALL = ModelConfig(
-    name="small",
-    specformer=SpecFormerConfig(dim=16, num_layers=1, num_heads=2, mlp_dim=16),
-    xp_autoencoder=XPAutoencoderConfig(hidden_dim=16, latent_dim=12, num_blocks=1),
-    projection=ProjectionConfig(shared_dim=16, feature_hidden=12),
-    decoder=DecoderConfig(lamost_hidden=(16,), gaia_xp_hidden=(16,)),
-    head=LabelHeadConfig(hidden_dims=(16,), num_labels=2),
-    labels=("teff", "fe_h"),
-)
 CONFIG = dataclasses.replace(synthetic.ADAPT, seeds=2, train=12, validate=2)
 SEQUENTIAL = dataclasses.replace(CONFIG, objective="sequential")
 WAVELENGTH = np.arange(3750.0, 5800.0, 2.0)
@@ -80,11 +63,7 @@ def files(folder):
     spectra = write(folder / "survey.npz", flux, ids)
     model = Foundation(config=SMALL, variables=random_system(SMALL))
     given = read(spectra)
-    features = {head: model.features(to_lamost(given), head) for head in ("mlp1", "mlp2")}
-    stats = {
-        head: {"feature_mean": x.mean(0), "feature_std": x.std(0) + 1e-3, **scale}
-        for head, x in features.items()
-    }
+    stats = head_stats(model, to_lamost(given), scale)
     dataclasses.replace(model, stats=stats).save(folder / "model")
     Table({"id": ids[:18], "fe_h": fe_h[:18]}).write(folder / "labels.csv")
     return {"model": folder / "model", "spectra": spectra, "labels": folder / "labels.csv"}

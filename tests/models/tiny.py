@@ -33,6 +33,18 @@ TINY = ModelConfig(
 )
 
 
+SMALL = ModelConfig(
+    name="small",
+    specformer=SpecFormerConfig(dim=16, num_layers=1, num_heads=2, mlp_dim=16),
+    xp_autoencoder=XPAutoencoderConfig(hidden_dim=16, latent_dim=12, num_blocks=1),
+    projection=ProjectionConfig(shared_dim=16, feature_hidden=12),
+    decoder=DecoderConfig(lamost_hidden=(16,), gaia_xp_hidden=(16,)),
+    head=LabelHeadConfig(hidden_dims=(16,), num_labels=2),
+    labels=("teff", "fe_h"),
+)
+"""As small on the published grids, for spectra from files."""
+
+
 def random_system(config: ModelConfig = TINY, seed: int = 0) -> dict:
     """Draw {"params", "batch_stats"} of SpecCLIP and both heads, including biases and running statistics.
 
@@ -80,3 +92,12 @@ def on_grid(flux, mask=None, ivar=None, id=None, survey="lamost"):
         has_ivar=ivar is not None,
         prepared={"tower": survey},
     )
+
+
+def head_stats(model, spectra, scale):
+    """Return the statistics of both heads for spectra on the LAMOST grid and a scale of the labels."""
+    features = {head: model.features(spectra, head) for head in ("mlp1", "mlp2")}
+    return {
+        head: {"feature_mean": x.mean(0), "feature_std": x.std(0) + 1e-3, **scale}
+        for head, x in features.items()
+    }

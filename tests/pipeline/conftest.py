@@ -10,14 +10,6 @@ import pytest
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.start import initial_leaves
 from specjax.checkpoints import save_adapter
-from specjax.config import (
-    DecoderConfig,
-    LabelHeadConfig,
-    ModelConfig,
-    ProjectionConfig,
-    SpecFormerConfig,
-    XPAutoencoderConfig,
-)
 from specjax.foundation import Foundation
 from specjax.foundation.ood import OutOfDomain
 from specjax.prepare import Options, prepare_spectra
@@ -25,18 +17,9 @@ from specjax.preprocess import to_lamost
 from specjax.spectra import Spectra
 from specjax.surveys import read
 from tests import synthetic
-from tests.models.tiny import random_system
+from tests.models.tiny import SMALL, head_stats, random_system
 from tests.prepare.stars import GRID, star, write_star, write_stars
 
-SMALL = ModelConfig(
-    name="small",
-    specformer=SpecFormerConfig(dim=16, num_layers=1, num_heads=2, mlp_dim=16),
-    xp_autoencoder=XPAutoencoderConfig(hidden_dim=16, latent_dim=12, num_blocks=1),
-    projection=ProjectionConfig(shared_dim=16, feature_hidden=12),
-    decoder=DecoderConfig(lamost_hidden=(16,), gaia_xp_hidden=(16,)),
-    head=LabelHeadConfig(hidden_dims=(16,), num_labels=2),
-    labels=("teff", "fe_h"),
-)
 SEEDS = 3
 
 
@@ -76,12 +59,8 @@ def files(tmp_path_factory):
 def _save_model(folder, spectra):
     scale = {"label_mean": np.float32([5500, -0.7]), "label_std": np.float32([800, 0.8])}
     model = Foundation(config=SMALL, variables=random_system(SMALL))
-    base = model.backbone_features(spectra)
-    stats = {}
-    for head in ("mlp1", "mlp2"):
-        x = model.head_features(base, head)
-        stats[head] = {"feature_mean": x.mean(0), "feature_std": x.std(0) + 1e-3, **scale}
-    domain = OutOfDomain(mean=base.mean.mean(0), whitening=np.eye(base.mean.shape[1]), limit=0.1)
+    stats, mean = head_stats(model, spectra, scale), model.mean_token(spectra)
+    domain = OutOfDomain(mean=mean.mean(0), whitening=np.eye(mean.shape[1]), limit=0.1)
     digest = dataclasses.replace(model, stats=stats, ood=domain).save(folder / "model")
     configuration = Configuration.parse("lora4")
     keys = jax.random.split(jax.random.key(0), SEEDS)
