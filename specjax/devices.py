@@ -18,6 +18,24 @@ from specjax.typing import Tree
 
 AXIS = "batch"
 
+BFLOAT16_CAPABILITY = (8, 0)
+"""Compute capability from which the matrix units of an NVIDIA GPU take bfloat16."""
+
+
+def has_bfloat16_units(device: jax.Device | None = None) -> bool:
+    """Say whether a device, by default the first one of this process, is fast in bfloat16.
+
+    That holds for TPUs, and for NVIDIA GPUs of compute capability 8.0 (A100, RTX 30) or newer. Older ones and
+    CPUs emulate it, and on other GPUs it is not known.
+    """
+    device = jax.local_devices()[0] if device is None else device
+    if device.platform == "tpu":
+        return True
+    # Other GPUs have no such attribute, or one that is not of the form "9.0", such as "gfx90a".
+    capability = str(getattr(device, "compute_capability", "")).split(".")
+    known = len(capability) == 2 and all(map(str.isdecimal, capability))
+    return known and tuple(map(int, capability)) >= BFLOAT16_CAPABILITY
+
 
 def mesh_for(count: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Return a mesh of one axis over the largest number of devices that divides `count`.

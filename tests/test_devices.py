@@ -1,6 +1,7 @@
 """Placement over devices: eight forced ones in one process, and two processes of two on loopback."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -17,6 +18,25 @@ PROGRAM = Path(__file__).parent / "device_program.py"
 )
 def test_largest_divisor(count, limit, size):
     assert devices.largest_divisor(count, limit) == size
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "fast"),
+    [
+        ("gpu", "9.0", True),
+        ("gpu", "8.0", True),
+        ("gpu", "10.0", True),
+        ("gpu", "7.5", False),
+        ("gpu", "gfx90a", False),
+        ("gpu", None, False),
+        ("cpu", None, False),
+        ("tpu", None, True),
+    ],
+)
+def test_which_devices_are_fast_in_bfloat16(platform, capability, fast):
+    known = {} if capability is None else {"compute_capability": capability}
+    device = SimpleNamespace(platform=platform, **known)
+    assert devices.has_bfloat16_units(device) is fast
 
 
 def test_one_device_needs_no_mesh():

@@ -23,6 +23,7 @@ from specjax.config import ModelConfig
 from specjax.foundation.networks import module_dtype
 from specjax.models.apply import apply
 from specjax.models.label_head import LabelHead
+from specjax.models.products import token_mean
 from specjax.models.projection import LamostProjection
 from specjax.models.specformer import SpecFormer
 from specjax.typing import Tree
@@ -82,7 +83,7 @@ def tower_features(
             x = apply(network, backbone, inputs["tokens"])
         else:
             x = apply(network, backbone, inputs["hidden"], entry.block, method="from_block")
-        inputs = {"mean": x.mean(axis=1)}
+        inputs = {"mean": token_mean(x)}
         if "mlp2" in heads:
             inputs["mixed"] = apply(projection, _projection(params), x, method="mix")
     features = {"mlp1": inputs["mean"]}

@@ -6,12 +6,14 @@ are what `inference.run` compiles, and what the adaptation vmaps over seeds.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 
+from specjax import devices
 from specjax.config import LoRAConfig, ModelConfig, SpecFormerConfig
 from specjax.models.apply import apply
+from specjax.models.products import token_mean
 from specjax.models.projection import LamostProjection
 from specjax.models.specclip import SpecCLIP
 from specjax.models.specformer import SpecFormer
@@ -22,6 +24,9 @@ Variables = Mapping[str, Any]
 
 DTYPES = ("float32", "bfloat16")
 """Types in which the towers may compute their matrix products."""
+
+DtypeChoice = Literal["auto", "float32", "bfloat16"]
+"""One of them, or "auto": bfloat16 on a device that is fast in it, else float32."""
 
 
 class BackboneFeatures(NamedTuple):
@@ -35,6 +40,13 @@ class BackboneFeatures(NamedTuple):
 
     mean: Any  # NumPy or JAX, as the program that made it
     mixed: Any
+
+
+def choose_dtype(dtype: DtypeChoice = "auto") -> str:
+    """Return one of `DTYPES`, for the devices of this process."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if devices.has_bfloat16_units() else "float32"
 
 
 def module_dtype(dtype: str) -> str | None:
@@ -62,12 +74,12 @@ class Networks:
 
     def lamost_mean(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
         """Return the mean token (n, d)."""
-        return self.lamost_tokens(flux, valid).mean(axis=1)
+        return token_mean(self.lamost_tokens(flux, valid))
 
     def lamost_features(self, flux: jax.Array, valid: jax.Array) -> BackboneFeatures:
         """Return the mean token and the pooled tokens from one pass through the LAMOST encoder."""
         tokens = self.lamost_tokens(flux, valid)
-        mean, tower = tokens.mean(axis=1), self.variables["params"]["lamost"]
+        mean, tower = token_mean(tokens), self.variables["params"]["lamost"]
         if "projection" not in tower:
             return BackboneFeatures(mean, mean[:, :0])
         module = LamostProjection(self.config.projection, dtype=self.dtype)
@@ -81,7 +93,7 @@ class Networks:
     def xp_latent(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
         """Return the latent (n, d) of the Gaia XP autoencoder, or the mean token of the transformer."""
         latent = self._xp_backbone(flux, valid)
-        return latent if self.config.xp_transformer is None else latent.mean(axis=1)
+        return latent if self.config.xp_transformer is None else token_mean(latent)
 
     def xp_z(self, flux: jax.Array, valid: jax.Array) -> jax.Array:
         """Return the projected vector (n, dim) of Gaia XP flux."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from specjax.config import LabelHeadConfig, LoRAConfig
 from specjax.models.layers import LoRADense, batch_norm, gelu
+from specjax.models.products import FULL
 from specjax.typing import Tree
 
 RESIDUAL_WIDTH = 64
@@ -103,5 +104,5 @@ class AuxiliaryHead(nn.Module):
         """Map features x (n, d) to standardised labels (n, num_labels)."""
         x = nn.LayerNorm()(x)
         for width in (128, 64):
-            x = nn.gelu(nn.Dense(width)(x))
-        return nn.Dense(self.num_labels)(x)
+            x = nn.gelu(nn.Dense(width, precision=FULL)(x))
+        return nn.Dense(self.num_labels, precision=FULL)(x)

@@ -6,7 +6,8 @@ The `dtype` of a module is the type of its matrix products and of its output; pa
 the arguments of exponentials and erf stay float32. With None a module computes in the type of its input.
 """
 
-import functools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,8 +18,19 @@ from jax.typing import DTypeLike
 
 from specjax.config import LoRAConfig
 from specjax.lora import init_lora_a
+from specjax.models import products
+from specjax.typing import Tree
 
 EPSILON = 1e-5  # the default of torch.nn.LayerNorm and torch.nn.BatchNorm1d
+
+
+class Leaves(NamedTuple):
+    """The parameters of a dense layer; the low-rank factors are None if there are none."""
+
+    kernel: jax.Array
+    bias: jax.Array
+    down: jax.Array | None
+    up: jax.Array | None
 
 
 class LoRADense(nn.Module):
@@ -36,58 +48,63 @@ class LoRADense(nn.Module):
     kernel_init: Initializer = nn.initializers.lecun_normal()
     dtype: DTypeLike | None = None
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map x (..., in) to (..., features)."""
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        return dense(x, self)[0]
+
+    @nn.compact
+    def leaves(self, inputs: int) -> Leaves:
+        """Return the parameters for `inputs` input features."""
+        kernel = self.param("kernel", self.kernel_init, (inputs, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = x @ kernel + bias
         if self.lora is None or not (self.is_initializing() or self.has_variable("params", "lora_a")):
-            return y
+            return Leaves(kernel, bias, None, None)
         if self.is_initializing():
-            down = self.param("lora_a", init_lora_a, (x.shape[-1], self.lora.rank))
+            down = self.param("lora_a", init_lora_a, (inputs, self.lora.rank))
             up = self.param("lora_b", nn.initializers.zeros, (self.lora.rank, self.features))
         else:
             down, up = (self.get_variable("params", name) for name in ("lora_a", "lora_b"))
-        down, up = nn.dtypes.promote_dtype(down, up, dtype=self.dtype)
-        return y + low_rank(x, down, up, self.lora.scale)
+        return Leaves(kernel, bias, down, up)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def low_rank(x: jax.Array, down: jax.Array, up: jax.Array, scale: float) -> jax.Array:
-    """Return scale (x A) B for x (..., in), `down` A (in, rank) and `up` B (rank, out).
+def dense(x: jax.Array, *layers: LoRADense, cuts: Sequence[int] = ()) -> list[jax.Array]:
+    """Map x (..., in) through dense layers of one `lora` and one `dtype`.
 
-    The derivative is defined by hand so that only arrays of width `rank` are scaled and transposed. With
-    automatic differentiation XLA transposes the gradient of the output to obtain that of B, which on a CPU
-    takes longer than the products themselves.
+    Args:
+        x: their common input.
+        *layers: the layers.
+        cuts: number of equal parts of the output of each layer, by default 1. The kernels are cut, not the
+            outputs, which would have to be copied.
+
+    Returns:
+        All parts of the first layer, then those of the next: (..., features/parts).
     """
-    return (scale * (x @ down)) @ up
+    cuts, (first, *_) = cuts or (1,) * len(layers), layers
+    x, every = promote((x, [layer.leaves(x.shape[-1]) for layer in layers]), first.dtype)
+    outputs = [
+        [
+            products.matmul(x, kernel) + bias
+            for kernel, bias in zip(_cut(one.kernel, parts), _cut(one.bias, parts), strict=True)
+        ]
+        for one, parts in zip(every, cuts, strict=True)
+    ]
+    adapted = [index for index, one in enumerate(every) if one.down is not None]
+    if adapted and first.lora is not None:
+        downs = [every[index].down for index in adapted]
+        ups = [_cut(every[index].up, cuts[index]) for index in adapted]
+        for index, added in zip(adapted, products.low_rank(x, downs, ups, first.lora.scale), strict=True):
+            outputs[index] = [y + update for y, update in zip(outputs[index], added, strict=True)]
+    return [part for parts in outputs for part in parts]
 
 
-def _low_rank_forward(
-    x: jax.Array, down: jax.Array, up: jax.Array, scale: float
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    thin = scale * (x @ down)  # (..., rank)
-    return thin @ up, (x, down, up, thin)
+def promote(tree: Tree, dtype: DTypeLike | None) -> Tree:
+    """Bring all arrays of a tree to one type: `dtype`, or by default the one that they promote to."""
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, nn.dtypes.promote_dtype(*leaves, dtype=dtype))
 
 
-def _low_rank_backward(
-    scale: float, saved: tuple[jax.Array, ...], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x, down, up, thin = saved
-    thin_gradient = scale * (gradient @ up.T)  # (..., rank)
-    # (rank, in): with x transposed instead, the product takes six times as long on a CPU. Without the barrier
-    # XLA would merge the transposition into the product and transpose x.
-    down_gradient = jax.lax.optimization_barrier(_rows(thin_gradient).T @ _rows(x)).T
-    return thin_gradient @ down.T, down_gradient, _rows(thin).T @ _rows(gradient)
-
-
-def _rows(x: jax.Array) -> jax.Array:
-    return x.reshape(-1, x.shape[-1])
-
-
-low_rank.defvjp(_low_rank_forward, _low_rank_backward)
+def _cut(array: jax.Array, parts: int) -> list[jax.Array]:
+    return jnp.split(array, parts, axis=-1)
 
 
 class Mlp(nn.Module):

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from specjax.config import LoRAConfig, ProjectionConfig
 from specjax.models.layers import LoRADense, Mlp, gelu, layer_norm
+from specjax.models.products import einsum, matmul
 
 
 class TokenLogits(nn.Module):
@@ -28,9 +29,9 @@ class TokenLogits(nn.Module):
     def __call__(self, q: jax.Array, tokens: jax.Array) -> jax.Array:
         """Map the query q (h, d) and tokens (n, t, in) to logits (n, h, t), float32."""
         kernel, bias = _dense_parameters(self, tokens.shape[-1], q.size)
-        query = jnp.einsum("ihd,hd->hi", kernel.reshape(-1, *q.shape), q)
+        query = einsum("ihd,hd->hi", kernel.reshape(-1, *q.shape), q)
         query, tokens = nn.dtypes.promote_dtype(query, tokens, dtype=self.dtype)
-        logits = jnp.einsum("hi,nti->nht", query, tokens, preferred_element_type=jnp.float32)
+        logits = einsum("hi,nti->nht", query, tokens, preferred_element_type=jnp.float32)
         return logits + (bias.reshape(q.shape) * q).sum(-1)[:, None]
 
 
@@ -45,8 +46,8 @@ class MixedValues(nn.Module):
         """Map weights (n, h, t), of sum 1 over t, and tokens (n, t, in) to (n, dim), ordered by head."""
         kernel, bias = _dense_parameters(self, tokens.shape[-1], self.dim)
         weights, tokens, kernel = nn.dtypes.promote_dtype(weights, tokens, kernel, dtype=self.dtype)
-        mixed = weights @ tokens  # (n, h, in)
-        heads = jnp.einsum("nhi,ihd->nhd", mixed, kernel.reshape(len(kernel), weights.shape[1], -1))
+        mixed = matmul(weights, tokens)  # (n, h, in)
+        heads = einsum("nhi,ihd->nhd", mixed, kernel.reshape(len(kernel), weights.shape[1], -1))
         return heads.reshape(-1, self.dim) + bias.astype(heads.dtype)
 
 

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from specjax.config import LoRAConfig, SpecFormerConfig
-from specjax.models.layers import LoRADense, Mlp, layer_norm
+from specjax.devices import has_bfloat16_units
+from specjax.models.layers import LoRADense, Mlp, dense, layer_norm
+from specjax.models.products import matmul
 
 HALF_TYPES = (jnp.bfloat16, jnp.float16)
 MAX_HEAD_DIM = 128  # of cuDNN's fused kernel on every GPU that has it; newer GPUs support 256
@@ -92,16 +94,15 @@ class SelfAttention(nn.Module):
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:  # noqa: D102
-        dense = functools.partial(LoRADense, lora=self.lora, dtype=self.dtype)
-        self.q_proj = dense(self.config.dim)
-        self.kv_proj = dense(2 * self.config.dim)
-        self.out_proj = dense(self.config.dim, kernel_init=_residual_init(self.config))
+        layer = functools.partial(LoRADense, lora=self.lora, dtype=self.dtype)
+        self.q_proj = layer(self.config.dim)
+        self.kv_proj = layer(2 * self.config.dim)
+        self.out_proj = layer(self.config.dim, kernel_init=_residual_init(self.config))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map x (n, t, d) to (n, t, d)."""
         heads = (*x.shape[:-1], self.config.num_heads, -1)  # (n, t, d) -> (n, t, h, d/h)
-        k, v = jnp.split(self.kv_proj(x), 2, axis=-1)
-        q, k, v = (part.reshape(heads) for part in (self.q_proj(x), k, v))
+        q, k, v = (part.reshape(heads) for part in dense(x, self.q_proj, self.kv_proj, cuts=(1, 2)))
         mixed = attend(q, k, v, self.config.attention_scale)
         return self.out_proj(mixed.reshape(x.shape))
 
@@ -116,18 +117,18 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, scale: float) -> jax.Array:
     # With the head axis in front a CPU runs plain matrix products, twice as fast.
     q, k, v = (jnp.swapaxes(part, 1, 2) for part in (q, k, v))  # (n, t, h, d) -> (n, h, t, d)
     if q.dtype in HALF_TYPES:
-        logits = jnp.matmul(q, k.mT, preferred_element_type=jnp.float32)
+        logits = matmul(q, k.mT, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(scale * logits).astype(q.dtype)
     else:
-        weights = jax.nn.softmax((q * scale) @ k.mT)  # (n, h, t, t)
-    return jnp.swapaxes(weights @ v, 1, 2)
+        weights = jax.nn.softmax(matmul(q * scale, k.mT))  # (n, h, t, t)
+    return jnp.swapaxes(matmul(weights, v), 1, 2)
 
 
 def _fused_kernel_applies(q: jax.Array) -> bool:
-    """Return whether q (n, t, h, d) is in half precision, on a GPU, with heads that are not too wide."""
+    """Return whether q (n, t, h, d) is in half precision, on a GPU that knows it, and not too wide."""
     head_dim = q.shape[-1]
     fits = q.dtype in HALF_TYPES and head_dim <= MAX_HEAD_DIM and head_dim % 8 == 0
-    return fits and jax.default_backend() == "gpu"
+    return fits and jax.default_backend() == "gpu" and has_bfloat16_units()
 
 
 def _residual_init(config: SpecFormerConfig) -> nn.initializers.Initializer:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax.config import SpecFormerConfig
+from specjax.models.products import matmul
 from specjax.typing import FloatArray
 
 LOGIT_SCALE = 15.5  # the published factor on the cosine similarities, used directly (no exponential)
@@ -66,7 +67,7 @@ def contrastive(z_xp: jax.Array, z_lamost: jax.Array, kind: jax.Array | None = N
     chex.assert_rank(z_xp, 2)
     chex.assert_equal_shape((z_xp, z_lamost))
     z_xp, z_lamost = (_unit(z) for z in (z_xp, z_lamost))
-    logits = LOGIT_SCALE * z_xp @ z_lamost.T
+    logits = LOGIT_SCALE * matmul(z_xp, z_lamost.T)
     if kind is not None:
         logits = jnp.where(kind[:, None] == kind, logits, -jnp.inf)
     rows = jnp.diagonal(jax.nn.log_softmax(logits, axis=1)).mean()

@@ -14,8 +14,10 @@ from specjax.adapt.start import initial_leaves
 from specjax.adapt.tower import Entry, entry_of
 from specjax.config import get_preset
 from specjax.models import LabelHead, SpecCLIP
+from specjax.models.products import FULL
 from specjax.train import loop
 from specjax.train.optimizer import GroupSchedule
+from tests.models.tiny import precisions
 
 MINI = get_preset("mini")
 BATCH, SEEDS = 8, 3
@@ -77,6 +79,13 @@ def size(tree):
     return sum(
         leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree) if leaf.dtype.name[:3] != "key"
     )
+
+
+@pytest.mark.parametrize("name", ["lora1+lora2", "lora1+lora3+lora4", "full-mlp2"])
+def test_no_product_of_a_joint_step_leaves_its_precision_to_the_device(variables, name):
+    """Forward and backward; a GPU would round the operands to TF32."""
+    run, given = program(variables, name)
+    assert precisions(run, *given) == {(FULL, FULL)}
 
 
 @pytest.mark.parametrize("name", ["lora1+lora2", "lora1+lora3+lora4"])

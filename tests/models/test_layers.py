@@ -1,12 +1,12 @@
 import math
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from specjax.config import LoRAConfig
-from specjax.models.layers import LoRADense, gelu, layer_norm, low_rank
+from specjax.models.layers import LoRADense, dense, gelu, layer_norm
+from tests.models.tiny import equations
 
 
 def test_gelu_is_exact():
@@ -28,15 +28,6 @@ def test_layer_norm_has_the_epsilon_of_torch():
     norm = layer_norm()
     y = norm.apply(norm.init(jax.random.key(0), x), x)
     np.testing.assert_allclose(y, np.array([[0.002, -0.002]]) / math.sqrt(4e-6 + 1e-5), rtol=1e-5)
-
-
-def equations(jaxpr):
-    """All equations, including those of inner programs."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
-            if hasattr(value, "jaxpr"):
-                yield from equations(value.jaxpr)
 
 
 class TestLoRADense:
@@ -70,19 +61,6 @@ class TestLoRADense:
             atol=1e-6,
         )
 
-    def test_derivatives_are_those_of_the_formula(self):
-        """Also under a vmap over factors that does not batch x, as in the first adapted layer."""
-        rng = np.random.default_rng(3)
-        x, gradient = (jnp.asarray(rng.normal(size=(2, 5, d)), jnp.float32) for d in (7, 4))
-        down, up = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 7, 3), (2, 3, 4)))
-
-        def derivatives(function):
-            one = lambda *factors: jax.vjp(lambda *given: function(*given, 1.5), x, *factors)[1](gradient)  # noqa: E731
-            return jax.vmap(one)(down, up)
-
-        plain = derivatives(lambda x, down, up, scale: scale * (x @ down @ up))
-        chex.assert_trees_all_close(derivatives(low_rank), plain, rtol=1e-5, atol=1e-5)  # sums of 10 products
-
     def test_the_base_product_is_not_batched_over_seeds(self):
         """Under a vmap over factors x W stays one matrix product with seeds and rows as free axes."""
         layer = LoRADense(4, lora=self.lora)
@@ -97,3 +75,19 @@ class TestLoRADense:
         products = [e for e in equations(jaxpr.jaxpr) if e.primitive.name == "dot_general"]
         batch_axes = [len(e.params["dimension_numbers"][1][0]) for e in products]
         assert sorted(batch_axes) == [0, 1, 1]
+
+    def test_layers_of_one_input_cut_into_parts_are_the_layers_alone(self):
+        """Whichever of them are adapted, and whatever their ranks."""
+        shapes, (x, lora) = {"a": 4, "b": 6}, (self.x, self.lora)
+        layers = {name: LoRADense(size, lora=lora) for name, size in shapes.items()}
+        trees = {name: layer.init(jax.random.key(size), x)["params"] for name, (layer, size) in
+                 zip(shapes, zip(layers.values(), shapes.values(), strict=True), strict=True)}  # fmt: skip
+        trees["b"]["lora_b"] = jax.random.normal(jax.random.key(1), (3, 6))
+        without = {name: trees["a"][name] for name in ("kernel", "bias")}
+        thin = {**trees["b"], "lora_a": trees["b"]["lora_a"][:, :1], "lora_b": trees["b"]["lora_b"][:1]}
+        for first, second in ((trees["a"], trees["b"]), (without, trees["b"]), (trees["a"], thin)):
+            bound = [layers["a"].bind({"params": first}), layers["b"].bind({"params": second})]
+            q, k, v = dense(x, *bound, cuts=(1, 2))
+            np.testing.assert_allclose(q, layers["a"].apply({"params": first}, x), atol=1e-6)  # order 1
+            both = layers["b"].apply({"params": second}, x)
+            np.testing.assert_allclose(jnp.concatenate([k, v], axis=-1), both, rtol=1e-5, atol=1e-5)

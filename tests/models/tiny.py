@@ -101,3 +101,24 @@ def head_stats(model, spectra, scale):
         head: {"feature_mean": x.mean(0), "feature_std": x.std(0) + 1e-3, **scale}
         for head, x in features.items()
     }
+
+
+def equations(jaxpr):
+    """All equations of a program, including those of inner programs."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(tuple(equation.params.values())):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+def precisions(function, *arguments):
+    """The precisions of all products of float32 arrays in a program."""
+    program = jax.make_jaxpr(function)(*arguments)
+    found = [each for each in equations(program.jaxpr) if each.primitive.name == "dot_general"]
+    return {
+        each.params["precision"]
+        for each in found
+        if all(operand.aval.dtype == jnp.float32 for operand in each.invars)
+    }
