@@ -20,7 +20,7 @@ from specjax.adapt.study import score
 from specjax.adapt.target import Target, make_target
 from specjax.atomic import atomic_folder
 from specjax.errors import ConfigError
-from specjax.foundation import Foundation, load
+from specjax.foundation import DtypeChoice, Foundation, load
 from specjax.preprocess import to_lamost
 from specjax.progress import Say, silent
 from specjax.report import plots, results
@@ -87,6 +87,7 @@ def plan_survey(
     out: Path,
     config: PlanConfig | None = None,
     population: Population | None = None,
+    dtype: DtypeChoice = "auto",
     say: Say = silent,
 ) -> list[results.Row]:
     """Adapt to simulated surveys, and write a folder with config.json, table.json and plan.png.
@@ -97,6 +98,7 @@ def plan_survey(
         out: the folder; an earlier run in it is replaced.
         config: what is varied.
         population: of the stars; the default is that of `specjax simulate`.
+        dtype: type of the model's matrix products, as in `foundation.load`.
         say: receives lines of progress.
 
     Returns:
@@ -112,7 +114,7 @@ def plan_survey(
     if not configuration.is_adapted:
         raise ConfigError(f"{configuration.name} has no use for training stars: plan another configuration")
     instruments = [instrument.with_snr(snr, snr) for snr in config.snr]
-    foundation = load(model)
+    foundation = load(model, dtype=dtype)
     check_label(foundation, config.label)
     rows: list[results.Row] = []
     with atomic_folder(out) as folder:
@@ -121,7 +123,9 @@ def plan_survey(
             rows += [{**row, "snr": snr} for row in _curve(foundation, target, configuration, config, say)]
         rows = [{**row, "simulated": True} for row in rows]
         record = describe(instrument, population, shipped(), config.seed)
-        results.write_config(folder, {"plan": config, "model": str(model), **record})
+        results.write_config(
+            folder, {"plan": config, "model": str(model), "dtype": foundation.dtype, **record}
+        )
         results.write_table(folder, rows)
         symbol, unit = symbol_and_unit(config.label)
         title = f"simulated {instrument.name}: {symbol} from {config.configuration}"

@@ -16,7 +16,7 @@ from specjax.adapt.target import Target, make_target
 from specjax.catalogues.labels import join_labels, read_labels
 from specjax.errors import ConfigError, DataError
 from specjax.flags import Flag, count_flags
-from specjax.foundation import load
+from specjax.foundation import DtypeChoice, load
 from specjax.preprocess import to_gaia_xp, to_lamost
 from specjax.progress import Say, silent
 from specjax.report.results import Row
@@ -40,6 +40,7 @@ def adapt_survey(
     wavelength_unit: str | None = None,
     xp: Path | None = None,
     fwhm: float | None = None,
+    dtype: DtypeChoice = "auto",
     say: Say = silent,
 ) -> list[Row]:
     """Adapt a model to a survey's files and write the run folder of `study.run_study`.
@@ -64,6 +65,7 @@ def adapt_survey(
         fwhm: spectral resolution in Angstrom. Spectra of much lower resolution than the LAMOST pixels are
             slightly smoothed (see `preprocess.to_lamost`). Without `xp`, the Gaia XP side for LoRA3 is made
             from the spectra's own flux, if it covers at least 80% of 336-1020 nm.
+        dtype: type of the model's matrix products, as in `foundation.load`.
         say: receives lines of progress.
 
     Raises:
@@ -76,7 +78,7 @@ def adapt_survey(
         if config.objective != "joint" or not any(configuration.tower_groups for configuration in parsed):
             say("--steps has no effect: no configuration trains the tower jointly with the head")
     check_settings(parsed, config)
-    foundation = load(model)
+    foundation = load(model, dtype=dtype)
     observed = read(spectra, survey, wavelength_medium=wavelength_medium, wavelength_unit=wavelength_unit)
     roles = read_roles(labels)
     joined = _joined_labels(observed, labels, label)
@@ -107,7 +109,13 @@ def adapt_survey(
         config,
         out,
         configurations=parsed,
-        record={"model": str(model), "spectra": spectra, "labels": labels, "refused": target.refused},
+        record={
+            "model": str(model),
+            "dtype": foundation.dtype,
+            "spectra": spectra,
+            "labels": labels,
+            "refused": target.refused,
+        },
         splits=splits,
         say=say,
     )

@@ -56,6 +56,8 @@ class Adapt:
     """Gaia XP spectra with the same ids, for lora3 in the sequential objective"""
     fwhm: float | None = None
     """resolution (FWHM, Angstrom) of the spectra, to derive Gaia XP spectra if they cover 336-1020 nm"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """type of the towers' matrix products: auto is bfloat16 on a GPU that is fast in it, else float32"""
 
     def run(self) -> None:
         """Adapt the model; print the score table and the run folder."""
@@ -89,6 +91,7 @@ class Adapt:
             wavelength_unit=self.wavelength_unit,
             xp=self.xp,
             fwhm=self.fwhm,
+            dtype=self.dtype,
             say=say,
         )
         print_table(rows, unit=symbol_and_unit(self.label)[1])

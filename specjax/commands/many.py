@@ -31,6 +31,8 @@ class ManySpectra:
     """unit of the wavelengths in an .npz or .h5 file that does not specify it"""
     workers: int | None = None
     """number of processes that read and preprocess, by default the number of cores"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """type of the towers' matrix products: auto is bfloat16 on a GPU that is fast in it, else float32"""
     dry_run: bool = False
     """only print what would be done: numbers of files and chunks, and what would be resumed"""
 
@@ -53,6 +55,7 @@ class ManySpectra:
             "wavelength_medium": self.wavelength_medium,
             "wavelength_unit": self.wavelength_unit,
             "workers": self.workers,
+            "dtype": self.dtype,
             "dry_run": self.dry_run,
             "say": print if self.dry_run else say,
         }

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from specjax.progress import say
 
@@ -38,6 +39,8 @@ class Plan:
     """labels uniform in ranges, as for `specjax simulate`"""
     seed: int = 0
     """seed of the simulated stars, errors and noise"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """type of the towers' matrix products: auto is bfloat16 on a GPU that is fast in it, else float32"""
 
     def run(self) -> None:
         """Simulate, adapt, and print the scores and the folder."""
@@ -65,6 +68,7 @@ class Plan:
                 seed=self.seed,
             ),
             population=Ranges.parse(self.ranges) if self.ranges else None,
+            dtype=self.dtype,
             say=say,
         )
         print_table(rows, unit=symbol_and_unit(self.label)[1])

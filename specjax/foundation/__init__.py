@@ -2,6 +2,6 @@
 
 from specjax.foundation.inputs import SURVEYS, ModelInput, SpectraLike
 from specjax.foundation.model import Foundation, load
-from specjax.foundation.networks import BackboneFeatures
+from specjax.foundation.networks import BackboneFeatures, DtypeChoice
 
-__all__ = ["SURVEYS", "BackboneFeatures", "Foundation", "ModelInput", "SpectraLike", "load"]
+__all__ = ["SURVEYS", "BackboneFeatures", "DtypeChoice", "Foundation", "ModelInput", "SpectraLike", "load"]

@@ -20,7 +20,7 @@ from specjax.config import LoRAConfig, ModelConfig, from_dict, to_dict
 from specjax.errors import ConfigError, DataError, ModelError
 from specjax.foundation.inference import Placement, Program, place, run, run_head, run_projection
 from specjax.foundation.inputs import SURVEYS, ModelInput, SpectraLike, model_input, survey_of
-from specjax.foundation.networks import DTYPES, BackboneFeatures, Networks
+from specjax.foundation.networks import DTYPES, BackboneFeatures, DtypeChoice, Networks, choose_dtype
 from specjax.foundation.ood import OutOfDomain
 from specjax.models.label_head import init_residual
 from specjax.preprocess.fill import PrincipalFill
@@ -310,11 +310,13 @@ def _merged(kernels: Any, factors: Any, loras: tuple[tuple[str, LoRAConfig], ...
     return lora.merge(kernels, factors, dict(loras))
 
 
-def load(model: str | Path = "mini", *, dtype: str = "float32") -> Foundation:
+def load(model: str | Path = "mini", *, dtype: DtypeChoice = "auto") -> Foundation:
     """Read a model folder; "mini" and "mini-physics" are the small models that ship with the package.
 
-    `dtype` "bfloat16" computes the towers' matrix products in half precision. On accelerators that is many
-    times as fast, and it changes an embedding by less than a hundredth of the embeddings' spread.
+    With `dtype` "bfloat16" the towers compute their matrix products in half precision, with sums in float32.
+    On a GPU that is many times as fast, and it changes an embedding by less than a hundredth of the
+    embeddings' spread. It is the default ("auto") on GPUs and TPUs that are fast in it, and "float32"
+    elsewhere. Label heads and decoders compute in float32, and no product in float32 is rounded to TF32.
 
     Raises:
         ModelError: the folder is missing, damaged, or of another kind or version.
@@ -335,5 +337,5 @@ def load(model: str | Path = "mini", *, dtype: str = "float32") -> Foundation:
         fill=None if fill is None else PrincipalFill.from_arrays(fill),
         ood=None if domain is None else OutOfDomain.from_arrays(domain),
         digest=stored.digest,
-        dtype=dtype,
+        dtype=choose_dtype(dtype),
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from specjax.flags import FLAG_DTYPE, USABLE
-from specjax.foundation import load
+from specjax.foundation import DtypeChoice, load
 from specjax.pipeline.output import check_format
 from specjax.pipeline.parts import Columns
 from specjax.pipeline.run import Work, about_model, one_spectrum, raw_options, run
@@ -27,6 +27,7 @@ def embed_survey(
     wavelength_medium: str | None = None,
     wavelength_unit: str | None = None,
     workers: int | None = None,
+    dtype: DtypeChoice = "auto",
     dry_run: bool = False,
     say: Say = silent,
 ) -> Columns:
@@ -48,6 +49,7 @@ def embed_survey(
         wavelength_medium: likewise.
         wavelength_unit: likewise.
         workers: as in `predict_survey`.
+        dtype: type of the model's matrix products, as in `foundation.load`.
         dry_run: only say what would be done; no spectra are read, nothing is written, and no columns are
             returned.
         say: receives lines of progress.
@@ -64,13 +66,13 @@ def embed_survey(
     """
     check_format(Path(out), vectors=True)
     options = raw_options(survey, wavelength_medium, wavelength_unit, fwhm)
-    work = _embed_work(model, tokens, options)
+    work = _embed_work(model, tokens, dtype, options)
     return run(work, spectra, Path(out), workers=workers, dry_run=dry_run, say=say)
 
 
-def _embed_work(model: str | Path, tokens: bool, options: Options) -> Work:
+def _embed_work(model: str | Path, tokens: bool, dtype: DtypeChoice, options: Options) -> Work:
     """Load the model; arguments as of `embed_survey`."""
-    foundation, fwhm = load(model), options.fwhm_from
+    foundation, fwhm = load(model, dtype=dtype), options.fwhm_from
     name, embed = ("tokens", foundation.tokens) if tokens else ("vectors", foundation.embed)
     # The model says how large a vector is, before there may be a chunk without any usable spectrum.
     shape = embed(one_spectrum(foundation)).shape[1:]
@@ -93,7 +95,7 @@ def _embed_work(model: str | Path, tokens: bool, options: Options) -> Work:
         compute=compute,
         check=lambda rows: to_lamost(rows, fwhm=fwhm),
         options=options,
-        record={"command": "embed", "model": foundation.digest, "tokens": tokens},
+        record={"command": "embed", "model": foundation.digest, "tokens": tokens, "dtype": foundation.dtype},
         meta=about_model(foundation, model),
         wide=(name,),
     )

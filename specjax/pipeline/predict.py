@@ -7,7 +7,7 @@ from pathlib import Path
 from specjax.adapt.predict import predict, predict_unadapted, preparation_of, prepared_as
 from specjax.checkpoints import load_adapter
 from specjax.errors import ConfigError
-from specjax.foundation import load
+from specjax.foundation import DtypeChoice, load
 from specjax.pipeline.output import check_format
 from specjax.pipeline.parts import Columns
 from specjax.pipeline.run import Work, about_model, one_spectrum, raw_options, run
@@ -28,6 +28,7 @@ def predict_survey(
     wavelength_medium: str | None = None,
     wavelength_unit: str | None = None,
     workers: int | None = None,
+    dtype: DtypeChoice = "auto",
     dry_run: bool = False,
     say: Say = silent,
 ) -> Columns:
@@ -55,6 +56,7 @@ def predict_survey(
         wavelength_unit: likewise.
         workers: number of processes that read and preprocess, by default the number of cores; with 1, no
             process is started.
+        dtype: type of the model's matrix products, as in `foundation.load`.
         dry_run: only say what would be done; no spectra are read, nothing is written, and no columns are
             returned.
         say: receives lines of progress.
@@ -72,14 +74,17 @@ def predict_survey(
     """
     check_format(Path(out))
     options = raw_options(survey, wavelength_medium, wavelength_unit, fwhm)
-    work = _predict_work(model, adapter, head, options)
+    work = _predict_work(model, adapter, head, dtype, options)
     return run(work, spectra, Path(out), workers=workers, dry_run=dry_run, say=say)
 
 
-def _predict_work(model: str | Path, adapter: Path | None, head: str | None, options: Options) -> Work:
+def _predict_work(
+    model: str | Path, adapter: Path | None, head: str | None, dtype: DtypeChoice, options: Options
+) -> Work:
     """Load model and adapter; arguments as of `predict_survey`."""
-    foundation, fwhm = load(model), options.fwhm_from
+    foundation, fwhm = load(model, dtype=dtype), options.fwhm_from
     about = about_model(foundation, model)
+    record = {"command": "predict", "model": foundation.digest, "dtype": foundation.dtype}
     if adapter is None:
         head = head or "mlp2"
         foundation.predict(one_spectrum(foundation), head)  # a head that is absent is an error before the run
@@ -87,7 +92,7 @@ def _predict_work(model: str | Path, adapter: Path | None, head: str | None, opt
             compute=lambda rows: predict_unadapted(foundation, to_lamost(rows, fwhm=fwhm), head),
             check=lambda rows: to_lamost(rows, fwhm=fwhm),
             options=options,
-            record={"command": "predict", "model": foundation.digest, "adapter": None, "head": head},
+            record={**record, "adapter": None, "head": head},
             meta={**about, "head": head},
         )
     if head is not None or fwhm is not None:
@@ -105,7 +110,7 @@ def _predict_work(model: str | Path, adapter: Path | None, head: str | None, opt
             fwhm_to=wanted.get("fwhm_to"),
             velocity_column=wanted.get("velocity_column"),
         ),
-        record={"command": "predict", "model": foundation.digest, "adapter": stored.digest, "head": None},
+        record={**record, "adapter": stored.digest, "head": None},
         meta={**about, "adapter": str(adapter)}
         | {name: value for name, value in known.items() if value is not None},
     )

@@ -121,7 +121,12 @@ def raw_options(
 
 def about_model(foundation: Foundation, model: str | Path) -> dict[str, Any]:
     """Return the metadata of an output that a model made, `model` being what it was loaded from."""
-    return {"specjax": __version__, "model": str(model), "digest": foundation.digest or ""}
+    return {
+        "specjax": __version__,
+        "model": str(model),
+        "digest": foundation.digest or "",
+        "dtype": foundation.dtype,
+    }
 
 
 def one_spectrum(model: Foundation) -> Float32Array:
