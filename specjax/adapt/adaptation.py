@@ -11,26 +11,22 @@ heads alone, or nothing at all, is always among the candidates. Test stars are n
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from specjax import lora
 from specjax.adapt import forward
-from specjax.adapt.candidates import Scorer, chosen_adapter, snapshots, split_tower
+from specjax.adapt.buckets import seed_groups
 from specjax.adapt.checks import check_label, check_model, check_ranks
 from specjax.adapt.configuration import Configuration
+from specjax.adapt.group import SeedGroup
 from specjax.adapt.inputs import TargetInputs
-from specjax.adapt.selection import Candidates, select
 from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.splits import Splits
-from specjax.adapt.stage import Fitted, Stage, Trainer
 from specjax.adapt.target import Target
 from specjax.foundation import Foundation
 from specjax.progress import Say, silent
-from specjax.typing import FloatArray, IntArray, Tree
+from specjax.typing import BoolArray, FloatArray, Tree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,7 +48,11 @@ class AdaptationResult:
 
 
 class Adaptation:
-    """Runs configurations on one target; results that several of them share are computed once."""
+    """Runs configurations on one target; results that several of them share are computed once.
+
+    Seeds are adapted in groups of a fixed size (see `buckets`), so that the programs of one number of seeds
+    serve any other.
+    """
 
     def __init__(
         self, model: Foundation, target: Target, splits: Splits, config: AdaptConfig, say: Say = silent
@@ -65,13 +65,13 @@ class Adaptation:
         """
         check_ranks(config.ranks, model.params)
         check_label(model, target.label)
-        self.model, self.target, self.splits, self.config = model, target, splits, config
+        self.model, self.target, self.splits, self.config, self.say = model, target, splits, config, say
         self.inputs = TargetInputs(model, target)
-        keys = _seed_keys(jnp.asarray(splits.seeds))
-        self.trainer = Trainer(model, self.inputs, splits, keys, config.ranks, say)
         self._zero_shot: dict[tuple[str, ...], FloatArray] = {}
-        self._towers: dict[tuple[str, ...], Tree] = {}
-        self._heads: dict[tuple[tuple[str, ...], tuple[str, ...], Stage], Fitted] = {}
+        self._groups = [
+            SeedGroup(model, self.inputs, splits[seeds], size, config, self._say_for(seeds))
+            for seeds, size in seed_groups(len(splits))
+        ]
 
     def run(self, configuration: Configuration) -> AdaptationResult:
         """Run one configuration for all seeds.
@@ -83,104 +83,38 @@ class Adaptation:
         """
         self.config.trainings(configuration)
         check_model(self.model, [configuration], self.config)
-        heads, seeds = configuration.heads, len(self.splits)
-        base = self._as_it_is(heads)
-        unadapted = np.tile(base, (seeds, 1))
+        seeds, zero_shot = len(self.splits), self._as_it_is(configuration.heads)
         if not configuration.is_adapted:
-            nothing = {name: np.zeros(seeds) for name in ("tower", "head", "step")}
             return AdaptationResult(
-                configuration=configuration, predictions=unadapted, adapters={}, chosen=nothing
+                configuration=configuration,
+                predictions=np.tile(zero_shot, (seeds, 1)),
+                adapters={},
+                chosen={name: np.zeros(seeds) for name in ("tower", "head", "step")},
             )
-        fits, lengths = self._fits(configuration)
-        scorer = Scorer(self.model, self.target, self.splits, base)
-        scales = self.config.tower_scales, (1.0,) if configuration.from_scratch else self.config.head_scales
-        candidates = scorer.candidates(heads, fits, *scales)
-        unit = forward.label_scale(self.model, heads[-1], self.target.label)[1]
-        scaled = dataclasses.replace(candidates, unseen=candidates.unseen / unit)
-        pick = select(scaled, self.target.truth[scorer.unseen] / unit)
-        adapters = chosen_adapter(self.model, fits, candidates, pick)
-        adapted = forward.predict_label(
-            self.model, heads, adapters, self.inputs.labelled, self.target.label, self.inputs.base
-        )
-        trained = candidates.fit[pick] >= 0
-        self._warn_of_short_training(fits, candidates, pick)
-        steps = np.array([lengths[fit] if fit >= 0 else 0.0 for fit in candidates.fit[pick]])
+        results = [group.run(configuration, zero_shot) for group in self._groups]
+        self._warn_of_short_training(np.concatenate([result.at_the_end for result in results]))
         return AdaptationResult(
             configuration=configuration,
-            predictions=np.where(trained[:, None], adapted, unadapted),
-            adapters=jax.tree.map(np.asarray, adapters),
-            chosen={
-                "tower": candidates.tower[pick],
-                "head": candidates.head[pick],
-                "step": steps * (candidates.step[pick] + 1),
-            },
+            predictions=np.concatenate([result.predictions for result in results]),
+            adapters=_joined([result.adapters for result in results]),
+            chosen=_joined([result.chosen for result in results]),
         )
 
-    def _warn_of_short_training(self, fits: Sequence[Fitted], candidates: Candidates, pick: IntArray) -> None:
+    def _warn_of_short_training(self, at_the_end: BoolArray) -> None:
         """Say if most seeds selected the end of a training of the tower, at its full strength."""
-        towers = [index for index, fitted in enumerate(fits) if split_tower(fitted.leaves)[0]]
-        last = max((snapshots(fits[index]) for index in towers), default=0) - 1
-        at_the_end = (candidates.fit == max(towers, default=-2)) & (candidates.step == last)
-        count = int((at_the_end & (candidates.tower == 1))[pick].sum())
-        if count > len(pick) / 2:
-            self.trainer.say(
-                f"{self.target.name}: {count} of {len(pick)} seeds selected the end of the training: more"
-                " steps may help (--steps)"
+        count = int(at_the_end.sum())
+        if count > len(at_the_end) / 2:
+            self.say(
+                f"{self.target.name}: {count} of {len(at_the_end)} seeds selected the end of the training:"
+                " more steps may help (--steps)"
             )
 
-    def _fits(self, configuration: Configuration) -> tuple[list[Fitted], list[float]]:
-        """Train what a configuration names, and return the steps between two snapshots of each training."""
-        config, trainer = self.config, self.trainer
-        heads_only = configuration.part(configuration.head_groups)
-        fits: list[Fitted] = []
-        lengths: list[float] = []
-
-        def add(
-            trained: Configuration, stages: Sequence[Stage], below: Tree = None, scale: float = 0.0
-        ) -> None:
-            for stage in stages:
-                if below or trained.tower_groups:
-                    folds = config.tower_folds
-                    fits.append(trainer.train(trained, stage, folds=folds, below=below, scale=scale))
-                else:
-                    fits.append(self._heads_alone(trained, stage))
-                lengths.append(stage.steps / stage.snapshots)
-
-        if heads_only.groups:
-            add(heads_only, config.head)
-        if not configuration.tower_groups:
-            return fits, lengths
-        if config.objective == "joint":
-            add(configuration, config.joint)
-            return fits, lengths
-        towers = self._tower_factors(configuration.tower_groups)
-        for scale in (scale for scale in config.tower_scales if scale):
-            below = towers if scale == 1 else lora.scale_updates(towers, jnp.full(len(self.splits), scale))
-            if heads_only.groups:
-                add(heads_only, config.head, below, scale)
-            else:
-                fits.append(trainer.untrained(configuration.heads, below, scale))
-                lengths.append(0.0)
-        return fits, lengths
-
-    def _heads_alone(self, trained: Configuration, stage: Stage) -> Fitted:
-        """Train heads on the unadapted tower, once for all configurations that have them."""
-        key = (trained.groups, trained.heads, stage)
-        if key not in self._heads:
-            self._heads[key] = self.trainer.train(trained, stage, folds=self.config.folds)
-        return self._heads[key]
-
-    def _tower_factors(self, groups: tuple[str, ...]) -> Tree:
-        """Train LoRA1 and LoRA3 one after the other, as in the paper: leaves (S, ...)."""
-        if not groups:
-            return {}
-        if groups not in self._towers:
-            below = self._tower_factors(groups[:-1])
-            ((trained, stage),) = self.config.trainings(Configuration.parse(groups[-1]))
-            fitted = self.trainer.train(trained, stage, below=below)
-            mine = jax.tree.map(lambda leaf: leaf[:, 0, -1], fitted.leaves)
-            self._towers[groups] = lora.combine(below, mine)
-        return self._towers[groups]
+    def _say_for(self, seeds: slice) -> Say:
+        """Return what reports the progress of some seeds."""
+        total = len(self.splits)
+        if seeds.stop - seeds.start == total:
+            return self.say
+        return lambda line: self.say(f"{line} (seeds {seeds.start + 1} to {seeds.stop} of {total})")
 
     def _as_it_is(self, heads: tuple[str, ...]) -> FloatArray:
         """Return the prediction (n,) of the unadapted model, averaged over heads."""
@@ -195,6 +129,5 @@ class Adaptation:
         return self._zero_shot[heads]
 
 
-@jax.jit
-def _seed_keys(seeds: jax.Array) -> jax.Array:
-    return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(0), seed))(seeds)
+def _joined(trees: list[Tree]) -> Tree:
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *trees)

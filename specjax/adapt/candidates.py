@@ -15,7 +15,7 @@ from specjax.adapt.splits import Splits
 from specjax.adapt.stage import Fitted
 from specjax.adapt.target import Target
 from specjax.foundation import Foundation
-from specjax.typing import FloatArray, IntArray, Tree
+from specjax.typing import Float32Array, FloatArray, IntArray, Tree
 
 
 class Scorer:
@@ -67,8 +67,9 @@ class Scorer:
         rows, seeds, folds = self.splits.train, len(self.splits), fold_count(fitted)
         left_out = stars_of_folds(rows.shape[1], folds)  # (folds, c)
         place = fold_of(rows.shape[1], folds), np.arange(rows.shape[1]) // folds  # of each star in left_out
-        whole = jax.tree.map(lambda leaf: leaf[:, 0, step], fitted.leaves)
-        parts = jax.tree.map(lambda leaf: leaf[:, 1:, step].reshape(-1, *leaf.shape[3:]), fitted.leaves)
+        leaves = jax.tree.map(np.asarray, fitted.leaves)  # cut by NumPy, which compiles nothing
+        whole = jax.tree.map(lambda leaf: leaf[:, 0, step], leaves)
+        parts = jax.tree.map(lambda leaf: leaf[:, 1:, step].reshape(-1, *leaf.shape[3:]), leaves)
         parts_rows = rows[:, left_out].reshape(seeds * folds, -1)
         for tower in offered[0]:
             seen = [self._features(heads, fitted, parts, parts_rows, tower, folds)]
@@ -83,30 +84,31 @@ class Scorer:
 
     def _features(
         self, heads: tuple[str, ...], fitted: Fitted, leaves: Tree, rows: IntArray, scale: float, copies: int
-    ) -> dict[str, jax.Array]:
+    ) -> dict[str, Float32Array]:
         tower = split_tower(leaves)[0]
         inputs = fitted.inputs
         if tower:
-            tower = lora.scale_updates(tower, jnp.full(len(rows), scale), dict(self.model.params))
+            tower = lora.scale_updates(tower, np.full(len(rows), scale, np.float32), dict(self.model.params))
         if fitted.own:
-            inputs = jax.tree.map(lambda leaf: jnp.repeat(leaf, copies, axis=0), inputs)
+            inputs = jax.tree.map(lambda leaf: np.repeat(leaf, copies, axis=0), inputs)
         return forward.features(self.model, heads, tower, inputs, fitted.entry, rows, own=fitted.own)
 
     def _labels(
-        self, heads: tuple[str, ...], leaves: Tree, features: dict[str, jax.Array], scale: float
+        self, heads: tuple[str, ...], leaves: Tree, features: dict[str, Float32Array], scale: float
     ) -> FloatArray:
         """Return the mean over heads of the label (R, b), in physical units."""
         model, label = self.model, self.target.label
         head_leaves = split_tower(leaves)[1]
         count = len(features[heads[0]])
         if head_leaves:
-            head_leaves = lora.scale_updates(head_leaves, jnp.full(count, scale), dict(model.params))
+            by = np.full(count, scale, np.float32)
+            head_leaves = lora.scale_updates(head_leaves, by, dict(model.params))
         physical = []
         for head in heads:
             x = forward.standardise_features(model, head, features[head])
             column = model.config.labels.index(label)
             mean, std = forward.label_scale(model, head, label)
-            y = np.asarray(forward.run_head(model, head, head_leaves, x)[..., column], np.float64)
+            y = forward.run_head(model, head, head_leaves, x)[..., column].astype(np.float64)
             physical.append(y * std + mean)
         return np.asarray(np.mean(physical, axis=0))
 

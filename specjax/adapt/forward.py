@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax import lora
+from specjax.adapt.buckets import padded
 from specjax.adapt.tower import Entry, head_output, tower_features
 from specjax.batching import inference_batch_size
 from specjax.config import ModelConfig
@@ -25,7 +26,7 @@ from specjax.foundation import BackboneFeatures, Foundation, ModelInput, Spectra
 from specjax.foundation.inference import FEW_ROWS, NEUTRAL_STATS, in_batches
 from specjax.foundation.networks import Networks, module_dtype
 from specjax.models.tokens import tokenise
-from specjax.typing import FloatArray, IntArray, Tree
+from specjax.typing import Float32Array, FloatArray, IntArray, Tree
 
 MANY_ROWS = 256
 """Spectra whose features go through the heads of all seeds at once; twice as many leave a CPU's cache."""
@@ -55,7 +56,7 @@ def features(
     rows: IntArray,
     *,
     own: bool = False,
-) -> dict[str, jax.Array]:
+) -> dict[str, Float32Array]:
     """Run spectra from an entry of the tower to the features of heads, with the adapter of each seed.
 
     Args:
@@ -73,28 +74,32 @@ def features(
     seeds, count = rows.shape
     program = _features_program(model.config, heads, entry, model.dtype, own)
     frozen = {"lamost": model.params["lamost"]}
-    size = _rows_at_once(model, seeds) if entry.is_in_backbone else count
+    most = padded(count)
+    size = min(_rows_at_once(model, seeds), most) if entry.is_in_backbone else most
     parts = []
     for start in range(0, count, size):
         part = rows[:, start : start + size]
-        padded = np.pad(part, [(0, 0), (0, min(size, count) - part.shape[1])])
-        run = program(np.arange(seeds), frozen, adapters, inputs, padded)
-        parts.append(jax.tree.map(lambda leaf, width=part.shape[1]: leaf[:, :width], run))
-    return {head: jnp.concatenate([part[head] for part in parts], axis=1) for head in heads}
+        filled = np.pad(part, [(0, 0), (0, size - part.shape[1])])
+        run = program(np.arange(seeds), frozen, adapters, inputs, filled)
+        parts.append({head: np.asarray(leaf)[:, : part.shape[1]] for head, leaf in run.items()})
+    return {head: np.concatenate([part[head] for part in parts], axis=1) for head in heads}
 
 
-def run_head(model: Foundation, head: str, adapters: Tree, features: jax.Array) -> jax.Array:
+def run_head(model: Foundation, head: str, adapters: Tree, features: Float32Array) -> Float32Array:
     """Map standardised features (S, n, d) to standardised labels (S, n, labels) with each seed's head."""
     chex.assert_rank(features, 3)
     frozen, stats = {head: model.params[head]}, {head: model.variables["batch_stats"][head]}
     mine = {head: adapters[head]} if head in adapters else {}
-    return _head_program(model.config, head)(np.arange(len(features)), frozen, mine, stats, features)
+    filled = np.pad(features, [(0, 0), (0, padded(features.shape[1]) - features.shape[1]), (0, 0)])
+    labels = _head_program(model.config, head)(np.arange(len(features)), frozen, mine, stats, filled)
+    return np.asarray(labels)[:, : features.shape[1]]
 
 
-def standardise_features(model: Foundation, head: str, features: Any) -> jax.Array:
+def standardise_features(model: Foundation, head: str, features: Float32Array) -> Float32Array:
     """Standardise features (..., d) as those that the head was trained on."""
     stats = head_stats(model, head)
-    standardised: jax.Array = (features - stats["feature_mean"]) / stats["feature_std"]
+    mean, std = (np.asarray(stats[name], np.float32) for name in ("feature_mean", "feature_std"))
+    standardised: Float32Array = (features - mean) / std
     return standardised
 
 

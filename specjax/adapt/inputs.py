@@ -4,12 +4,14 @@ Factors of an earlier stage, `below`, have a leading axis of S seeds, as have in
 """
 
 import functools
+from typing import TypeVar, cast
 
 import jax
 import numpy as np
 
 from specjax import lora
 from specjax.adapt import forward, objectives
+from specjax.adapt.buckets import padded
 from specjax.adapt.feature_cache import cached
 from specjax.adapt.target import Target
 from specjax.adapt.tower import Entry, tower_inputs
@@ -17,7 +19,9 @@ from specjax.config import ModelConfig
 from specjax.errors import DataError
 from specjax.flags import Flag
 from specjax.foundation import BackboneFeatures, Foundation, ModelInput
-from specjax.typing import BoolArray, Float32Array, Tree
+from specjax.typing import AnyArray, BoolArray, Float32Array, Tree
+
+Rows = TypeVar("Rows", ModelInput, BackboneFeatures)
 
 
 class TargetInputs:
@@ -43,6 +47,8 @@ class TargetInputs:
     def labelled_at(self, entry: Entry, heads: tuple[str, ...], below: Tree) -> tuple[Tree, bool]:
         """Return the inputs of the labelled stars at an entry, and whether seeds have inputs of their own.
 
+        They have `buckets.padded(n)` rows, of which those beyond the n stars are padding.
+
         Args:
             entry: where the tower is entered.
             heads: heads whose features are wanted, for the entry "features".
@@ -52,16 +58,13 @@ class TargetInputs:
             if below:
                 raise ValueError("a stage in the backbone cannot follow another")
             if entry not in self._hidden:
-                self._hidden[entry] = self._tower_inputs(self.labelled, entry)
+                self._hidden[entry] = self._tower_inputs(_padded(self.labelled), entry)
             return self._hidden[entry], False
-        if not below:
-            features = jax.tree.map(lambda leaf: leaf[None], self.base)
-        else:
-            features = self._adapted_backbone(lora.split(below, ["lora1"])[1])
-        inputs = features._asdict()
+        features = self._adapted_backbone(lora.split(below, ["lora1"])[1])
+        inputs = _padded(features, axis=1)._asdict()
         if entry.level == "features":
             seeds = max(forward.count_seeds(below), len(features.mean))
-            rows = np.tile(np.arange(len(self.target.labelled)), (seeds, 1))
+            rows = np.tile(np.arange(inputs["mean"].shape[1]), (seeds, 1))
             inputs = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (seeds, *leaf.shape[1:])), inputs)
             backbone = Entry("backbone")
             inputs = forward.features(self.model, heads, below, inputs, backbone, rows, own=True)
@@ -154,6 +157,16 @@ class TargetInputs:
 
     def _first(self, features: BackboneFeatures) -> BackboneFeatures:
         return BackboneFeatures(*(leaf[0] for leaf in features))
+
+
+def _padded(tree: Rows, axis: int = 0) -> Rows:
+    """Append rows of zeros to all leaves of a tree, along an axis, up to the size of a program."""
+
+    def pad(leaf: AnyArray) -> AnyArray:
+        more = padded(leaf.shape[axis]) - leaf.shape[axis]
+        return np.pad(leaf, [(0, more if one == axis else 0) for one in range(leaf.ndim)])
+
+    return cast(Rows, jax.tree.map(pad, tree))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

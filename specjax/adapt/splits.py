@@ -50,6 +50,11 @@ class Splits:
         first = 0 if self.seeds is None else self.seeds[0]
         return Splits(**rows, seeds=first + np.arange(seeds))
 
+    def cycled(self, count: int) -> "Splits":
+        """Return `count` seeds: all of them, then those from the first one on again."""
+        again = np.arange(count) % len(self)
+        return replace(self, **{name: rows[again] for name, rows in self.__dict__.items()})
+
     def __getitem__(self, seeds: slice) -> "Splits":
         return replace(self, **{name: rows[seeds] for name, rows in self.__dict__.items()})
 

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from specjax.adapt import forward, objectives
+from specjax.adapt.buckets import padded
 from specjax.adapt.configuration import TOWER_LABELS, Configuration
 from specjax.adapt.inputs import TargetInputs
 from specjax.adapt.objectives import Objective, Problem
@@ -202,9 +203,14 @@ class Trainer:
         return Fitted(leaves, below, scale, entry, inputs, own_inputs)
 
     def _labels(self, heads: tuple[str, ...], folds: int) -> Tree:
-        """Return rows, y and weight, leaves (S x runs, a); runs use all stars, then all but one fold."""
-        rows, runs = self.splits.train, folds + 1
-        weight = np.tile(_used(rows.shape[1], folds), (len(rows), 1))
+        """Return rows, y and weight, leaves (S x runs, a); runs use all stars, then all but one fold.
+
+        `a` is the padded number of training stars; the padding repeats the first one, with weight 0.
+        """
+        rows, runs, weight = self.splits.train, folds + 1, _used(self.splits.train.shape[1], folds)
+        more = padded(rows.shape[1]) - rows.shape[1]
+        rows = np.concatenate([rows, np.repeat(rows[:, :1], more, axis=1)], axis=1)
+        weight = np.tile(np.pad(weight, [(0, 0), (0, more)]), (len(rows), 1))
         return {
             "rows": np.repeat(rows, runs, axis=0),
             "y": {head: np.repeat(self.truth(head)[rows], runs, axis=0) for head in heads},

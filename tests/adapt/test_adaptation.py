@@ -151,7 +151,7 @@ class TestSequence:
         truth = -target.truth - 1
         other = make(dataclasses.replace(target, truth=truth), objective="sequential")
         names = ("lora1", "lora3")
-        found = [a._tower_factors(names) for a in (other, make(objective="sequential"))]
+        found = [a._groups[0]._tower_factors(names) for a in (other, make(objective="sequential"))]
         chex.assert_trees_all_equal(*found)
         joint = run(make(dataclasses.replace(target, truth=truth)), "lora1").adapters
         assert not np.array_equal(jax.tree.leaves(joint)[0], jax.tree.leaves(found[0])[0])
@@ -324,12 +324,12 @@ class TestNotAtAll:
         for name in ("lora1+lora2", "lora1+lora3+lora4", "residual-mlp1", "full-mlp2", "scratch-mlp1"):
             configuration = Configuration.parse(name)
             start = initial_leaves(adaptation.model.config, configuration)
-            leaves = start(adaptation.trainer.keys, adaptation.model.variables)
+            leaves = start(adaptation._groups[0].trainer.keys, adaptation.model.variables)
             found = predict_label(
                 adaptation.model, configuration.heads, leaves, synthetic.target().labelled, "fe_h"
             )
             base = adaptation._as_it_is(configuration.heads)
-            same = np.allclose(found, np.tile(base, (3, 1)), **CLOSE)
+            same = np.allclose(found, np.tile(base, (len(found), 1)), **CLOSE)
             assert same == (not configuration.from_scratch), name
 
 
@@ -346,8 +346,9 @@ class TestCrossValidation:
     @staticmethod
     def unseen(target, name):
         adaptation, configuration = make(target, folds=2), Configuration.parse(name)
-        fits, _ = adaptation._fits(configuration)
-        scorer = Scorer(adaptation.model, target, SPLITS, adaptation._as_it_is(configuration.heads))
+        (group,) = adaptation._groups
+        fits, _ = group._fits(configuration)
+        scorer = Scorer(adaptation.model, target, group.splits, adaptation._as_it_is(configuration.heads))
         return scorer.candidates(configuration.heads, fits, (0.5, 1.0), (0.5, 1.0))
 
     @pytest.mark.parametrize("name", ["lora4", "lora1+lora2"])
@@ -361,7 +362,7 @@ class TestCrossValidation:
         changed = self.unseen(synthetic.target(truth=truth), name)
         # as it is, the heads' training and, with LoRA1, that of all: states times factors
         count = 1 + 2 * 2 + (2 * 2 * 2 if "lora1" in name else 0)
-        assert known.unseen.shape == (3, count, 24)
+        assert known.unseen.shape == (4, count, 24)  # three seeds, in programs for four
         left_out = np.concatenate([fold, np.zeros(4, bool)])
         np.testing.assert_array_equal(changed.unseen[0][:, left_out], known.unseen[0][:, left_out])
         seen = np.concatenate([~fold, np.zeros(4, bool)])
@@ -388,19 +389,22 @@ class TestCrossValidation:
         np.testing.assert_array_equal(left_out[fold_of(count, folds), star // folds], star)
 
     def test_folds_part_the_training_stars(self):
-        own = make().trainer._labels(("mlp1",), 5)
-        weights = own["weight"].reshape(3, 6, 20)
+        own = make()._groups[0].trainer._labels(("mlp1",), 5)
+        # Three seeds and 20 stars, in programs for four and 32.
+        weights = own["weight"].reshape(4, 6, 32)
+        assert not weights[..., 20:].any()
+        weights = weights[:3, :, :20]
         np.testing.assert_array_equal(weights[:, 0], 1)
         np.testing.assert_array_equal((1 - weights[:, 1:]).sum(axis=1), 1)  # left out once
         np.testing.assert_array_equal((1 - weights[:, 1:]).sum(axis=2), 4)
-        rows = own["rows"].reshape(3, 6, 20)
+        rows = own["rows"].reshape(4, 6, 32)[:3, :, :20]
         np.testing.assert_array_equal(rows, np.broadcast_to(SPLITS.train[:, None], rows.shape))
 
     def test_masked_modelling_draws_unlabelled_spectra_and_those_a_run_trains_on(self):
         adaptation = make()
-        pool, allowed = adaptation.inputs.pool(adaptation.trainer._trained_on(2))
+        pool, allowed = adaptation.inputs.pool(adaptation._groups[0].trainer._trained_on(2))
         assert len(pool) == 12 + 40
-        allowed = allowed.reshape(3, 3, 52)
+        allowed = allowed.reshape(4, 3, 52)
         assert allowed[:, :, :12].all()
         for seed, rows in enumerate(SPLITS.train):
             assert set(np.flatnonzero(allowed[seed, 0, 12:])) == set(rows)

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from specjax import lora
+from specjax import devices, lora
 from specjax.adapt.forward import predict_label
-from specjax.errors import DataError, ModelError
+from specjax.errors import ConfigError, DataError, ModelError
 from specjax.foundation import Foundation, inference, load
 from specjax.foundation import model as model_module
 from specjax.models import LabelHead, SpecCLIP, SpecFormer, XPAutoencoder, tokenise, xp_vector
@@ -359,3 +359,12 @@ class TestFolders:
     def test_a_folder_that_holds_no_model(self, tmp_path):
         with pytest.raises(ModelError, match="no model folder"):
             load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(("fast", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_by_default_a_model_computes_in_the_type_that_the_device_is_fast_in(monkeypatch, fast, dtype):
+    monkeypatch.setattr(devices, "has_bfloat16_units", lambda: fast)
+    assert load("mini").dtype == dtype
+    assert load("mini", dtype="float32").dtype == "float32"
+    with pytest.raises(ConfigError, match="dtype must be float32 or bfloat16, not 'float16'"):
+        load("mini", dtype="float16")

@@ -208,6 +208,15 @@ def test_without_readable_files_there_is_one_error(files, tmp_path):
     assert len(Table.read(tmp_path / "labels.report.ecsv")) == 0
 
 
+def test_the_table_says_in_which_type_the_products_were_computed(files, tmp_path):
+    single = run(files, files.arrays, tmp_path / "single.ecsv")
+    half = run(files, files.arrays, tmp_path / "half.ecsv", dtype="bfloat16")
+    kinds = [Table.read(tmp_path / f"{name}.ecsv").meta["dtype"] for name in ("single", "half")]
+    assert kinds == ["float32", "bfloat16"]
+    assert (half["fe_h"] != single["fe_h"]).all()
+    assert np.corrcoef(half["fe_h"], single["fe_h"])[0, 1] > 0.95  # 0.4%, which random weights amplify
+
+
 def test_files_prepared_otherwise_are_refused_before_the_run(files, tmp_path):
     with pytest.raises(ConfigError, match="prepared with fwhm"):
         run(files, [files.raw, files.prepared], tmp_path / "labels.fits", adapter=None, fwhm=9.0)
