@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.layout import Layout, with_layout_constraint
 
 FULL = jax.lax.Precision.HIGHEST
 """The precision of float32 products; products in half precision are not affected by it."""
@@ -19,13 +18,30 @@ matmul = functools.partial(jnp.matmul, precision=FULL)
 einsum = functools.partial(jnp.einsum, precision=FULL)
 
 
+@jax.custom_vjp
 def token_mean(tokens: jax.Array) -> jax.Array:
     """Return the mean (n, d) of tokens (n, t, d) over t.
 
-    The layout is that in which the layers before write their output. Left alone, XLA for a GPU transposes the
-    residual stream of all blocks, so that the last axis is the one to reduce.
+    It is a product with constant weights, one per spectrum. For a reduction XLA would transpose the residual
+    stream of all blocks on a GPU, so that the axis to reduce comes last.
     """
-    return with_layout_constraint(tokens, Layout(major_to_minor=(0, 1, 2))).mean(axis=1)
+    *lead, count, _ = tokens.shape
+    # Of two equal rows and behind a barrier: XLA makes a reduction of a product with one row, or with a
+    # constant.
+    weights = jax.lax.optimization_barrier(jnp.full((*lead, 2, count), 1 / count, tokens.dtype))
+    return matmul(weights, tokens)[..., 0, :]
+
+
+def _mean_forward(tokens: jax.Array) -> tuple[jax.Array, int]:
+    return token_mean(tokens), tokens.shape[-2]
+
+
+def _mean_backward(count: int, gradient: jax.Array) -> tuple[jax.Array]:
+    *lead, width = gradient.shape
+    return (jnp.broadcast_to(gradient[..., None, :] / count, (*lead, count, width)),)
+
+
+token_mean.defvjp(_mean_forward, _mean_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from specjax import devices
 from specjax.config import LoRAConfig, SpecFormerConfig
-from specjax.devices import has_bfloat16_units
 from specjax.models.layers import LoRADense, Mlp, dense, layer_norm
 from specjax.models.products import matmul
 
@@ -128,7 +128,7 @@ def _fused_kernel_applies(q: jax.Array) -> bool:
     """Return whether q (n, t, h, d) is in half precision, on a GPU that knows it, and not too wide."""
     head_dim = q.shape[-1]
     fits = q.dtype in HALF_TYPES and head_dim <= MAX_HEAD_DIM and head_dim % 8 == 0
-    return fits and jax.default_backend() == "gpu" and has_bfloat16_units()
+    return fits and jax.default_backend() == "gpu" and devices.has_bfloat16_units()
 
 
 def _residual_init(config: SpecFormerConfig) -> nn.initializers.Initializer:

@@ -21,7 +21,6 @@ from specjax.config import get_preset
 from specjax.foundation import Foundation, inference
 from specjax.foundation.networks import Networks
 from specjax.models import LabelHead, SpecCLIP
-from specjax.models.specformer import attend
 from specjax.train import loop
 from specjax.train.optimizer import GroupSchedule, make_optimizer
 from tests.models.tiny import TINY, random_system
@@ -191,13 +190,3 @@ def test_seeds_train_as_one_base_product_and_thin_ones_the_right_way_round():
         assert f"{seeds},{rows},{width}" in made  # the low-rank term
         assert f"{seeds},{config.lora4.rank},{width}" in made
         assert f"{seeds},{width},{config.lora4.rank}" not in made
-
-
-@pytest.mark.gpu
-def test_the_fused_kernel_gives_what_the_plain_one_does():
-    q, k, v = (jnp.asarray(part) for part in np.random.default_rng(0).normal(size=(3, 2, 146, 6, 128)))
-    plain = attend(*(part.astype(jnp.float32) for part in (q, k, v)), 1 / 128)
-    fused = attend(*(part.astype(jnp.bfloat16) for part in (q, k, v)), 1 / 128)
-    np.testing.assert_allclose(
-        fused.astype(jnp.float32), plain, atol=0.02
-    )  # bfloat16 of means of 146 numbers
