@@ -1,56 +1,72 @@
-"""The PyTorch calls to compare with, where PyTorch is installed and torch.compile works."""
+"""The PyTorch calls to compare with, where PyTorch is installed."""
 
-from collections.abc import Callable
+import importlib.util
 from typing import Any
 
-from benchmarks.in_torch import TorchSide, missing_packages
 from benchmarks.options import Options
-from specjax.config import ModelConfig
+from benchmarks.timing import Call
+from specjax.foundation import Foundation
 from specjax.progress import say
 
-Call = Callable[[], Any]
+LOOP, FUSED, BATCHED = "PyTorch", "PyTorch, fused AdamW", "torch.func, fused AdamW"
+FOLDED = "PyTorch, pooling as in specjax"
+COMPILED = ", compiled"
+
+
+def missing_packages() -> str:
+    """Return a message on the packages that are not installed, or "" if all are."""
+    missing = [name for name in ("torch", "peft") if importlib.util.find_spec(name) is None]
+    return f"{' and '.join(missing)} not installed: pip install '.[bench]'" if missing else ""
 
 
 class Comparison:
-    """Makes PyTorch calls, and stops using torch.compile once it has failed."""
+    """Makes PyTorch calls by side, eager and compiled."""
 
-    def __init__(self, options: Options, config: ModelConfig, dtype: str) -> None:
-        """Make the PyTorch side, if it is wanted and installed."""
-        unavailable = missing_packages() if options.torch else "left out"
-        self.torch = None if unavailable else TorchSide(config, half=dtype == "bfloat16")
+    def __init__(self, options: Options, model: Foundation) -> None:
+        """Make the PyTorch side of a model, if it is wanted, installed and has the published modules."""
+        config, self.side = model.config, None
         self.compiling = options.torch_compile and not options.quick
-        if unavailable:
-            say(f"PyTorch: {unavailable}")
+        reason = missing_packages() if options.torch else "left out"
+        if config.specformer.flux_scale is not None or config.head.members > 1:
+            reason = reason or f"there are no published modules for {config.name}"
+        if reason:
+            say(f"PyTorch: {reason}")
+            return
+        from benchmarks.in_torch import TorchSide
+
+        self.side = TorchSide(config, half=model.dtype == "bfloat16", model=model)
+
+    def embed(self, kind: str, flux: Any) -> dict[str, Call]:
+        """Return the calls of `TorchSide.embed`."""
+        if self.side is None:
+            return {}
+        calls: dict[str, Call] = {LOOP: self.side.embed(kind, flux)}
+        return calls | (
+            {LOOP + COMPILED: self.side.embed(kind, flux, compiled=True)} if self.compiling else {}
+        )
+
+    def training(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """Make a training with a method of `TorchSide`; None without PyTorch."""
+        return None if self.side is None else getattr(self.side, method)(*arguments, **options)
 
     def calls(
-        self, method: str, *arguments: Any, compile_too: bool = False, **options: Any
-    ) -> tuple[dict[str, Call], str]:
-        """Make the calls of a method of `TorchSide`.
+        self, training: Any, seeds: int, *, loop: str = LOOP, batched: str = BATCHED
+    ) -> dict[str, Call]:
+        """Return the calls that train seeds one after the other, with both optimizers, and together.
 
         Args:
-            method: name of the method.
-            arguments: its arguments.
-            compile_too: also make the call with torch.compile.
-            options: its keyword arguments.
-
-        Returns:
-            Calls by name, {} without PyTorch, and a note if torch.compile failed.
+            training: of `training`.
+            seeds: number of seeds.
+            loop: name of the side that trains one after the other.
+            batched: name of the side that trains them together; one seed is not batched.
         """
-        if self.torch is None:
-            return {}, ""
-        make = getattr(self.torch, method)
-        calls: dict[str, Call] = {"torch": make(*arguments, **options)}
-        if not (compile_too and self.compiling):
-            return calls, ""
-        try:
-            compiled = make(*arguments, **options, compile_it=True)
-            compiled()
-        except Exception as error:  # the compiler may raise anything; the table continues without it
-            self.compiling = False
-            return calls, f"torch.compile does not work here: {_first_line(error)}"
-        return {**calls, "torch.compile": compiled}, ""
-
-
-def _first_line(error: Exception, most: int = 80) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"[:most].replace("|", "/")
+        if training is None:
+            return {}
+        calls: dict[str, Call] = {}
+        for ending, compiled in (("", False), (COMPILED, True)) if self.compiling else (("", False),):
+            calls[loop + ending] = training.loop(seeds, compiled=compiled)
+            if loop == LOOP:
+                calls[FUSED + ending] = training.loop(seeds, fused=True, compiled=compiled)
+            if seeds > 1:
+                calls[batched + ending] = training.batched(seeds, compiled=compiled)
+        return calls

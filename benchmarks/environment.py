@@ -1,7 +1,8 @@
-"""Device, versions, date and peak memory of a run."""
+"""Device, versions, date, load and peak memory of a run."""
 
 import datetime
 import importlib.metadata
+import os
 import platform
 import resource
 from pathlib import Path
@@ -30,6 +31,11 @@ def describe(dtype: str) -> dict[str, Any]:
         "versions": versions,
         "peak_memory": peak_memory(),
     }
+
+
+def load_average() -> float:
+    """Return the number of processes that wanted to run, averaged over the last minute; NaN if unknown."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
 
 
 def peak_memory() -> int:

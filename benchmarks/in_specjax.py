@@ -1,13 +1,15 @@
 """The timed work of specjax: embedding, training steps, whole runs, and all configurations."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from numpy.typing import ArrayLike
 
 from specjax import lora
 from specjax.adapt import objectives
@@ -27,7 +29,7 @@ from specjax.spectra import Spectra
 from specjax.train import losses
 from specjax.train.loop import Loss, fit
 from specjax.train.optimizer import GroupSchedule, make_optimizer
-from specjax.typing import Float32Array, FloatArray, Tree
+from specjax.typing import BoolArray, Float32Array, FloatArray, IntArray, Tree
 
 Call = Callable[[], Any]
 
@@ -68,148 +70,180 @@ def random_spectra(pixels: int, count: int) -> Float32Array:
     return np.random.default_rng(0).normal(1.0, 0.1, (count, pixels)).astype(np.float32)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class MaskedModelling:
-    """LoRA1 steps, or with `full` steps of the whole encoder, on one batch of tokens."""
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Training:
+    """What `train.loop.fit` needs to train any number of seeds.
 
-    model: Foundation
-    tokens: jax.Array
-    full: bool = False
+    Attributes:
+        loss: the objective.
+        groups: LoRA groups that are trained; without any, all parameters are, with AdamW.
+        frozen: parameters that are not trained.
+        adapted: the tree beside which the factors are, or all that is trained, if there are no groups.
+        shared: data that all seeds read.
+        own: data of one seed, the same for each.
+        steps: optimizer steps.
+    """
 
-    def loss(self, trained: Tree, frozen: Tree, tokens: jax.Array, own: Tree, key: jax.Array) -> jax.Array:
-        """Return the masked-modelling loss of the whole encoder."""
-        del own
-        config = self.model.config
+    loss: Loss
+    groups: Mapping[str, LoRAConfig]
+    frozen: Tree
+    adapted: Tree
+    shared: Tree
+    own: Tree = dataclasses.field(default_factory=dict)
+    steps: int = 1
+
+    def start(self, seeds: int) -> Tree:
+        """Return initial values, leaves (S, ...), for seed k the same whatever the number of seeds."""
+        if not self.groups:
+            return _repeated(self.adapted, seeds)
+        keys = _keys(0, seeds)
+        return jax.vmap(lambda key: lora.init_adapters(key, self.adapted, dict(self.groups)))(keys)
+
+    def call(self, seeds: int) -> Call:
+        """Make the call that trains all seeds to the end."""
+        schedules = dict.fromkeys(self.groups, SCHEDULE)
+        optimizer = make_optimizer(schedules, steps=self.steps) if self.groups else optax.adamw(1e-3)
+        start, own, keys = self.start(seeds), _repeated(self.own, seeds), _keys(1, seeds)
+        return lambda: fit(
+            self.loss,
+            optimizer,
+            frozen=self.frozen,
+            trainable=start,
+            shared=self.shared,
+            per_seed=own,
+            keys=keys,
+            steps=self.steps,
+        )
+
+    def loss_and_gradients(self, trained: Tree, key: jax.Array) -> tuple[jax.Array, Tree]:
+        """Return losses (S,) and gradients (S, ...) of trained leaves (S, ...), with one key for all."""
+
+        def one_seed(trained: Tree) -> tuple[jax.Array, Tree]:
+            return jax.value_and_grad(self.loss)(trained, self.frozen, self.shared, self.own, key)
+
+        result: tuple[jax.Array, Tree] = jax.jit(jax.vmap(one_seed))(trained)
+        return result
+
+
+def masked_modelling(model: Foundation, tokens: jax.Array, seeds: int = 1) -> Training:
+    """Train LoRA1 for a step on a batch drawn from tokens (n, t, token_dim), as large as they are.
+
+    The number of seeds decides how many spectra go through the tower at a time.
+    """
+    config, tower = model.config, _tower(model)
+    return Training(
+        loss=objectives.make_loss(
+            _problem(model, len(tokens), seeds, (), objectives.Objective(label=0.0, masked=1.0))
+        ),
+        groups={"lora1": config.lora1},
+        frozen={"params": tower},
+        adapted=tower,
+        shared={"pool": tokens, "in_pool": jnp.ones(len(tokens), bool)},
+    )
+
+
+def drawn_and_hidden(config: ModelConfig, key: jax.Array, batch: int) -> tuple[IntArray, BoolArray]:
+    """Return the rows (n,) and hidden tokens (n, t) that the loss of `masked_modelling` draws with a key."""
+    choose, mask = jax.random.split(jax.random.split(key, 3)[1])
+    rows = jax.random.categorical(choose, jnp.zeros(batch), shape=(batch,))
+    return np.asarray(rows), np.asarray(losses.chunk_mask(mask, batch, config.specformer))
+
+
+def full_step(model: Foundation, tokens: jax.Array) -> Training:
+    """Train the whole encoder for a step of masked modelling on a batch of tokens (n, t, token_dim)."""
+    config = model.config
+
+    def loss(trained: Tree, frozen: Tree, tokens: jax.Array, own: Tree, key: jax.Array) -> jax.Array:
+        del frozen, own
         hidden = losses.chunk_mask(key, len(tokens), config.specformer)
         predicted = apply(
-            SpecCLIP(config, dtype=module_dtype(self.model.dtype)),
-            {"params": lora.combine(frozen, trained)},
+            SpecCLIP(config, dtype=module_dtype(model.dtype)),
+            {"params": trained},
             jnp.where(hidden[..., None], 0, tokens),
             method=lambda model, x: model.lamost.backbone.predict_tokens(x),
         )
         return losses.masked_modelling(predicted, tokens, hidden)
 
-    def call(self, seeds: int) -> Call:
-        """Make the call that trains one step of all seeds."""
-        tower = {"lamost": {"backbone": self.model.params["lamost"]["backbone"]}}
-        if self.full:
-            # A leading axis for the single seed, as all trainable parameters have.
-            return _fit_call(self.loss, None, {}, jax.tree.map(lambda x: x[None], tower), self.tokens, {}, 1)
-        config, batch, dtype = self.model.config, len(self.tokens), self.model.dtype
-        problem = objectives.Problem(
-            config=config,
-            dtype=dtype,
-            entry=Entry("tokens"),
-            heads=(),
-            column=0,
-            objective=objectives.Objective(label=0.0, masked=1.0),
-            batch=batch,
-            rows=micro_batch_size(config, batch, seeds, np.dtype(dtype).itemsize),
-        )
-        loss, group = objectives.make_loss(problem), {"lora1": config.lora1}
-        shared = {"pool": self.tokens, "in_pool": jnp.ones(batch, bool)}
-        frozen, start = {"params": tower}, _factors(tower, group, seeds)
-        return _fit_call(loss, group, frozen, start, shared, {}, seeds)
+    return Training(loss=loss, groups={}, frozen={}, adapted=_tower(model), shared=tokens)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Joint:
-    """Steps of LoRA1 and LoRA2 together on a batch of tokens (n, t, token_dim) with labels (n,)."""
+def joint(model: Foundation, tokens: jax.Array, labels: Float32Array, seeds: int = 1) -> Training:
+    """Train LoRA1 and LoRA2 together for a step on tokens (n, t, token_dim) with labels (n,).
 
-    model: Foundation
-    tokens: jax.Array
-    labels: Float32Array
-
-    def call(self, seeds: int) -> Call:
-        """Make the call that trains one step of all seeds."""
-        config, batch, dtype = self.model.config, len(self.tokens), self.model.dtype
-        params = {
-            "lamost": {"backbone": self.model.params["lamost"]["backbone"]},
-            "mlp1": self.model.params["mlp1"],
-        }
-        problem = objectives.Problem(
-            config=config,
-            dtype=dtype,
-            entry=Entry("tokens"),  # the embedding too, as PyTorch computes it
-            heads=("mlp1",),
-            column=0,
-            objective=objectives.Objective(),
-            batch=batch,
-            rows=micro_batch_size(config, batch, seeds, np.dtype(dtype).itemsize),
-        )
-        dim = config.specformer.dim
-        frozen = {
+    `seeds` is as in `masked_modelling`.
+    """
+    config, batch, dim = model.config, len(tokens), model.config.specformer.dim
+    params = {**_tower(model), "mlp1": model.params["mlp1"]}
+    return Training(
+        loss=objectives.make_loss(_problem(model, batch, seeds, ("mlp1",), objectives.Objective())),
+        groups={name: config.loras[name] for name in ("lora1", "lora2")},
+        frozen={
             "params": params,
-            "batch_stats": {"mlp1": self.model.variables["batch_stats"]["mlp1"]},
+            "batch_stats": {"mlp1": model.variables["batch_stats"]["mlp1"]},
             "stats": {"mlp1": {"feature_mean": jnp.zeros(dim), "feature_std": jnp.ones(dim)}},
-        }
-        group = {name: config.loras[name] for name in ("lora1", "lora2")}
-        own = {
-            "rows": jnp.tile(jnp.arange(batch), (seeds, 1)),
-            "y": {"mlp1": jnp.tile(self.labels, (seeds, 1))},
-            "weight": jnp.ones((seeds, batch)),
-        }
-        shared = {"labelled": {"tokens": self.tokens}}
-        start = _factors(params, group, seeds)
-        return _fit_call(objectives.make_loss(problem), group, frozen, start, shared, own, seeds)
+        },
+        adapted=params,
+        shared={"labelled": {"tokens": tokens}},
+        own={"rows": jnp.arange(batch), "y": {"mlp1": jnp.asarray(labels)}, "weight": jnp.ones(batch)},
+    )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Contrastive:
-    """LoRA3 steps on one batch of cached tokens (n, t, d) against z_xp (n, d)."""
+def contrastive(model: Foundation, tokens: ArrayLike, z_xp: ArrayLike) -> Training:
+    """Train LoRA3 for a step on cached tokens (n, t, d) against z_xp (n, k)."""
+    config, tower = model.config, {"lamost": {"projection": model.params["lamost"]["projection"]}}
 
-    model: Foundation
-    tokens: jax.Array
-    z_xp: jax.Array
-
-    def loss(self, trained: Tree, frozen: Tree, shared: Tree, own: Tree, key: jax.Array) -> jax.Array:
-        """Return the contrastive loss."""
+    def loss(trained: Tree, frozen: Tree, shared: Tree, own: Tree, key: jax.Array) -> jax.Array:
         del own, key
-        config = self.model.config
         z = apply(
-            SpecCLIP(config, lora3=config.lora3, dtype=module_dtype(self.model.dtype)),
+            SpecCLIP(config, lora3=config.lora3, dtype=module_dtype(model.dtype)),
             {"params": lora.combine(frozen, trained)},
             shared["tokens"],
             method=lambda model, x: model.lamost.projection(x),
         )
         return losses.contrastive(shared["z_xp"], z)
 
-    def call(self, seeds: int) -> Call:
-        """Make the call that trains one step of all seeds."""
-        tower = {"lamost": {"projection": self.model.params["lamost"]["projection"]}}
-        group = {"lora3": self.model.config.lora3}
-        shared = {"tokens": self.tokens, "z_xp": self.z_xp}
-        return _fit_call(self.loss, group, tower, _factors(tower, group, seeds), shared, {}, seeds)
+    shared = {"tokens": jnp.asarray(tokens), "z_xp": jnp.asarray(z_xp)}
+    return Training(loss=loss, groups={"lora3": config.lora3}, frozen=tower, adapted=tower, shared=shared)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class HeadRun:
-    """Whole LoRA4 runs on cached features (n, d) and labels (n,), the same for each seed."""
+def head_run(model: Foundation, features: Float32Array, labels: Float32Array, steps: int) -> Training:
+    """Train LoRA4 on cached features (n, d) and labels (n,), all stars in every step."""
+    config, head = model.config, {"mlp2": model.params["mlp2"]}
 
-    model: Foundation
-    features: Float32Array
-    labels: Float32Array
-    steps: int
-
-    def loss(self, trained: Tree, frozen: Tree, stats: Tree, own: Tree, key: jax.Array) -> jax.Array:
-        """Return the robust loss of all training stars."""
+    def loss(trained: Tree, frozen: Tree, stats: Tree, own: Tree, key: jax.Array) -> jax.Array:
         del key
-        head = LabelHead(self.model.config.head, lora=self.model.config.lora4)
-        params = lora.combine(frozen, trained)["mlp2"]
-        predicted = apply(head, {"params": params, "batch_stats": stats}, own["x"])[:, 0]
-        return losses.label_loss(predicted, own["y"])
+        module = LabelHead(config.head, lora=config.lora4)
+        variables = {"params": lora.combine(frozen, trained)["mlp2"], "batch_stats": stats}
+        return losses.label_loss(apply(module, variables, own["x"])[:, 0], own["y"])
 
-    def call(self, seeds: int) -> Call:
-        """Make the call that trains all seeds to the end."""
-        frozen = {"mlp2": self.model.params["mlp2"]}
-        group = {"lora4": self.model.config.lora4}
-        own = {
-            "x": jnp.asarray(np.broadcast_to(self.features, (seeds, *self.features.shape))),
-            "y": jnp.asarray(np.broadcast_to(self.labels, (seeds, *self.labels.shape))),
-        }
-        stats = self.model.variables["batch_stats"]["mlp2"]
-        start = _factors(frozen, group, seeds)
-        return _fit_call(self.loss, group, frozen, start, stats, own, seeds, self.steps)
+    return Training(
+        loss=loss,
+        groups={"lora4": config.lora4},
+        frozen=head,
+        adapted=head,
+        shared=model.variables["batch_stats"]["mlp2"],
+        own={"x": jnp.asarray(features), "y": jnp.asarray(labels)},
+        steps=steps,
+    )
+
+
+def _tower(model: Foundation) -> Tree:
+    return {"lamost": {"backbone": model.params["lamost"]["backbone"]}}
+
+
+def _problem(
+    model: Foundation, batch: int, seeds: int, heads: tuple[str, ...], objective: objectives.Objective
+) -> objectives.Problem:
+    return objectives.Problem(
+        config=model.config,
+        dtype=model.dtype,
+        entry=Entry("tokens"),  # the embedding too, as PyTorch computes it
+        heads=heads,
+        column=0,
+        objective=objective,
+        batch=batch,
+        rows=micro_batch_size(model.config, batch, seeds, np.dtype(model.dtype).itemsize),
+    )
 
 
 def whole_table(model: Foundation, seeds: int) -> Call:
@@ -263,25 +297,11 @@ def random_tokens(model: Foundation, count: int) -> jax.Array:
     return tokens
 
 
-def _factors(tree: Tree, group: dict[str, LoRAConfig], seeds: int) -> Tree:
-    keys = jax.random.split(jax.random.key(0), seeds)
-    return jax.vmap(lambda key: lora.init_adapters(key, tree, group))(keys)
+def _keys(number: int, seeds: int) -> jax.Array:
+    fold = functools.partial(jax.random.fold_in, jax.random.key(number))
+    keys: jax.Array = jax.vmap(fold)(jnp.arange(seeds))
+    return keys
 
 
-def _fit_call(
-    loss: Loss,
-    group: dict[str, LoRAConfig] | None,
-    frozen: Tree,
-    start: Tree,
-    shared: Tree,
-    own: Tree,
-    seeds: int,
-    steps: int = 1,
-) -> Call:
-    """Make the call that trains factors of `group`, or everything with AdamW if there is none."""
-    schedules = dict.fromkeys(group or (), SCHEDULE)
-    optimizer = make_optimizer(schedules, steps=steps) if group else optax.adamw(1e-3)
-    keys = jax.random.split(jax.random.key(1), seeds)
-    return lambda: fit(
-        loss, optimizer, frozen=frozen, trainable=start, shared=shared, per_seed=own, keys=keys, steps=steps
-    )
+def _repeated(tree: Tree, seeds: int) -> Tree:
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (seeds, *jnp.shape(leaf))), tree)

@@ -1,50 +1,61 @@
-"""The same work in PyTorch with `peft`: the published modules, adapted as in the paper, one seed at a time.
+"""The same work in PyTorch with `peft`: the published modules with the weights and factors of the JAX side.
 
-The modules are those of the parity tests. Every method returns a call to time; seeds that specjax trains
-together run here one after the other.
+The modules are those of the parity tests. They are built once, outside the timing, and are in evaluation
+mode, because specjax too trains without dropout and with the running statistics of the heads.
 """
 
 import importlib
-import importlib.util
-from collections.abc import Callable
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
+import torch
 from numpy.typing import ArrayLike
 
+from benchmarks import torch_modules
+from benchmarks.timing import Call
+from benchmarks.torch_training import Training
+from checkpoints_convert.export import state_dict
+from checkpoints_convert.keys import table
+from checkpoints_convert.model_folder import ModelFolder
+from specjax.checkpoints import flatten
 from specjax.config import LoRAConfig, ModelConfig
-from specjax.typing import Float32Array
+from specjax.foundation import Foundation
+from specjax.prepare.pool import core_count
+from specjax.typing import Float32Array, Tree
 
-Call = Callable[[], Any]
-
-LEARNING_RATE = 1e-3
-LOGIT_SCALE = 15.5
-
-
-def missing_packages() -> str:
-    """Return a message on the packages that are not installed, or "" if all are."""
-    missing = [name for name in ("torch", "peft") if importlib.util.find_spec(name) is None]
-    return f"{' and '.join(missing)} not installed: pip install '.[bench]'" if missing else ""
+_ATTENTION = ("q_proj", "kv_proj", "out_proj")
+_TOWER, _PROJECTION = "lamost_lrs_encoder.backbone.", "lamost_lrs_encoder."
 
 
 class TorchSide:
-    """Modules with random weights on the device that PyTorch finds."""
+    """Modules on the device that PyTorch finds, with as many threads as specjax."""
 
-    def __init__(self, config: ModelConfig, half: bool) -> None:
-        """Select the device; with `half`, matrix products are in bfloat16."""
-        self.torch: Any = importlib.import_module("torch")
+    def __init__(self, config: ModelConfig, *, half: bool, model: Foundation | None = None) -> None:
+        """Select device and precision.
+
+        Args:
+            config: sizes.
+            half: compute the matrix products of the towers in bfloat16; others are in float32, without TF32.
+            model: takes over its parameters; random ones without it, which take the same time.
+        """
         self.modules: Any = importlib.import_module("tests.models.published")
-        self.config = config
-        self.device = "cuda" if self.torch.cuda.is_available() else "cpu"
-        self.half = half
-        self.torch.set_default_device(self.device)
-        self.torch.manual_seed(0)
+        self.config, self.half = config, half
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.set_num_threads(core_count())
+        torch.set_float32_matmul_precision("highest")  # specjax does not use TF32 either
+        # One module is compiled for several losses, precisions and numbers of seeds.
+        torch._dynamo.config.recompile_limit = 256
+        torch.manual_seed(0)
+        self.state = {} if model is None else _published_state(model)
 
-    def embed(self, kind: str, flux: Float32Array, *, compile_it: bool = False) -> Call:
+    def embed(self, kind: str, flux: Float32Array, *, compiled: bool = False) -> Call:
         """Embed flux (n, pixels) as "lamost" mean tokens, "gaia_xp" latents or "projected" vectors."""
         tower = self.modules.GaiaXPHead if kind == "gaia_xp" else self.modules.LamostHead
-        network = tower(self.config).to(self.device).eval()
-        spectra = self._tensor(flux)
+        prefix = "gaia_xp_encoder." if kind == "gaia_xp" else _PROJECTION
+        network, spectra = self._ready(tower(self.config), prefix), self._tensor(flux)
 
         def forward(x: Any) -> Any:
             if kind == "projected":
@@ -52,127 +63,146 @@ class TorchSide:
             out = network.backbone(x)
             return out["latent"] if kind == "gaia_xp" else out["embedding"].mean(1)
 
-        run = self.torch.compile(forward) if compile_it else forward
+        run = torch.compile(forward) if compiled else forward
 
         def call() -> Any:
-            with self.torch.inference_mode(), self._autocast():
-                return self._finished(run(spectra))
+            with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self.half):
+                return run(spectra).float().cpu().numpy()
 
         return call
 
     def masked_modelling(
-        self, tokens: Any, hidden: Any, seeds: int, *, full: bool = False, compile_it: bool = False
-    ) -> Call:
-        """Train one LoRA1 step (with `full`, of all weights) per seed on tokens (n, t, d), hidden (n, t)."""
-        network: Any = self.modules.SpecFormer(self.config.specformer)
-        if not full:
-            network = self._adapted(network, self.config.lora1, r".*attention\.(q_proj|kv_proj|out_proj)")
-        network = network.to(self.device).train()
-        inner = network if full else network.base_model.model
-        given, mask = self._tensor(tokens), self._tensor(hidden)
-        position = self.torch.arange(given.shape[1], device=self.device)
+        self, tokens: ArrayLike, hidden: ArrayLike, *, factors: Tree | None = None, full: bool = False
+    ) -> Training:
+        """Train LoRA1, or with `full` all weights, for a step on tokens (n, t, d) with hidden (n, t)."""
+        tower = self._ready(self.modules.SpecFormer(self.config.specformer), _TOWER)
+        if full:
+            tower.requires_grad_(True)
+        else:
+            self._adapt(tower, self.config.lora1, _names_ending(tower, _ATTENTION))
+        loss = torch_modules.MaskedModelling(tower, self._tensor(tokens), self._tensor(hidden))
+        return self._training(loss, {"tower": ("lamost", "")}, factors, own=("tokens", "hidden"))
 
-        def loss() -> Any:
-            x = inner.data_embed(self.torch.where(mask[..., None], 0.0, given))
-            x = x + inner.position_embed(position)
-            for block in inner.blocks:
-                x = block(x)
-            error = (inner.head(inner.final_layernorm(x)) - given) ** 2
-            return (error.mean(-1) * mask).mean() / mask.float().mean()
+    def joint(self, tokens: ArrayLike, labels: Float32Array, *, factors: Tree | None = None) -> Training:
+        """Train LoRA1 and LoRA2 together for a step on tokens (n, t, d) with labels (n,)."""
+        tower = self._ready(self.modules.SpecFormer(self.config.specformer), _TOWER)
+        self._adapt(tower, self.config.lora1, _names_ending(tower, _ATTENTION))
+        head = self._head(self.config.specformer.dim, self.config.lora2, "mlp1")
+        loss = torch_modules.Joint(tower, head, self._tensor(tokens), self._tensor(labels))
+        places = {"tower": ("lamost", ""), "head": ("mlp1", "")}
+        return self._training(loss, places, factors, own=("tokens", "labels"))
 
-        return self._steps(network, self.torch.compile(loss) if compile_it else loss, seeds)
+    def contrastive(
+        self, tokens: ArrayLike, z_xp: ArrayLike, *, factors: Tree | None = None, folded: bool = False
+    ) -> Training:
+        """Train LoRA3 for a step on cached tokens (n, t, d) against z_xp (n, d).
 
-    def joint(self, tokens: Any, labels: Float32Array, seeds: int, *, compile_it: bool = False) -> Call:
-        """Train one step of LoRA1 and LoRA2 together per seed on tokens (n, t, d) with labels (n,)."""
-        backbone = self._adapted(
-            self.modules.SpecFormer(self.config.specformer),
-            self.config.lora1,
-            r".*attention\.(q_proj|kv_proj|out_proj)",
-        )
-        head = self.modules.ParamRegressor(self.config.specformer.dim, self.config.head)
-        head = self._adapted(head, self.config.lora2, r"network\.\d+", linear_only=True).eval()
-        network = self.torch.nn.ModuleList([backbone, head]).to(self.device)
-        inner = backbone.base_model.model
-        given, y = self._tensor(tokens), self._tensor(labels)
-        position = self.torch.arange(given.shape[1], device=self.device)
+        With `folded`, the pooling computes neither keys nor values, as in specjax.
+        """
+        tower = self._ready(self.modules.LamostHead(self.config), _PROJECTION)
+        pool = torch_modules.Pool(tower.cross_attention, folded=folded).to(self.device).eval()
+        self._adapt(pool, self.config.lora3, ["out_proj"])
+        self._adapt(tower.mlp, self.config.lora3, ["encoder", "decoder"])
+        loss = torch_modules.Contrastive(pool, tower.mlp, self._tensor(tokens), self._tensor(z_xp))
+        attention = f"{_PROJECTION}cross_attention.multihead_attn."
+        places = {"pool": ("specclip", attention), "mlp": ("specclip", f"{_PROJECTION}mlp.")}
+        return self._training(loss, places, factors)
 
-        def loss() -> Any:
-            x = inner.data_embed(given) + inner.position_embed(position)
-            for block in inner.blocks:
-                x = block(x)
-            residual = head(inner.final_layernorm(x).mean(1))[:, 0] - y
-            return (0.09 * ((1 + (residual / 0.3) ** 2).sqrt() - 1)).mean()
+    def head_run(
+        self, features: Float32Array, labels: Float32Array, steps: int, *, factors: Tree | None = None
+    ) -> Training:
+        """Train LoRA4 on features (n, d) and labels (n,) in full batches."""
+        head = self._head(features.shape[1], self.config.lora4, "mlp2")
+        loss = torch_modules.LabelLoss(head, self._tensor(features), self._tensor(labels))
+        places = {"head": ("mlp2", "")}
+        return self._training(loss, places, factors, own=("features", "labels"), steps=steps, decay=0.1)
 
-        return self._steps(network, self.torch.compile(loss) if compile_it else loss, seeds)
+    def _head(self, inputs: int, lora: LoRAConfig, part: str) -> Any:
+        head = self._ready(self.modules.ParamRegressor(inputs, self.config.head), f"{part}:")
+        for name, module in list(head.network.named_children()):
+            if isinstance(module, torch.nn.BatchNorm1d):
+                head.network[int(name)] = torch_modules.FrozenNorm(module)
+        layers = [each for each, module in head.named_modules() if isinstance(module, torch.nn.Linear)]
+        self._adapt(head, lora, layers)
+        return head
 
-    def contrastive(self, tokens: Float32Array, z_xp: Float32Array, seeds: int) -> Call:
-        """Train one LoRA3 step per seed on cached tokens (n, t, d) against z_xp (n, d)."""
-        tower = self.modules.LamostHead(self.config)
-        del tower.backbone
-        network = self._adapted(tower, self.config.lora3, r".*mlp\.(encoder|decoder)")
-        # peft cannot adapt the output layer inside MultiheadAttention, so only the two layers of the mlp are.
-        network = network.to(self.device).train()
-        inner = network.base_model.model
-        given, other = self._tensor(tokens), self._tensor(z_xp)
-        rows = self.torch.arange(len(given), device=self.device)
-        functional = self.torch.nn.functional
+    def _ready(self, network: Any, prefix: str) -> Any:
+        """Load the parameters with a prefix, and freeze and move the network."""
+        own = {
+            name.removeprefix(prefix): leaf for name, leaf in self.state.items() if name.startswith(prefix)
+        }
+        if own:
+            network.load_state_dict({name: torch.from_numpy(np.array(leaf)) for name, leaf in own.items()})
+        return network.to(self.device).eval().requires_grad_(False)
 
-        def loss() -> Any:
-            pooled = inner.cross_attention(given)
-            z = functional.normalize(pooled + inner.mlp(pooled), dim=-1)
-            logits = LOGIT_SCALE * functional.normalize(other, dim=-1) @ z.T
-            return (functional.cross_entropy(logits, rows) + functional.cross_entropy(logits.T, rows)) / 2
+    def _adapt(self, network: Any, lora: LoRAConfig, layers: list[str]) -> None:
+        """Put factors beside layers, in place; only they are trained."""
+        settings = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=layers)
+        peft.inject_adapter_in_model(settings, network)
+        network.eval().to(self.device)
 
-        return self._steps(network, loss, seeds)
+    def _training(
+        self,
+        loss: Any,
+        places: Mapping[str, tuple[str, str]],
+        factors: Tree | None,
+        *,
+        own: tuple[str, ...] = (),
+        steps: int = 1,
+        decay: float = 0.0,
+    ) -> Training:
+        """Make a training from the factors of specjax, or from the module's own.
 
-    def head_run(self, features: Float32Array, labels: Float32Array, seeds: int, steps: int) -> Call:
-        """Train LoRA2 or LoRA4 for each seed, on features (n, d) and labels (n,) in full batches."""
-        x, y = self._tensor(features), self._tensor(labels)
-
-        def one_seed() -> Any:
-            head = self.modules.ParamRegressor(x.shape[1], self.config.head)
-            network = self._adapted(head, self.config.lora4, r"network\.\d+", linear_only=True)
-            network = network.to(self.device).eval()  # running statistics and no dropout, as in specjax
-
-            def loss() -> Any:
-                residual = network(x)[:, 0] - y
-                return (0.09 * ((1 + (residual / 0.3) ** 2).sqrt() - 1)).mean()
-
-            return self._steps(network, loss, steps, decay=0.1)()
-
-        return lambda: [one_seed() for _ in range(seeds)][-1]
-
-    def _adapted(self, network: Any, lora: LoRAConfig, targets: str, linear_only: bool = False) -> Any:
-        names: Any = targets
-        if linear_only:
-            names = [n for n, module in network.named_modules() if isinstance(module, self.torch.nn.Linear)]
-        peft: Any = importlib.import_module("peft")
-        settings = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names)
-        return peft.get_peft_model(network, settings)
-
-    def _steps(self, network: Any, loss: Call, steps: int, decay: float = 0.0) -> Call:
-        trained = [p for p in network.parameters() if p.requires_grad]
-        optimizer = self.torch.optim.AdamW(trained, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=decay)
-
-        def call() -> Any:
-            for _ in range(steps):
-                optimizer.zero_grad(set_to_none=True)
-                with self._autocast():
-                    value = loss()
-                value.backward()
-                self.torch.nn.utils.clip_grad_norm_(trained, 1.0)
-                optimizer.step()
-            return self._finished(value)
-
-        return call
-
-    def _autocast(self) -> Any:
-        return self.torch.autocast(self.device, self.torch.bfloat16, enabled=self.half)
+        Args:
+            loss: the module.
+            places: part and prefix of the published names by submodule of the loss.
+            factors: leaves (S, ...) of the trained tree; without them, one seed trains those of the module,
+                further in every call.
+            own: data that differ between seeds in specjax.
+            steps: optimizer steps.
+            decay: weight decay.
+        """
+        trained = {name: leaf for name, leaf in loss.named_parameters() if leaf.requires_grad}
+        paths: dict[str, str] = {}
+        if factors is None:
+            start = {name: leaf.detach()[None] for name, leaf in trained.items()}
+        else:
+            leaves, paths = dict(flatten(factors)), factor_paths(self.config, trained, places)
+            start = {
+                name: self._tensor(np.swapaxes(leaves[path], -1, -2)).contiguous()
+                for name, path in paths.items()
+            }
+        loss.to(self.device).half_precision(self.half)
+        return Training(loss, start, paths, own=own, steps=steps, decay=decay, device=self.device)
 
     def _tensor(self, array: ArrayLike) -> Any:
-        return self.torch.from_numpy(np.array(array)).to(self.device)
+        return torch.from_numpy(np.array(array)).to(self.device)
 
-    def _finished(self, value: Any) -> None:
-        if self.device == "cuda":
-            self.torch.cuda.synchronize()
-        del value
+
+def factor_paths(
+    config: ModelConfig, names: Mapping[str, Any], places: Mapping[str, tuple[str, str]]
+) -> dict[str, str]:
+    """Return the path of our factor, the transpose, for the name of each factor in PyTorch."""
+    paths = {}
+    for name in names:
+        inside, _, rest = name.partition(".")
+        part, prefix = places[inside]
+        layer, _, factor = rest.removesuffix(".default.weight").rpartition(".")
+        rows = {row.key: row.path for row in table(config, [part])}
+        kernel = rows[f"{prefix}{layer}.weight"]
+        paths[name] = f"{kernel.removeprefix('params/').removesuffix('kernel')}{factor.lower()}"
+    return paths
+
+
+def _names_ending(network: Any, endings: tuple[str, ...]) -> list[str]:
+    return [name for name, _ in network.named_modules() if name.rpartition(".")[2] in endings]
+
+
+def _published_state(model: Foundation) -> dict[str, Any]:
+    """Return the parameters of a model by their published names, those of heads after "mlp1:" or "mlp2:"."""
+    leaves = {path: np.asarray(leaf) for path, leaf in flatten(dict(model.variables))}
+    folder = ModelFolder(folder=Path("memory"), config=model.config, leaves=leaves, digest="", sources={})
+    state = dict(state_dict(folder, "specclip"))
+    for head in ("mlp1", "mlp2"):
+        state |= {f"{head}:{name}": leaf for name, leaf in state_dict(folder, head).items()}
+    return state

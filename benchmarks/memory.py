@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.timing import Row, run_process
+from benchmarks import processes
+from benchmarks.timing import OURS, Row
 from specjax.typing import Float32Array
 
 Call = Callable[[], Any]
@@ -20,23 +21,23 @@ Call = Callable[[], Any]
 
 def rows(preset: str, dtype: str, *, quick: bool) -> Iterator[Row]:
     """Measure embedding, LoRA1 steps and LoRA4 runs, and the same in PyTorch where it is installed."""
-    from benchmarks.in_torch import missing_packages
+    from benchmarks.comparison import LOOP, missing_packages
 
     tasks = [("embedding", 8 if quick else 64, 1), ("LoRA1 step", 2, 1), ("LoRA1 step", 2, 4)]
     tasks += [("LoRA4 run", 60, seeds) for seeds in ((1, 16) if quick else (1, 16, 256))]
-    for name, count, seeds in tasks:
-        found = _measure("specjax", name, count, seeds, preset, dtype)
-        note = f"peak memory {found['peak'] / 2**30:.2f} GiB"
-        if seeds == 1 and not missing_packages():
-            other = _measure("torch", name, count, seeds, preset, dtype)
-            note += f", PyTorch {other['peak'] / 2**30:.2f} GiB"
-        what = f"{name}, {count} {'stars' if name == 'LoRA4 run' else 'spectra'}, {preset}, seeds: {seeds}"
-        times = {"specjax": [found["seconds"]]}
-        yield Row(section="g", what=what, count=seeds, unit="seeds", times=times, note=note)
+    for task, count, seeds in tasks:
+        sides = {OURS: "specjax"} | ({LOOP: "torch"} if seeds == 1 and not missing_packages() else {})
+        found = {name: _measure(side, task, count, seeds, preset, dtype) for name, side in sides.items()}
+        what = f"{task}, {count} {'stars' if task == 'LoRA4 run' else 'spectra'}, {preset}, seeds: {seeds}"
+        yield Row(
+            section="g", what=what, count=seeds, unit="seeds",
+            times={name: [each["seconds"]] for name, each in found.items()},
+            memory={name: each["peak"] for name, each in found.items()},
+        )  # fmt: skip
 
 
 def _measure(*arguments: object) -> dict[str, float]:
-    out = run_process([sys.executable, "-m", "benchmarks.memory", *arguments])[1]
+    out = processes.run([sys.executable, "-m", "benchmarks.memory", *arguments]).out
     measured: dict[str, float] = json.loads(out.splitlines()[-1])
     return measured
 
@@ -62,8 +63,8 @@ def _in_specjax(task: str, count: int, seeds: int, preset: str, dtype: str) -> C
         flux = in_specjax.random_spectra(model.config.specformer.num_pixels, count)
         return lambda: model.embed(flux)
     if task == "LoRA1 step":
-        return in_specjax.MaskedModelling(model, in_specjax.random_tokens(model, count)).call(seeds)
-    return in_specjax.HeadRun(model, *_features(model.config.projection.dim, count), 80).call(seeds)
+        return in_specjax.masked_modelling(model, in_specjax.random_tokens(model, count), seeds).call(seeds)
+    return in_specjax.head_run(model, *_features(model.config.projection.dim, count), 80).call(seeds)
 
 
 def _in_torch(task: str, count: int, seeds: int, preset: str, dtype: str) -> Call:
@@ -71,13 +72,17 @@ def _in_torch(task: str, count: int, seeds: int, preset: str, dtype: str) -> Cal
     from specjax.config import get_preset
 
     config = get_preset(preset)
-    side, shape, random = TorchSide(config, dtype == "bfloat16"), config.specformer, np.random.default_rng(0)
+    side, shape, random = (
+        TorchSide(config, half=dtype == "bfloat16"),
+        config.specformer,
+        np.random.default_rng(0),
+    )
     if task == "embedding":
         return side.embed("projected", random.standard_normal((count, shape.num_pixels), np.float32))
     if task == "LoRA1 step":
         tokens = random.standard_normal((count, shape.num_tokens, shape.token_dim), np.float32)
-        return side.masked_modelling(tokens, random.random(tokens.shape[:2]) < 0.5, seeds)
-    return side.head_run(*_features(config.projection.dim, count), seeds, 80)
+        return side.masked_modelling(tokens, random.random(tokens.shape[:2]) < 0.5).loop(seeds)
+    return side.head_run(*_features(config.projection.dim, count), 80).loop(seeds)
 
 
 def _features(width: int, count: int) -> tuple[Float32Array, Float32Array]:

@@ -114,6 +114,32 @@ def measure(name: str, call: Callable[[], object], count: int) -> dict[str, Any]
     return _timed(name, call, count)
 
 
+def host_side(folder: Path, count: int) -> Callable[[], object]:
+    """Make the call of all that `specjax predict` does with a prepared file before the compiled programs.
+
+    It reads the spectra, a tenth of whose pixels are masked, checks them and fills the masked pixels.
+    """
+    from specjax.foundation import load
+    from specjax.surveys import prepared
+
+    model, path = load("mini"), folder / "gapped.h5"
+    flux, ivar, mask = gapped(count)
+    raw = folder / "raw.h5"
+    with h5py.File(raw, "w") as file:
+        file["wavelength"], file["id"] = LAMOST_WAVELENGTH, np.arange(count)
+        file["flux"], file["ivar"], file["mask"] = flux.astype(np.float32), ivar.astype(np.float32), mask
+        file["wavelength_medium"] = "vacuum"
+    prepare_spectra([raw], path, workers=1)
+
+    def call() -> object:
+        return [
+            model.model_input(to_lamost(prepared.read(path, rows=(start, min(start + 4096, count)))))
+            for start in range(0, count, 4096)
+        ]
+
+    return call
+
+
 def prepare(folder: Path, count: int, workers: int | None) -> dict[str, Any]:
     """Time `specjax prepare` once, from one large HDF5 file to another."""
     part, source = desi_like(min(count, 500)), folder / "desi.h5"

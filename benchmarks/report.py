@@ -1,17 +1,18 @@
-"""Output of the results: table, Markdown, JSON, and a plot of time against spectra and seeds."""
+"""Tables, as text and as Markdown, and plots of the results."""
 
-import dataclasses
-import json
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import DevicePeaks, Row
-from specjax.atomic import atomic_file
+from benchmarks.comparison import COMPILED
+from benchmarks.results import Section, Sections, rows_of
+from benchmarks.targets import TARGETS, Target
+from benchmarks.timing import OURS, DevicePeaks, Row
 
 HEADINGS = {
     "a": "Embedding",
@@ -19,40 +20,48 @@ HEADINGS = {
     "c": "Whole LoRA4 runs on cached features",
     "d": "All six configurations",
     "e": "A step of full fine-tuning",
-    "f": "In new processes",
-    "g": "Peak memory, each task in a new process",
+    "f": "New processes: compilation and the first result",
+    "g": "Peak memory of single tasks, each in a new process",
+    "h": "Prediction of a survey, against the compiled core alone",
+    "i": "`specjax predict` against the number of spectra, each in a new process",
+    "j": "`specjax adapt` against the number of seeds, each in a new process",
+    "k": "Preprocessing and the host side",
 }
 COLUMNS = (
-    "",
-    "what",
-    "median s",
-    "per second",
-    "floor s",
-    "of peak",
-    "PyTorch s",
-    "compiled s",
-    "ratio",
-    "first s",
-    "",
-)
+    "what", "side", "median s", "range s", "per second", "of peak", "of core", "ratio", "CPU s", "per CPU s",
+    "first s", "memory", "note",
+)  # fmt: skip
+PANELS = {
+    "embedding": ("Embedding", "number of spectra", "time (s)"),
+    "lora1": ("LoRA1 step", "number of seeds", "time (s)"),
+    "lora3": ("LoRA3 step", "number of seeds", "time (s)"),
+    "lora4": ("LoRA4 run", "number of seeds", "time (s)"),
+    "adapt": ("specjax adapt, whole process", "number of seeds", "time (s)"),
+    "survey": ("specjax predict, whole process", "number of spectra", "time (s)"),
+    "memory": ("specjax predict, whole process", "number of spectra", "peak memory (GiB)"),
+}
+"""Title and labels of the panels of the plot; "memory" shows the rows of "survey"."""
 
 
-def cells(row: Row, peaks: DevicePeaks) -> list[str]:
-    """Return the cells of a row as text, blank where nothing was measured."""
-    floor = row.floor(peaks)
-    return [
-        row.section,
-        row.what,
-        _number(row.median()),
-        f"{_number(row.count / row.median())} {row.unit}",
-        _number(floor),
-        "" if math.isnan(floor) else f"{floor / row.median():.0%}",
-        _number(row.median("torch")),
-        _number(row.median("torch.compile")),
-        "" if math.isnan(row.ratio()) else f"{row.ratio():.2f}",
-        _number(row.first),
-        row.note,
-    ]
+def cells(row: Row, side: str, peaks: DevicePeaks) -> dict[str, str]:
+    """Return what is known of a side of a row by column, "" where nothing was measured."""
+    ours, floor, times = side == OURS, row.floor(peaks), row.times.get(side, [])
+    cpu = statistics.median(row.cpu[side]) if row.cpu.get(side) else math.nan
+    return {
+        "what": row.what if side == next(iter(_sides(row))) else "",
+        "side": side,
+        "median s": number(row.median(side)),
+        "range s": f"{number(min(times))} to {number(max(times))}" if len(times) > 1 else "",
+        "per second": f"{number(row.rate(side))} {row.unit}" if times else "",
+        "of peak": "" if math.isnan(floor) else f"{floor / row.median(side):.0%}",
+        "of core": _spread(row.of_core) if ours else "",
+        "ratio": _spread(row.ratios(side)),
+        "CPU s": number(cpu),
+        "per CPU s": number(row.count / cpu if cpu else math.nan),
+        "first s": number(row.first.get(side, math.nan)),
+        "memory": f"{row.memory[side] / 2**30:.2f} GiB" if side in row.memory else "",
+        "note": row.note if ours else "",
+    }
 
 
 def one_line(row: Row) -> str:
@@ -61,59 +70,83 @@ def one_line(row: Row) -> str:
     return f"{row.section}  {row.what}: {', '.join(shown + [row.note] * bool(row.note))}"
 
 
-def print_table(rows: Sequence[Row], environment: Mapping[str, Any], peaks: DevicePeaks) -> None:
-    """Print the table, as Markdown if the output is not a terminal."""
+def print_tables(sections: Sections) -> None:
+    """Print the tables, as Markdown if the output is not a terminal."""
     console = Console()
     if not console.is_terminal:
-        print(markdown(rows, environment, peaks))
+        print(markdown(sections))
         return
-    table = Table(title="Medians of alternating calls; ratio: fastest PyTorch time / specjax time")
-    for name in COLUMNS:
-        table.add_column(name, justify="left" if name in ("", "what") else "right")
-    for section in sorted({row.section for row in rows}):
-        for row in _in_section(rows, section):
-            table.add_row(*cells(row, peaks))
-        table.add_section()
-    console.print(table)
-    console.print(_describe(environment, peaks), highlight=False)
+    for letter, section in sorted(sections.items()):
+        names, lines = table(section)
+        shown = Table(title=f"{letter}. {HEADINGS[letter]}", title_justify="left")
+        for name in names:
+            shown.add_column(name, justify="left" if name in ("what", "side", "note") else "right")
+        for line in lines:
+            shown.add_row(*line)
+        console.print(shown)
+        console.print(describe(section), highlight=False)
+    console.print(targets_markdown(sections), highlight=False)
 
 
-def markdown(rows: Sequence[Row], environment: Mapping[str, Any], peaks: DevicePeaks) -> str:
-    """Return the tables as Markdown, with one heading per section."""
-    lines = [_describe(environment, peaks), ""]
-    head = [name or " " for name in COLUMNS[1:]]
-    for section in sorted({row.section for row in rows}):
-        lines += [f"### {section}. {HEADINGS[section]}", "", f"| {' | '.join(head)} |"]
-        lines.append("|" + "---|" + "---:|" * (len(head) - 2) + "---|")
-        for row in _in_section(rows, section):
-            lines.append(f"| {' | '.join(cells(row, peaks)[1:])} |")
-        lines.append("")
+def markdown(sections: Sections) -> str:
+    """Return all tables as Markdown, with a heading for each section and the targets at the end."""
+    parts = []
+    for letter, section in sorted(sections.items()):
+        parts += [f"### {letter}. {HEADINGS[letter]}", section_markdown(section)]
+    return "\n\n".join([*parts, "### Targets", targets_markdown(sections)])
+
+
+def section_markdown(section: Section) -> str:
+    """Return the table of a section as Markdown, and where it was measured."""
+    names, lines = table(section)
+    left = ("what", "side", "note")
+    rule = "|" + "".join("---|" if name in left else "---:|" for name in names)
+    return "\n".join([_line(names), rule, *map(_line, lines), "", describe(section)])
+
+
+def table(section: Section) -> tuple[list[str], list[list[str]]]:
+    """Return the names of the columns in which anything is known, and the lines."""
+    all_cells = [cells(row, side, section.peaks) for row in section.rows for side in _sides(row)]
+    names = [name for name in COLUMNS if any(line[name] for line in all_cells)]
+    if {line["side"] for line in all_cells} == {OURS}:
+        names.remove("side")
+    return names, [[line[name] for name in names] for line in all_cells]
+
+
+def targets_markdown(sections: Sections, targets: Iterable[Target] = TARGETS) -> str:
+    """Return the table of targets; what was not measured stays blank."""
+    lines = ["| what | target | measured | |", "|---|---:|---:|---|"]
+    for target in targets:
+        value = target.measure(sections)
+        known = not math.isnan(value)
+        measured = target.format(value) if known else ""
+        verdict = ("met" if target.is_met(value) else "missed") if known else ""
+        lines.append(_line([target.what, target.wanted(), measured, verdict]))
     return "\n".join(lines)
 
 
-def write_json(path: Path, rows: Sequence[Row], environment: Mapping[str, Any], peaks: DevicePeaks) -> None:
-    """Write all results, including the times of single calls."""
-    entries = []
-    for row in rows:
-        derived = {"median": row.median(), "floor": row.floor(peaks), "ratio": row.ratio()}
-        entries.append(_without_nan({**dataclasses.asdict(row), **derived}))
-    whole = {**environment, "yardstick": dataclasses.asdict(peaks), "rows": entries}
-    with atomic_file(path) as unfinished:
-        unfinished.write_text(json.dumps(whole, indent=2) + "\n")
+def describe(section: Section) -> str:
+    """Return where and when a section was measured, as a paragraph."""
+    about, peaks = section.environment, section.peaks
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    text = f"{about['device']}, {about['cores']} cores, {about['date']}; matrix products in {about['dtype']}"
+    if "load" in about:
+        text += f"; load of the machine before {about['load'][0]:.1f}, after {about['load'][1]:.1f}"
+    text += (
+        f"; {versions}. Measured peaks: {peaks.flops / 1e9:,.0f} GFLOP/s, {peaks.bandwidth / 1e9:,.0f} GB/s."
+    )
+    return f"{text} {about['remark']}" if about.get("remark") else text
 
 
-def plot_curves(
-    path: Path, curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], device: str
-) -> None:
-    """Plot time against the number of spectra and of seeds, with lines of proportional time for comparison.
+def plot(path: Path, sections: Sections, device: str) -> None:
+    """Plot time and memory against numbers, with lines of proportional time for comparison.
 
     Args:
-        path: PNG to write; not written if there are no curves.
-        curves: for each panel ("spectra", "seeds") its curves by name, as (number, seconds); empty panels are
-            left out.
+        path: PNG to write; not written if no row belongs to a panel.
+        sections: their rows name the panel and the curve that they belong to.
         device: title of the figure.
     """
-    drawn = {unit: lines for unit, lines in curves.items() if lines}
+    drawn = {panel: found for panel in PANELS if (found := curves(rows_of(sections), panel))}
     if not drawn:
         return
     import matplotlib
@@ -121,44 +154,62 @@ def plot_curves(
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    columns = min(len(drawn), 2)
+    lines = -(-len(drawn) // columns)
     figure, axes = pyplot.subplots(
-        1, len(drawn), figsize=(5 * len(drawn), 4), layout="constrained", squeeze=False
+        lines, columns, figsize=(6.5 * columns, 4.5 * lines), layout="constrained", squeeze=False
     )
-    for axis, (unit, lines) in zip(axes.flat, drawn.items(), strict=True):
-        for name, points in lines.items():
-            counts, seconds = zip(*points, strict=True)
-            (line,) = axis.loglog(counts, seconds, "o-", label=name)
-            proportional = [seconds[0] * count / counts[0] for count in counts]
-            axis.loglog(counts, proportional, ":", color=line.get_color(), alpha=0.7)
-        axis.plot([], [], ":", color="0.5", label="proportional to the first point")
-        axis.set(xlabel=f"number of {unit}", ylabel="time (s)", title=f"time against number of {unit}")
-        axis.legend(fontsize="small")
+    for axis, panel in zip(axes.flat, drawn, strict=False):
+        _draw(axis, panel, drawn[panel])
+    for axis in axes.flat[len(drawn) :]:
+        axis.set_axis_off()
     figure.suptitle(device)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=90)
     pyplot.close(figure)
 
 
-def _in_section(rows: Sequence[Row], section: str) -> list[Row]:
-    return [row for row in rows if row.section == section]
+def curves(rows: Sequence[Row], panel: str) -> dict[str, list[tuple[float, float]]]:
+    """Return the points (number, seconds or GiB) of each curve of a panel by its name."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row.panel != ("survey" if panel == "memory" else panel):
+            continue
+        for side in row.memory if panel == "memory" else row.times:
+            value = row.memory[side] / 2**30 if panel == "memory" else row.median(side)
+            found.setdefault(row.curve if row.curve and side == OURS else side, []).append((row.count, value))
+    return {name: sorted(points) for name, points in found.items()}
 
 
-def _describe(environment: Mapping[str, Any], peaks: DevicePeaks) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
-    return (
-        f"{environment['device']}, {environment['cores']} cores, matrix products in {environment['dtype']},"
-        f" {environment['date']}; {versions}."
-        f" Measured peaks: {peaks.flops / 1e9:,.0f} GFLOP/s, {peaks.bandwidth / 1e9:,.0f} GB/s."
-        f" Peak memory of the run: {environment['peak_memory'] / 2**30:.1f} GiB."
-    )
+def _draw(axis: Any, panel: str, lines: dict[str, list[tuple[float, float]]]) -> None:
+    title, xlabel, ylabel = PANELS[panel]
+    for name, points in lines.items():
+        counts, values = zip(*points, strict=True)
+        (line,) = axis.loglog(counts, values, "o--" if COMPILED in name else "o-", label=name, markersize=4)
+        if panel != "memory" and name == next(iter(lines)):
+            proportional = [values[0] * count / counts[0] for count in counts]
+            axis.loglog(counts, proportional, ":", color=line.get_color(), label="proportional to its start")
+    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axis.legend(fontsize="x-small")
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Format to three digits, "" for NaN."""
     if math.isnan(value):
         return ""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _without_nan(entry: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: None if isinstance(value, float) and math.isnan(value) else value for key, value in entry.items()
-    }
+def _sides(row: Row) -> list[str]:
+    return list(dict.fromkeys([*row.times, *row.memory]))
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Format the median, and the range of several values."""
+    if not values:
+        return ""
+    middle = f"{statistics.median(values):.2f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.2f} to {max(values):.2f})"
+
+
+def _line(texts: Iterable[str]) -> str:
+    return f"| {' | '.join(texts)} |"

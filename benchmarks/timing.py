@@ -1,12 +1,11 @@
-"""Timing of alternating calls and of processes, and the peak performance of the device."""
+"""Timing of alternating calls, and the peak performance of the device."""
 
 import dataclasses
 import math
-import os
+import resource
 import statistics
-import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,20 +13,28 @@ import jax.numpy as jnp
 
 Call = Callable[[], Any]
 
+OURS = "specjax"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row of the table.
+    """One piece of work, and how long each side takes for it.
 
     Attributes:
         section: letter of the section.
         what: what was done, with its sizes.
         count: number of units per call.
         unit: what is counted.
-        times: seconds of each call by side: "specjax", "torch", "torch.compile".
+        times: seconds of each call by side, "specjax" and those of `comparison`. Call k of every side belongs
+            to one round.
+        cpu: the same in seconds of CPU time, of this process and of its children that have ended.
+        first: seconds of the first call by side, including compilation.
+        memory: peak memory in bytes by side, where it was measured.
         flops: FLOPs that a call needs at least, counted on paper.
         bytes: bytes that a call reads and writes at least, counted on paper.
-        first: seconds of the first call of specjax, including compilation.
+        of_core: rate over that of the compiled core alone, of each round.
+        panel: panel of the plot that the row belongs to, "" for none.
+        curve: name of its curve there.
         note: remark for the reader.
     """
 
@@ -36,24 +43,41 @@ class Row:
     count: int
     unit: str
     times: Mapping[str, list[float]]
+    cpu: Mapping[str, list[float]] = dataclasses.field(default_factory=dict)
+    first: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    memory: Mapping[str, float] = dataclasses.field(default_factory=dict)
     flops: float = math.nan
     bytes: float = math.nan
-    first: float = math.nan
+    of_core: list[float] = dataclasses.field(default_factory=list)
+    panel: str = ""
+    curve: str = ""
     note: str = ""
 
-    def median(self, side: str = "specjax") -> float:
+    def median(self, side: str = OURS) -> float:
         """Return the median seconds of a call, NaN for a side that was not timed."""
         return statistics.median(self.times[side]) if self.times.get(side) else math.nan
+
+    def rate(self, side: str = OURS) -> float:
+        """Return units per second."""
+        return self.count / self.median(side)
 
     def floor(self, peaks: "DevicePeaks") -> float:
         """Return the seconds that the device needs at least, at its measured peak performance."""
         bounds = (self.flops / peaks.flops, self.bytes / peaks.bandwidth)
         return max((bound for bound in bounds if not math.isnan(bound)), default=math.nan)
 
-    def ratio(self) -> float:
-        """Return the faster of the PyTorch medians divided by the median of specjax."""
-        others = [self.median(side) for side in self.times if side != "specjax" and self.times[side]]
-        return min(others) / self.median() if others else math.nan
+    def ratios(self, side: str) -> list[float]:
+        """Return the seconds of a side over those of specjax, of each round; none if one was not timed."""
+        if side == OURS:
+            return []
+        ours, theirs = self.times.get(OURS, []), self.times.get(side, [])
+        return [other / own for own, other in zip(ours, theirs, strict=False)]
+
+    def ratio(self, side: str | None = None) -> float:
+        """Return the median of `ratios`, by default of the fastest other side; NaN without any."""
+        sides = [side] if side else [name for name in self.times if name != OURS]
+        ratios = [statistics.median(each) for name in sides if (each := self.ratios(name))]
+        return min(ratios, default=math.nan)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,28 +88,56 @@ class DevicePeaks:
     bandwidth: float
 
 
-def time_alternating(
-    calls: Mapping[str, Call], *, repeats: int, limit: float
-) -> tuple[dict[str, list[float]], float]:
+@dataclasses.dataclass(kw_only=True)
+class Timing:
+    """Seconds and CPU seconds of all calls and seconds of first calls by side, and why a side failed."""
+
+    times: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    cpu: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    first: dict[str, float] = dataclasses.field(default_factory=dict)
+    failures: list[str] = dataclasses.field(default_factory=list)
+
+
+def time_alternating(calls: Mapping[str, Call], *, repeats: int, limit: float) -> Timing:
     """Time calls in alternation, after a first round that is not counted.
+
+    A side other than specjax that fails in the first round is left out.
 
     Args:
         calls: calls by side.
         repeats: number of rounds.
         limit: seconds after which no further round starts, except that there are at least two.
-
-    Returns:
-        Seconds of all calls by side, and of the first call of "specjax".
     """
-    first = {name: seconds(call) for name, call in calls.items()}
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    timing, working = Timing(), dict(calls)
+    for name, call in calls.items():
+        try:
+            timing.first[name] = seconds(call)
+        except Exception as error:  # a compiler may raise anything; the table continues without it
+            if name == OURS:
+                raise
+            timing.failures.append(f"{name} does not work here: {_first_line(error)}")
+            del working[name]
+    timing.times, timing.cpu = {name: [] for name in working}, {name: [] for name in working}
     began = time.perf_counter()
     for turn in range(repeats):
         if turn >= 2 and time.perf_counter() - began > limit:
             break
-        for name, call in calls.items():
-            times[name].append(seconds(call))
-    return times, first.get("specjax", math.nan)
+        for name, call in working.items():
+            before = cpu_seconds()
+            timing.times[name].append(seconds(call))
+            timing.cpu[name].append(cpu_seconds() - before)
+    return timing
+
+
+def _first_line(error: Exception, most: int = 80) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:most].replace("|", "/")
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and of its children that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def seconds(call: Call) -> float:
@@ -95,20 +147,8 @@ def seconds(call: Call) -> float:
     return time.perf_counter() - start
 
 
-def run_process(command: Sequence[object], **environment: str) -> tuple[float, str]:
-    """Run a command with additional environment variables; return its seconds and its output.
-
-    Raises:
-        RuntimeError: the command failed.
-    """
-    words = [str(word) for word in command]
-    start = time.perf_counter()
-    done = subprocess.run(
-        words, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(words)} failed:\n{done.stderr[-2000:]}")
-    return time.perf_counter() - start, done.stdout
+def _square(matrix: jax.Array) -> jax.Array:
+    return jnp.matmul(matrix, matrix, precision="highest")  # as specjax, without TF32
 
 
 def measure_device(dtype: str, repeats: int = 7) -> DevicePeaks:
@@ -117,7 +157,7 @@ def measure_device(dtype: str, repeats: int = 7) -> DevicePeaks:
     size, numbers = (8192, 2**29) if accelerated else (2048, 2**26)
     matrix = jnp.ones((size, size), dtype)
     vector = jnp.ones(numbers, jnp.float32)
-    multiply, scale = jax.jit(lambda a: a @ a), jax.jit(lambda a: a + 1)
+    multiply, scale = jax.jit(_square), jax.jit(lambda a: a + 1)
     best = {}
     for name, call in {"multiply": lambda: multiply(matrix), "copy": lambda: scale(vector)}.items():
         seconds(call)
