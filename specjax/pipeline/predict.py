@@ -10,7 +10,8 @@ from specjax.errors import ConfigError
 from specjax.foundation import DtypeChoice, load
 from specjax.pipeline.output import check_format
 from specjax.pipeline.parts import Columns
-from specjax.pipeline.run import Work, about_model, one_spectrum, raw_options, run
+from specjax.pipeline.run import run
+from specjax.pipeline.work import Work, about_model, one_spectrum, raw_options
 from specjax.prepare import Options
 from specjax.preprocess import to_lamost
 from specjax.progress import Say, silent

@@ -6,56 +6,30 @@ writes its rows as a part. A part is complete or absent, so that the same run co
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-import numpy as np
-
 from specjax._version import __version__
 from specjax.errors import DataError
 from specjax.flags import Flag
-from specjax.foundation import Foundation
-from specjax.foundation.inputs import pixel_count
 from specjax.pipeline.output import write_output
-from specjax.pipeline.parts import Columns, read_columns, read_refused, write_part
+from specjax.pipeline.parts import Columns, read_columns, read_refused
+from specjax.pipeline.progress import Progress, spectra_in
+from specjax.pipeline.work import Work, read_chunk, write_chunk
 from specjax.prepare.assemble import write_report
-from specjax.prepare.chunks import OnGrid, put_on_grid
-from specjax.prepare.parts import stack_columns
-from specjax.prepare.plan import Options, Plan, Source, make_plan, report_path
+from specjax.prepare.chunks import OnGrid
+from specjax.prepare.plan import Plan, make_plan, report_path
 from specjax.prepare.pool import core_count, run_jobs
 from specjax.prepare.resume import begin_or_resume, parts_folder, unfinished
-from specjax.progress import Pace, Say, silent
-from specjax.spectra import Spectra
+from specjax.progress import Say, silent
 from specjax.surveys import prepared
-from specjax.typing import Float32Array
 
 VERSION = 1
 """Version of the parts; those of another version are not resumed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """What is done with every chunk of spectra.
-
-    Attributes:
-        compute: maps n spectra on the LAMOST grid to columns (n, ...), among them id and flag.
-        check: raises ConfigError if prepared spectra do not have the preparation that is wanted.
-        options: options of reading and preprocessing raw spectra.
-        record: everything else that the columns depend on, for JSON: digests and options.
-        meta: metadata of the output.
-        wide: names of columns of vectors, which are never in memory as a whole; only some formats take them.
-    """
-
-    compute: Callable[[Spectra], Columns]
-    check: Callable[[Spectra], object]
-    options: Options
-    record: Mapping[str, Any]
-    meta: Mapping[str, Any]
-    wide: tuple[str, ...] = ()
 
 
 def run(
@@ -97,41 +71,11 @@ def run(
     begin_or_resume(folder, record)
     if len(todo) < len(parts):
         say(f"resuming: {len(parts) - len(todo)} of {len(parts)} chunks are finished")
-    progress = _Progress(plan, todo, say)
+    progress = Progress(plan, todo, say)
     with closing(_on_grid(plan, todo, workers or core_count())) as chunks:
-        for number, (spectra, refused) in chunks:
-            computed, more = ([], []) if spectra is None else _compute(work, spectra)
-            write_part(parts[number], stack_columns(computed) if computed else {}, [*refused, *more])
-            progress(number, sum(len(columns["id"]) for columns in computed))
+        for number, chunk in chunks:
+            progress(number, write_chunk(work, chunk, parts[number]))
     return _finish(work, plan, parts, out, say)
-
-
-def raw_options(
-    survey: str | None, wavelength_medium: str | None, wavelength_unit: str | None, fwhm: float | None = None
-) -> Options:
-    """Return the options for raw spectra; prepared ones are accepted as either method made them."""
-    return Options(
-        survey=survey,
-        wavelength_medium=wavelength_medium,
-        wavelength_unit=wavelength_unit,
-        method=None,
-        fwhm_from=fwhm,
-    )
-
-
-def about_model(foundation: Foundation, model: str | Path) -> dict[str, Any]:
-    """Return the metadata of an output that a model made, `model` being what it was loaded from."""
-    return {
-        "specjax": __version__,
-        "model": str(model),
-        "digest": foundation.digest or "",
-        "dtype": foundation.dtype,
-    }
-
-
-def one_spectrum(model: Foundation) -> Float32Array:
-    """Return a featureless spectrum (1, pixels), to try out what a model can do before a run."""
-    return np.ones((1, pixel_count(model.config, "lamost")), np.float32)
 
 
 def _record(work: Work, plan: Plan) -> dict[str, Any]:
@@ -153,33 +97,11 @@ def _on_grid(plan: Plan, todo: Sequence[int], workers: int) -> Generator[tuple[i
     """Yield chunks of spectra on the LAMOST grid; prepared ones need no worker."""
     jobs = {}
     for number in todo:
-        first = plan.chunks[number][0]
-        if first.prepared:  # it is the only source of its chunk
-            yield number, _read_prepared(first)
+        if plan.chunks[number][0].prepared:
+            yield number, read_chunk(plan.chunks[number], plan.options)
         else:
             jobs[number] = (plan.chunks[number], plan.options)
-    yield from run_jobs(put_on_grid, jobs, workers, ahead=workers, finish=False)
-
-
-def _read_prepared(source: Source) -> OnGrid:
-    try:
-        spectra = prepared.read(source.path, rows=source.rows)
-    except DataError as error:
-        return OnGrid(None, [(str(source.path), str(error))])
-    return OnGrid(spectra.with_meta(file=np.full(len(spectra), str(source.path))), [])
-
-
-def _compute(work: Work, spectra: Spectra) -> tuple[list[Columns], list[tuple[str, str]]]:
-    """Return the columns of all files, or of each one, and (file, reason) of those that the model refuses."""
-    try:
-        return [work.compute(spectra)], []
-    except DataError as error:
-        files = spectra.meta["file"]
-        names = list(dict.fromkeys(files.tolist()))
-        if len(names) == 1:
-            return [], [(names[0], f"{len(spectra)} spectra from {spectra.id[0]}: {error}")]
-    alone = [_compute(work, spectra[files == name]) for name in names]
-    return [part for parts, _ in alone for part in parts], [row for _, rows in alone for row in rows]
+    yield from run_jobs(read_chunk, jobs, workers, ahead=workers, finish=False)
 
 
 def _finish(work: Work, plan: Plan, parts: Sequence[Path], out: Path, say: Say) -> Columns:
@@ -210,7 +132,7 @@ def _finish(work: Work, plan: Plan, parts: Sequence[Path], out: Path, say: Say) 
 def _describe(plan: Plan, finished: int, differs: str, out: Path, say: Say) -> None:
     """Say in a few lines what a run would do."""
     kinds = sorted(Counter(_kinds(plan).values()).items())
-    rows = [_rows(plan, number) for number in range(len(plan.chunks))]
+    rows = [spectra_in(plan, number) for number in range(len(plan.chunks))]
     known = f"{sum(filter(None, rows)):,}"
     some = f"{known} and those of files without a known number" if any(rows) else "unknown"
     say(f"files    {plan.file_count:,}: {', '.join(f'{count:,} {kind}' for kind, count in kinds)}")
@@ -231,52 +153,3 @@ def _kinds(plan: Plan) -> dict[Path, str]:
             kind = "folders of a library" if path.is_dir() else f"{suffixes or 'without suffix'}"
             kinds[path] = f"prepared {kind}" if source.prepared else kind
     return kinds
-
-
-def _rows(plan: Plan, number: int) -> int | None:
-    """Return the number of spectra of a chunk, None if only its files know."""
-    rows = [source.rows for source in plan.chunks[number]]
-    return sum(last - first for first, last in filter(None, rows)) if all(rows) else None
-
-
-class _Progress:
-    """Progress of a run, in spectra and files, with an estimate of the time left from the bytes."""
-
-    def __init__(self, plan: Plan, todo: Sequence[int], say: Say) -> None:
-        self.plan, self.say, self.pace = plan, say, Pace()
-        self.chunks, self.spectra, self.bytes = len(todo), 0, 0
-        self.left = Counter(source.path for number in todo for source in plan.chunks[number])
-        self.files, self.read = len(self.left), 0
-        self.size = max(sum(source.size for number in todo for source in plan.chunks[number]), 1)
-        rows = [_rows(plan, number) for number in todo]
-        self.total = None if None in rows else sum(filter(None, rows))
-
-    def __call__(self, number: int, count: int) -> None:
-        """Count a finished chunk, and say how far the run is from time to time and at its end."""
-        chunk = self.plan.chunks[number]
-        for source in chunk:
-            self.left[source.path] -= 1
-            self.read += not self.left[source.path]
-        self.chunks -= 1
-        self.spectra += count
-        self.bytes += sum(source.size for source in chunk)
-        if self.chunks and not self.pace.due():
-            return
-        seconds = max(self.pace.elapsed, 1e-3)
-        total = "" if self.total is None else f" of {self.total:,}"
-        text = f"{self.spectra:,}{total} spectra, {self.read:,} of {self.files:,} files"
-        text += f", {self.spectra / seconds:,.0f} spectra/s"
-        if self.chunks:
-            text += f", {_duration(seconds * (self.size / max(self.bytes, 1) - 1))} left"
-        self.say(text)
-
-
-def _duration(seconds: float) -> str:
-    """Return a duration to about a tenth.
-
-    >>> _duration(12.3), _duration(150), _duration(9000)
-    ('12 s', '2.5 min', '2.5 h')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -17,7 +17,7 @@ from specjax.checkpoints import load_adapter
 from specjax.errors import ConfigError, DataError, ModelError
 from specjax.flags import Flag
 from specjax.foundation import inference, load
-from specjax.pipeline import embed_survey, predict_survey
+from specjax.pipeline import embed_survey, predict_survey, work
 from specjax.pipeline import run as run_module
 from specjax.prepare import plan
 from specjax.preprocess import to_lamost
@@ -126,7 +126,7 @@ def test_the_model_as_it_is_predicts_all_its_labels(files, tmp_path):
 def stopped(files, tmp_path, monkeypatch):
     """Stop a run over nine files before its second chunk is computed; return the folder and later calls."""
     folder, calls = write_stars(tmp_path / "raw", 9), []
-    whole = run_module.put_on_grid
+    whole = run_module.read_chunk
 
     def stopping(sources, options):
         if calls:
@@ -134,11 +134,11 @@ def stopped(files, tmp_path, monkeypatch):
         calls.append(sources)
         return whole(sources, options)
 
-    monkeypatch.setattr(run_module, "put_on_grid", stopping)
+    monkeypatch.setattr(run_module, "read_chunk", stopping)
     with pytest.raises(KeyboardInterrupt):
         run(files, folder, tmp_path / "labels.fits")
     calls.clear()
-    monkeypatch.setattr(run_module, "put_on_grid", lambda *given: calls.append(given[0]) or whole(*given))
+    monkeypatch.setattr(run_module, "read_chunk", lambda *given: calls.append(given[0]) or whole(*given))
     return folder, calls
 
 
@@ -237,20 +237,20 @@ def test_chunks_of_any_size_compile_nothing_new(files, tmp_path):
 PROGRAM = """
 import sys
 from pathlib import Path
-from specjax.pipeline import predict_survey, run
+from specjax.pipeline import predict_survey, work
 from specjax.prepare import plan
 
 plan._FILES_AT_ONCE = 2
 model, adapter, folder, out = sys.argv[1:]
 if __name__ == "__main__":
-    write = run.write_part
+    write = work.write_part
 
     def slow(path, *given):
         write(path, *given)
         print("part", flush=True)
         sys.stdin.read()  # until it is killed
 
-    run.write_part = slow
+    work.write_part = slow
     predict_survey(model=model, adapter=Path(adapter), spectra=[folder], out=Path(out), workers=2)
 """
 
@@ -265,8 +265,8 @@ def test_a_killed_run_with_workers_loses_no_finished_part(files, tmp_path, monke
         assert killed.stdout.readline() == "part\n"
         killed.send_signal(signal.SIGKILL)
     (finished,) = (tmp_path / ".labels.fits.parts").glob("0*.npz")
-    written, whole = [], run_module.write_part
-    monkeypatch.setattr(run_module, "write_part", lambda *given: written.append(given[0]) or whole(*given))
+    written, whole = [], work.write_part
+    monkeypatch.setattr(work, "write_part", lambda *given: written.append(given[0]) or whole(*given))
     monkeypatch.setattr(plan, "_FILES_AT_ONCE", 2)
     found = run(files, folder, out)
     assert len(written) == 3

@@ -1,0 +1,56 @@
+"""How far a run is, in spectra and files."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from specjax.prepare.plan import Plan
+from specjax.progress import Pace, Say
+
+
+class Progress:
+    """Progress of a run, in spectra and files, with an estimate of the time left from the bytes."""
+
+    def __init__(self, plan: Plan, todo: Sequence[int], say: Say) -> None:
+        self.plan, self.say, self.pace = plan, say, Pace()
+        self.chunks, self.spectra, self.bytes = len(todo), 0, 0
+        self.left = Counter(source.path for number in todo for source in plan.chunks[number])
+        self.files, self.read = len(self.left), 0
+        self.size = max(sum(source.size for number in todo for source in plan.chunks[number]), 1)
+        rows = [spectra_in(plan, number) for number in todo]
+        self.total = None if None in rows else sum(filter(None, rows))
+
+    def __call__(self, number: int, count: int) -> None:
+        """Count a finished chunk, and say how far the run is from time to time and at its end."""
+        chunk = self.plan.chunks[number]
+        for source in chunk:
+            self.left[source.path] -= 1
+            self.read += not self.left[source.path]
+        self.chunks -= 1
+        self.spectra += count
+        self.bytes += sum(source.size for source in chunk)
+        if self.chunks and not self.pace.due():
+            return
+        seconds = max(self.pace.elapsed, 1e-3)
+        total = "" if self.total is None else f" of {self.total:,}"
+        text = f"{self.spectra:,}{total} spectra, {self.read:,} of {self.files:,} files"
+        text += f", {self.spectra / seconds:,.0f} spectra/s"
+        if self.chunks:
+            text += f", {_duration(seconds * (self.size / max(self.bytes, 1) - 1))} left"
+        self.say(text)
+
+
+def spectra_in(plan: Plan, number: int) -> int | None:
+    """Return the number of spectra of a chunk, None if only its files know."""
+    rows = [source.rows for source in plan.chunks[number]]
+    return sum(last - first for first, last in filter(None, rows)) if all(rows) else None
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration to about a tenth.
+
+    >>> _duration(12.3), _duration(150), _duration(9000)
+    ('12 s', '2.5 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

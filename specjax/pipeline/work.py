@@ -1,0 +1,104 @@
+"""What a run does with every chunk: read it, put it on the grid, compute its columns, and write its part."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from specjax._version import __version__
+from specjax.errors import DataError
+from specjax.foundation import Foundation
+from specjax.foundation.inputs import pixel_count
+from specjax.pipeline.parts import Columns, write_part
+from specjax.prepare.chunks import OnGrid, put_on_grid
+from specjax.prepare.parts import stack_columns
+from specjax.prepare.plan import Options, Source
+from specjax.spectra import Spectra
+from specjax.surveys import prepared
+from specjax.typing import Float32Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is done with every chunk of spectra.
+
+    Attributes:
+        compute: maps n spectra on the LAMOST grid to columns (n, ...), among them id and flag.
+        check: raises ConfigError if prepared spectra do not have the preparation that is wanted.
+        options: options of reading and preprocessing raw spectra.
+        record: everything else that the columns depend on, for JSON: digests and options.
+        meta: metadata of the output.
+        wide: names of columns of vectors, which are never in memory as a whole; only some formats take them.
+    """
+
+    compute: Callable[[Spectra], Columns]
+    check: Callable[[Spectra], object]
+    options: Options
+    record: Mapping[str, Any]
+    meta: Mapping[str, Any]
+    wide: tuple[str, ...] = ()
+
+
+def raw_options(
+    survey: str | None, wavelength_medium: str | None, wavelength_unit: str | None, fwhm: float | None = None
+) -> Options:
+    """Return the options for raw spectra; prepared ones are accepted as either method made them."""
+    return Options(
+        survey=survey,
+        wavelength_medium=wavelength_medium,
+        wavelength_unit=wavelength_unit,
+        method=None,
+        fwhm_from=fwhm,
+    )
+
+
+def about_model(foundation: Foundation, model: str | Path) -> dict[str, Any]:
+    """Return the metadata of an output that a model made, `model` being what it was loaded from."""
+    return {
+        "specjax": __version__,
+        "model": str(model),
+        "digest": foundation.digest or "",
+        "dtype": foundation.dtype,
+    }
+
+
+def one_spectrum(model: Foundation) -> Float32Array:
+    """Return a featureless spectrum (1, pixels), to try out what a model can do before a run."""
+    return np.ones((1, pixel_count(model.config, "lamost")), np.float32)
+
+
+def read_chunk(sources: Sequence[Source], options: Options) -> OnGrid:
+    """Read a chunk and put it on the LAMOST grid; the rows of a prepared file are there already."""
+    first = sources[0]
+    return _read_prepared(first) if first.prepared else put_on_grid(sources, options)
+
+
+def write_chunk(work: Work, chunk: OnGrid, path: Path) -> int:
+    """Compute the columns of a chunk, write them with what is refused as a part, and return their length."""
+    computed, refused = ([], []) if chunk.spectra is None else _compute(work, chunk.spectra)
+    write_part(path, stack_columns(computed) if computed else {}, [*chunk.refused, *refused])
+    return sum(len(columns["id"]) for columns in computed)
+
+
+def _read_prepared(source: Source) -> OnGrid:
+    """Read rows of a prepared file, which is the only source of its chunk."""
+    try:
+        spectra = prepared.read(source.path, rows=source.rows)
+    except DataError as error:
+        return OnGrid(None, [(str(source.path), str(error))])
+    return OnGrid(spectra.with_meta(file=np.full(len(spectra), str(source.path))), [])
+
+
+def _compute(work: Work, spectra: Spectra) -> tuple[list[Columns], list[tuple[str, str]]]:
+    """Return the columns of all files, or of each one, and (file, reason) of those that the model refuses."""
+    try:
+        return [work.compute(spectra)], []
+    except DataError as error:
+        files = spectra.meta["file"]
+        names = list(dict.fromkeys(files.tolist()))
+        if len(names) == 1:
+            return [], [(names[0], f"{len(spectra)} spectra from {spectra.id[0]}: {error}")]
+    alone = [_compute(work, spectra[files == name]) for name in names]
+    return [part for parts, _ in alone for part in parts], [row for _, rows in alone for row in rows]
