@@ -33,6 +33,8 @@ class ManySpectra:
     """number of processes that read and preprocess, by default the number of cores"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """type of the towers' matrix products: auto is bfloat16 on a GPU that is fast in it, else float32"""
+    partitioned: bool = False
+    """write a folder of Parquet files, OUT/part-00000.parquet and so on, instead of one file"""
     dry_run: bool = False
     """only print what would be done: numbers of files and chunks, and what would be resumed"""
 
@@ -56,6 +58,7 @@ class ManySpectra:
             "wavelength_unit": self.wavelength_unit,
             "workers": self.workers,
             "dtype": self.dtype,
+            "partitioned": self.partitioned,
             "dry_run": self.dry_run,
             "say": print if self.dry_run else say,
         }

@@ -29,6 +29,7 @@ def embed_survey(
     wavelength_unit: str | None = None,
     workers: int | None = None,
     dtype: DtypeChoice = "auto",
+    partitioned: bool = False,
     dry_run: bool = False,
     say: Say = silent,
 ) -> Columns:
@@ -51,6 +52,7 @@ def embed_survey(
         wavelength_unit: likewise.
         workers: as in `predict_survey`.
         dtype: type of the model's matrix products, as in `foundation.load`.
+        partitioned: as in `predict_survey`.
         dry_run: only say what would be done; no spectra are read, nothing is written, and no columns are
             returned.
         say: receives lines of progress.
@@ -65,10 +67,10 @@ def embed_survey(
         ModelError: the model is invalid, or has no encoder for LAMOST spectra.
         SpecjaxError: a worker process died.
     """
-    check_format(Path(out), vectors=True)
+    check_format(Path(out), vectors=True, partitioned=partitioned)
     options = raw_options(survey, wavelength_medium, wavelength_unit, fwhm)
     work = _embed_work(model, tokens, dtype, options)
-    return run(work, spectra, Path(out), workers=workers, dry_run=dry_run, say=say)
+    return run(work, spectra, Path(out), workers=workers, partitioned=partitioned, dry_run=dry_run, say=say)
 
 
 def _embed_work(model: str | Path, tokens: bool, dtype: DtypeChoice, options: Options) -> Work:

@@ -1,15 +1,14 @@
 """The output of a run, in one of several formats, with at most one part of the wide columns in memory."""
 
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.table import Table
 
 from specjax.atomic import atomic_file
 from specjax.errors import DataError
+from specjax.pipeline.parquet import write_parquet
 from specjax.pipeline.parts import Columns, read_columns
 from specjax.surveys.arrays import HDF5, for_hdf5
 from specjax.surveys.io.tables import SUFFIXES, require_pyarrow, write_table
@@ -19,18 +18,27 @@ from specjax.units import label_unit
 _WIDE = (*HDF5, ".parquet", ".fits")
 
 
-def check_format(out: Path, *, vectors: bool = False) -> None:
-    """Check that a file can be written; call it before a long computation.
+def check_format(out: Path, *, vectors: bool = False, partitioned: bool = False) -> None:
+    """Check that a file, or a folder of partitions, can be written; call it before a long computation.
 
     Raises:
-        DataError: the suffix is unknown, a text table would hold vectors, or pyarrow is missing for .parquet.
+        DataError: the suffix is unknown, a text table would hold vectors, partitions are not in Parquet, a
+            folder is in the place of the file, or pyarrow is missing for .parquet.
     """
     suffix = out.suffix.lower()
     known, what = (_WIDE, "vectors to ") if vectors else ((*SUFFIXES, *HDF5), "")
+    if partitioned:
+        known, what = (".parquet",), "partitions to "
+    elif out.is_dir():
+        raise DataError(f"cannot write {out}: it is a folder, such as --partitioned writes")
     if suffix not in known:
-        raise DataError(f"cannot write {what}{out.name}: the suffix must be one of {', '.join(known)}")
+        raise DataError(f"cannot write {what}{out.name}: the suffix must be {_one_of(known)}")
     if suffix == ".parquet":
         require_pyarrow()
+
+
+def _one_of(suffixes: Sequence[str]) -> str:
+    return suffixes[0] if len(suffixes) == 1 else f"one of {', '.join(suffixes)}"
 
 
 def write_output(
@@ -49,11 +57,10 @@ def write_output(
     """
     narrow = [read_columns(path, but=wide) for path in parts]
     columns = {name: np.concatenate([part[name] for part in narrow]) for name in narrow[0]}
-    counts = [len(part["id"]) for part in narrow]
     if out.suffix.lower() in HDF5:
         _write_hdf5(out, columns, parts, wide, meta or {})
     elif out.suffix.lower() == ".parquet" and wide:
-        _write_parquet(out, columns, parts, counts, wide, meta or {})
+        write_parquet(out, columns, parts, wide, meta or {})
     else:
         whole = {name: np.concatenate(list(_blocks(parts, name))) for name in wide}
         write_table(out, {**columns, **whole}, meta)
@@ -84,44 +91,3 @@ def _write_hdf5(
                     dataset = file.create_dataset(name, shape, block.dtype)
                 dataset[start : start + len(block)] = block
                 start += len(block)
-
-
-def _write_parquet(
-    out: Path,
-    columns: Columns,
-    parts: Sequence[Path],
-    counts: Sequence[int],
-    wide: Collection[str],
-    meta: Mapping[str, Any],
-) -> None:
-    """Write the format of astropy, which has its own metadata in the schema."""
-    import pyarrow
-    from astropy.table.meta import get_yaml_from_table
-    from pyarrow.parquet import ParquetWriter
-
-    first = read_columns(parts[0], wide)
-    flat = {name: block.reshape(len(block), -1)[:1] for name, block in first.items()}
-    header = Table({**{name: column[:1] for name, column in columns.items()}, **flat}, meta=dict(meta))
-    for name in columns:
-        if columns[name].dtype.kind == "f" and (unit := label_unit(name)):
-            header[name].unit = unit
-    shapes = {name: list(block.shape[1:]) for name, block in first.items() if block.ndim > 2}
-    header.meta.update({f"{name}_shape": json.dumps(shape) for name, shape in shapes.items()})
-    notes = {"table_meta_yaml": "\n".join(get_yaml_from_table(header))}
-    fields = []
-    for name, column in columns.items():
-        fields.append((name, pyarrow.from_numpy_dtype(column.dtype.type)))
-        if column.dtype.kind == "U":
-            notes[f"table::len::{name}"] = str(max(column.dtype.itemsize // 4, 1))
-    for name, block in flat.items():
-        fields.append((name, pyarrow.list_(pyarrow.from_numpy_dtype(block.dtype), block.shape[1])))
-    schema = pyarrow.schema(fields, metadata=notes)
-    start = 0
-    with atomic_file(out) as temporary, ParquetWriter(temporary, schema) as writer:
-        for path, count in zip(parts, counts, strict=True):
-            arrays = [pyarrow.array(column[start : start + count]) for column in columns.values()]
-            for block in read_columns(path, wide).values():
-                values = pyarrow.array(block.ravel())
-                arrays.append(pyarrow.FixedSizeListArray.from_arrays(values, block[0].size))
-            writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
-            start += count

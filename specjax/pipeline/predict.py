@@ -30,6 +30,7 @@ def predict_survey(
     wavelength_unit: str | None = None,
     workers: int | None = None,
     dtype: DtypeChoice = "auto",
+    partitioned: bool = False,
     dry_run: bool = False,
     say: Say = silent,
 ) -> Columns:
@@ -58,6 +59,9 @@ def predict_survey(
         workers: number of processes that read and preprocess, by default the number of cores; with 1, no
             process is started.
         dtype: type of the model's matrix products, as in `foundation.load`.
+        partitioned: write a folder `out` of files part-00000.parquet, ... with the rows in order, which Dask,
+            polars and pandas read as one table. Then memory is bounded for any number of spectra, and no
+            columns are returned.
         dry_run: only say what would be done; no spectra are read, nothing is written, and no columns are
             returned.
         say: receives lines of progress.
@@ -73,10 +77,10 @@ def predict_survey(
         ModelError: the model or the adapter is invalid.
         SpecjaxError: a worker process died.
     """
-    check_format(Path(out))
+    check_format(Path(out), partitioned=partitioned)
     options = raw_options(survey, wavelength_medium, wavelength_unit, fwhm)
     work = _predict_work(model, adapter, head, dtype, options)
-    return run(work, spectra, Path(out), workers=workers, dry_run=dry_run, say=say)
+    return run(work, spectra, Path(out), workers=workers, partitioned=partitioned, dry_run=dry_run, say=say)
 
 
 def _predict_work(

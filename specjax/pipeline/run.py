@@ -17,6 +17,7 @@ from specjax._version import __version__
 from specjax.errors import DataError
 from specjax.flags import Flag
 from specjax.pipeline.output import write_output
+from specjax.pipeline.parquet import check_dataset, write_dataset
 from specjax.pipeline.parts import Columns, read_columns, read_refused
 from specjax.pipeline.progress import Progress, spectra_in
 from specjax.pipeline.work import Work, read_chunk, write_chunk
@@ -38,27 +39,30 @@ def run(
     out: Path,
     *,
     workers: int | None = None,
+    partitioned: bool = False,
     dry_run: bool = False,
     say: Say = silent,
 ) -> Columns:
-    """Run all spectra of the sources through the work, and write one file.
+    """Run all spectra of the sources through the work, and write one file or one folder.
 
     Args:
         work: what is done.
         sources: files, folders, patterns and lists, see `prepare.plan.given_paths`.
-        out: the file to write, of a format that `output.check_format` accepts.
+        out: the file or folder to write, of a format that `output.check_format` accepts.
         workers: number of processes that read and preprocess, by default the number of cores.
+        partitioned: write a folder of Parquet files, with one of them in memory at a time.
         dry_run: only say what would be done.
         say: receives lines of progress.
 
     Returns:
-        The columns (n,) of the file, in the order of the sources, without the wide ones; none if `dry_run`.
+        The columns (n,) of the file, in the order of the sources, without the wide ones; none if
+        `partitioned` or `dry_run`.
 
     Raises:
         ConfigError: a prepared file was prepared otherwise, or an unfinished run with other files or options
             exists.
         DataError: there are no files, or none is readable.
-        SpecjaxError: a worker process died.
+        SpecjaxError: a worker process died, or other files are in the folder.
     """
     plan = make_plan(sources, work.options, out=out, split_prepared=True)
     _check_prepared(plan, work)
@@ -68,6 +72,8 @@ def run(
     if dry_run:
         _describe(plan, len(parts) - len(todo), unfinished(folder, record), out, say)
         return {}
+    if partitioned:
+        check_dataset(out)
     begin_or_resume(folder, record)
     if len(todo) < len(parts):
         say(f"resuming: {len(parts) - len(todo)} of {len(parts)} chunks are finished")
@@ -75,7 +81,7 @@ def run(
     with closing(_on_grid(plan, todo, workers or core_count())) as chunks:
         for number, chunk in chunks:
             progress(number, write_chunk(work, chunk, parts[number]))
-    return _finish(work, plan, parts, out, say)
+    return _finish(work, plan, parts, out, partitioned, say)
 
 
 def _record(work: Work, plan: Plan) -> dict[str, Any]:
@@ -104,7 +110,7 @@ def _on_grid(plan: Plan, todo: Sequence[int], workers: int) -> Generator[tuple[i
     yield from run_jobs(read_chunk, jobs, workers, ahead=workers, finish=False)
 
 
-def _finish(work: Work, plan: Plan, parts: Sequence[Path], out: Path, say: Say) -> Columns:
+def _finish(work: Work, plan: Plan, parts: Sequence[Path], out: Path, partitioned: bool, say: Say) -> Columns:
     """Write the output and the report, remove the parts, and say what needs attention."""
     folder, report = parts[0].parent, report_path(out)
     try:
@@ -119,11 +125,15 @@ def _finish(work: Work, plan: Plan, parts: Sequence[Path], out: Path, say: Say) 
         several = f"none of {plan.file_count} files could be used (see {report}); the first: {refused[0][1]}"
         raise DataError(refused[0][1] if plan.file_count == 1 else several)
     say(f"writing {out}")
-    columns = write_output(out, full, wide=work.wide, meta=work.meta)
+    if partitioned:
+        columns, flags = {}, write_dataset(out, full, work.wide, work.meta)
+    else:
+        columns = write_output(out, full, wide=work.wide, meta=work.meta)
+        flags = Counter(columns["flag"].tolist())
     shutil.rmtree(folder, ignore_errors=True)
-    for flag, count in Counter(columns["flag"].tolist()).items():
+    for flag, count in flags.items():
         if flag != Flag.GOOD:
-            say(f"{count} of {len(columns['id'])} spectra are flagged {flag!r}")
+            say(f"{count} of {flags.total()} spectra are flagged {flag!r}")
     if refused:
         say(f"{len(refused)} refused and left out: see {report}")
     return columns

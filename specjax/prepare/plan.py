@@ -110,14 +110,14 @@ def make_plan(
     """Find the files and group them into chunks.
 
     Folders are searched to any depth, except those of stellar libraries. From a folder with FITS files only
-    these are used; redrock's files are skipped, because they are read together with their coadds. `out` and
-    its report are skipped, too.
+    these are used; redrock's files are skipped, because they are read together with their coadds. `out`, the
+    files in it if it is a folder, and its report are skipped, too.
 
     Args:
         sources: files, folders, patterns and lists of files, see `given_paths`.
         options: options of the preprocessing.
         xp: files of Gaia XP spectra.
-        out: the file to write.
+        out: the file or folder to write.
         split_prepared: a chunk is also a range of rows of a prepared file, alone. Otherwise a prepared file
             is a source like any other, for the reader to refuse.
 
@@ -130,7 +130,7 @@ def make_plan(
     for given in given_paths(sources):
         path = given.absolute()
         for file in _expand(path, options.survey):
-            if file in own:
+            if file in own or out.absolute() in file.parents:
                 continue
             stamps[str(file)] = _stamp(file)
             if file not in found and not _is_companion(file, path):
