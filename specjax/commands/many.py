@@ -33,6 +33,9 @@ class ManySpectra:
     """number of processes that read and preprocess, by default the number of cores"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """type of the towers' matrix products: auto is bfloat16 on a GPU that is fast in it, else float32"""
+    dask: str | None = None
+    """compute on a Dask cluster: local:N for N processes of this machine, the address of a scheduler such as
+    tcp://HOST:8786, or a scheduler file"""
     partitioned: bool = False
     """write a folder of Parquet files, OUT/part-00000.parquet and so on, instead of one file"""
     dry_run: bool = False
@@ -42,13 +45,17 @@ class ManySpectra:
         """Return these options as arguments of the functions of `specjax.pipeline`.
 
         Raises:
-            ConfigError: there are no spectra, or no workers.
+            ConfigError: there are no spectra, no workers, or workers of two kinds.
         """
         sources = (*self.spectra, *(Path(f"@{path}") for path in self.lists))
         if not sources:
             raise ConfigError(f"{command} needs spectra: give survey files, folders or lists of them")
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"{command} needs at least one worker, not {self.workers}")
+        if self.workers is not None and self.dask is not None:
+            raise ConfigError(
+                f"{command} takes --workers or --dask: a Dask worker reads and preprocesses, too"
+            )
         return {
             "spectra": sources,
             "model": self.model,
@@ -58,6 +65,7 @@ class ManySpectra:
             "wavelength_unit": self.wavelength_unit,
             "workers": self.workers,
             "dtype": self.dtype,
+            "dask": self.dask,
             "partitioned": self.partitioned,
             "dry_run": self.dry_run,
             "say": print if self.dry_run else say,

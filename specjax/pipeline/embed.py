@@ -1,16 +1,18 @@
 """Embedding of any number of spectra, from the user's files to a file of vectors."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from specjax.flags import FLAG_DTYPE, USABLE
 from specjax.foundation import DtypeChoice, load
+from specjax.pipeline.cluster import check_cluster
 from specjax.pipeline.output import check_format
 from specjax.pipeline.parts import Columns
 from specjax.pipeline.run import run
-from specjax.pipeline.work import Work, about_model, one_spectrum, raw_options
+from specjax.pipeline.work import Work, about_model, located, one_spectrum, raw_options
 from specjax.prepare import Options
 from specjax.preprocess import to_lamost
 from specjax.progress import Say, silent
@@ -29,6 +31,7 @@ def embed_survey(
     wavelength_unit: str | None = None,
     workers: int | None = None,
     dtype: DtypeChoice = "auto",
+    dask: str | None = None,
     partitioned: bool = False,
     dry_run: bool = False,
     say: Say = silent,
@@ -52,6 +55,7 @@ def embed_survey(
         wavelength_unit: likewise.
         workers: as in `predict_survey`.
         dtype: type of the model's matrix products, as in `foundation.load`.
+        dask: as in `predict_survey`.
         partitioned: as in `predict_survey`.
         dry_run: only say what would be done; no spectra are read, nothing is written, and no columns are
             returned.
@@ -65,12 +69,23 @@ def embed_survey(
             exists.
         DataError: the format is unknown, there are no files, or none is readable.
         ModelError: the model is invalid, or has no encoder for LAMOST spectra.
-        SpecjaxError: a worker process died.
+        SpecjaxError: worker processes died, or a Dask worker does not have the same files or version.
     """
     check_format(Path(out), vectors=True, partitioned=partitioned)
+    if dask is not None:
+        check_cluster(dask)
     options = raw_options(survey, wavelength_medium, wavelength_unit, fwhm)
     work = _embed_work(model, tokens, dtype, options)
-    return run(work, spectra, Path(out), workers=workers, partitioned=partitioned, dry_run=dry_run, say=say)
+    return run(
+        work,
+        spectra,
+        Path(out),
+        workers=workers,
+        dask=dask,
+        partitioned=partitioned,
+        dry_run=dry_run,
+        say=say,
+    )
 
 
 def _embed_work(model: str | Path, tokens: bool, dtype: DtypeChoice, options: Options) -> Work:
@@ -100,5 +115,6 @@ def _embed_work(model: str | Path, tokens: bool, dtype: DtypeChoice, options: Op
         options=options,
         record={"command": "embed", "model": foundation.digest, "tokens": tokens, "dtype": foundation.dtype},
         meta=about_model(foundation, model),
+        again=partial(_embed_work, located(model), tokens, foundation.dtype, options),
         wide=(name,),
     )

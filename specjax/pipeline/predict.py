@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from specjax.adapt.predict import predict, predict_unadapted, preparation_of, prepared_as
 from specjax.checkpoints import load_adapter
 from specjax.errors import ConfigError
 from specjax.foundation import DtypeChoice, load
+from specjax.pipeline.cluster import check_cluster
 from specjax.pipeline.output import check_format
 from specjax.pipeline.parts import Columns
 from specjax.pipeline.run import run
-from specjax.pipeline.work import Work, about_model, one_spectrum, raw_options
+from specjax.pipeline.work import Work, about_model, located, one_spectrum, raw_options
 from specjax.prepare import Options
 from specjax.preprocess import to_lamost
 from specjax.progress import Say, silent
@@ -30,6 +32,7 @@ def predict_survey(
     wavelength_unit: str | None = None,
     workers: int | None = None,
     dtype: DtypeChoice = "auto",
+    dask: str | None = None,
     partitioned: bool = False,
     dry_run: bool = False,
     say: Say = silent,
@@ -59,6 +62,8 @@ def predict_survey(
         workers: number of processes that read and preprocess, by default the number of cores; with 1, no
             process is started.
         dtype: type of the model's matrix products, as in `foundation.load`.
+        dask: compute on a Dask cluster, instead of in this process: "local:N" for N processes of this
+            machine, the address of a scheduler, or a scheduler file. See docs/cluster.md.
         partitioned: write a folder `out` of files part-00000.parquet, ... with the rows in order, which Dask,
             polars and pandas read as one table. Then memory is bounded for any number of spectra, and no
             columns are returned.
@@ -75,12 +80,23 @@ def predict_survey(
             options exists.
         DataError: the format is unknown, there are no files, or none is readable.
         ModelError: the model or the adapter is invalid.
-        SpecjaxError: a worker process died.
+        SpecjaxError: worker processes died, or a Dask worker does not have the same files or version.
     """
     check_format(Path(out), partitioned=partitioned)
+    if dask is not None:
+        check_cluster(dask)
     options = raw_options(survey, wavelength_medium, wavelength_unit, fwhm)
     work = _predict_work(model, adapter, head, dtype, options)
-    return run(work, spectra, Path(out), workers=workers, partitioned=partitioned, dry_run=dry_run, say=say)
+    return run(
+        work,
+        spectra,
+        Path(out),
+        workers=workers,
+        dask=dask,
+        partitioned=partitioned,
+        dry_run=dry_run,
+        say=say,
+    )
 
 
 def _predict_work(
@@ -90,6 +106,8 @@ def _predict_work(
     foundation, fwhm = load(model, dtype=dtype), options.fwhm_from
     about = about_model(foundation, model)
     record = {"command": "predict", "model": foundation.digest, "dtype": foundation.dtype}
+    absolute = None if adapter is None else Path(adapter).absolute()
+    again = partial(_predict_work, located(model), absolute, head, foundation.dtype, options)
     if adapter is None:
         head = head or "mlp2"
         foundation.predict(one_spectrum(foundation), head)  # a head that is absent is an error before the run
@@ -99,6 +117,7 @@ def _predict_work(
             options=options,
             record={**record, "adapter": None, "head": head},
             meta={**about, "head": head},
+            again=again,
         )
     if head is not None or fwhm is not None:
         raise ConfigError("an adapter has its own heads and preprocessing: leave out head and fwhm")
@@ -118,4 +137,5 @@ def _predict_work(
         record={**record, "adapter": stored.digest, "head": None},
         meta={**about, "adapter": str(adapter)}
         | {name: value for name, value in known.items() if value is not None},
+        again=again,
     )

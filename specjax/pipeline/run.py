@@ -1,26 +1,25 @@
-"""The run: files in chunks through worker processes, the model in this process, and one part per chunk.
+"""The run: files in chunks, one part per chunk, and one output of all parts.
 
-Workers read and preprocess; this process computes one chunk while they are busy with the next ones, and
-writes its rows as a part. A part is complete or absent, so that the same run continues where it was stopped.
+In one process, workers read and preprocess; the process computes one chunk while they are busy with the next
+ones, and writes its rows as a part. On a cluster, each worker does all of this. A part is complete or absent,
+so that the same run continues where it was stopped, in either way.
 """
 
 import shutil
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
-from specjax._version import __version__
 from specjax.errors import DataError
 from specjax.flags import Flag
+from specjax.pipeline.cluster import compute_on_cluster
 from specjax.pipeline.output import write_output
 from specjax.pipeline.parquet import check_dataset, write_dataset
 from specjax.pipeline.parts import Columns, read_columns, read_refused
 from specjax.pipeline.progress import Progress, spectra_in
-from specjax.pipeline.work import Work, read_chunk, write_chunk
+from specjax.pipeline.work import Work, read_chunk, record_of, write_chunk
 from specjax.prepare.assemble import write_report
 from specjax.prepare.chunks import OnGrid
 from specjax.prepare.plan import Plan, make_plan, report_path
@@ -29,8 +28,7 @@ from specjax.prepare.resume import begin_or_resume, parts_folder, unfinished
 from specjax.progress import Say, silent
 from specjax.surveys import prepared
 
-VERSION = 1
-"""Version of the parts; those of another version are not resumed."""
+_RESUME = "run the same command again to resume"
 
 
 def run(
@@ -39,6 +37,7 @@ def run(
     out: Path,
     *,
     workers: int | None = None,
+    dask: str | None = None,
     partitioned: bool = False,
     dry_run: bool = False,
     say: Say = silent,
@@ -50,6 +49,7 @@ def run(
         sources: files, folders, patterns and lists, see `prepare.plan.given_paths`.
         out: the file or folder to write, of a format that `output.check_format` accepts.
         workers: number of processes that read and preprocess, by default the number of cores.
+        dask: the cluster that computes, see `cluster.check_cluster`, instead of this process.
         partitioned: write a folder of Parquet files, with one of them in memory at a time.
         dry_run: only say what would be done.
         say: receives lines of progress.
@@ -62,11 +62,11 @@ def run(
         ConfigError: a prepared file was prepared otherwise, or an unfinished run with other files or options
             exists.
         DataError: there are no files, or none is readable.
-        SpecjaxError: a worker process died, or other files are in the folder.
+        SpecjaxError: worker processes died, the cluster cannot do the work, or other files are in the folder.
     """
     plan = make_plan(sources, work.options, out=out, split_prepared=True)
     _check_prepared(plan, work)
-    folder, record = parts_folder(out), _record(work, plan)
+    folder, record = parts_folder(out.absolute()), record_of(work, plan.stamps)
     parts = [folder / f"{number:06d}.npz" for number in range(len(plan.chunks))]
     todo = [number for number, path in enumerate(parts) if not path.exists()]
     if dry_run:
@@ -78,15 +78,18 @@ def run(
     if len(todo) < len(parts):
         say(f"resuming: {len(parts) - len(todo)} of {len(parts)} chunks are finished")
     progress = Progress(plan, todo, say)
-    with closing(_on_grid(plan, todo, workers or core_count())) as chunks:
-        for number, chunk in chunks:
-            progress(number, write_chunk(work, chunk, parts[number]))
+    if dask is None or not todo:
+        finished = _compute_here(work, plan, todo, parts, workers or core_count())
+    else:
+        finished = compute_on_cluster(work, plan, todo, parts, dask=dask, say=say)
+    try:
+        with closing(finished):
+            for number, count in finished:
+                progress(number, count)
+    except KeyboardInterrupt:
+        say(f"{len(parts) - progress.chunks} of {len(parts)} chunks are finished: {_RESUME}")
+        raise
     return _finish(work, plan, parts, out, partitioned, say)
-
-
-def _record(work: Work, plan: Plan) -> dict[str, Any]:
-    options = {**work.record, **asdict(work.options)}
-    return {"version": f"{__version__}/{VERSION}", "options": options, "stamps": plan.stamps}
 
 
 def _check_prepared(plan: Plan, work: Work) -> None:
@@ -97,6 +100,15 @@ def _check_prepared(plan: Plan, work: Work) -> None:
         except DataError:  # its chunks are refused
             continue
         work.check(first)
+
+
+def _compute_here(
+    work: Work, plan: Plan, todo: Sequence[int], parts: Sequence[Path], workers: int
+) -> Generator[tuple[int, int]]:
+    """Compute chunks in this process; yield (number, number of rows) of each as it finishes."""
+    with closing(_on_grid(plan, todo, workers)) as chunks:
+        for number, chunk in chunks:
+            yield number, write_chunk(work, chunk, parts[number])
 
 
 def _on_grid(plan: Plan, todo: Sequence[int], workers: int) -> Generator[tuple[int, OnGrid]]:

@@ -1,7 +1,7 @@
 """What a run does with every chunk: read it, put it on the grid, compute its columns, and write its part."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from specjax._version import __version__
 from specjax.errors import DataError
 from specjax.foundation import Foundation
 from specjax.foundation.inputs import pixel_count
+from specjax.foundation.model import SHIPPED
 from specjax.pipeline.parts import Columns, write_part
 from specjax.prepare.chunks import OnGrid, put_on_grid
 from specjax.prepare.parts import stack_columns
@@ -18,6 +19,9 @@ from specjax.prepare.plan import Options, Source
 from specjax.spectra import Spectra
 from specjax.surveys import prepared
 from specjax.typing import Float32Array
+
+VERSION = 1
+"""Version of the parts; those of another version are not resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,7 @@ class Work:
         options: options of reading and preprocessing raw spectra.
         record: everything else that the columns depend on, for JSON: digests and options.
         meta: metadata of the output.
+        again: makes the same work in another process, wherever that runs, and can be pickled.
         wide: names of columns of vectors, which are never in memory as a whole; only some formats take them.
     """
 
@@ -38,7 +43,14 @@ class Work:
     options: Options
     record: Mapping[str, Any]
     meta: Mapping[str, Any]
+    again: Callable[[], "Work"]
     wide: tuple[str, ...] = ()
+
+
+def record_of(work: Work, stamps: Mapping[str, list[int]] | None = None) -> dict[str, Any]:
+    """Return everything that parts depend on, for JSON: the version, the options, and the stamps of files."""
+    options = {**work.record, **asdict(work.options)}
+    return {"version": f"{__version__}/{VERSION}", "options": options, "stamps": dict(stamps or {})}
 
 
 def raw_options(
@@ -62,6 +74,11 @@ def about_model(foundation: Foundation, model: str | Path) -> dict[str, Any]:
         "digest": foundation.digest or "",
         "dtype": foundation.dtype,
     }
+
+
+def located(model: str | Path) -> str | Path:
+    """Return the absolute path of a model folder; the name of a model that ships as it is."""
+    return model if str(model) in SHIPPED else Path(model).absolute()
 
 
 def one_spectrum(model: Foundation) -> Float32Array:

@@ -7,6 +7,9 @@ from typing import Any
 from specjax.atomic import atomic_file
 from specjax.errors import ConfigError
 
+PLAN = "plan.json"
+"""The file of the record in the folder of parts."""
+
 
 def parts_folder(out: Path) -> Path:
     """Return the folder of the parts of the file `out`."""
@@ -25,18 +28,18 @@ def begin_or_resume(folder: Path, record: dict[str, Any]) -> None:
     """
     if found := unfinished(folder, record):
         raise ConfigError(f"{folder} holds an unfinished run that differs: {found}. Remove it to start over")
-    if not (folder / "plan.json").exists():
-        with atomic_file(folder / "plan.json") as temporary:
+    if not (folder / PLAN).exists():
+        with atomic_file(folder / PLAN) as temporary:
             temporary.write_text(json.dumps(record))
 
 
 def unfinished(folder: Path, record: dict[str, Any]) -> str:
     """Describe the first difference of an unfinished run to a record; "" if there is none, or no run."""
-    plan = folder / "plan.json"
+    plan = folder / PLAN
     try:
         return difference(json.loads(plan.read_text()), record) if plan.exists() else ""
     except (ValueError, KeyError, TypeError, AttributeError):
-        return "its plan.json is damaged"
+        return f"its {PLAN} is damaged"
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
