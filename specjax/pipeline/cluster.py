@@ -4,6 +4,7 @@ Dask decides which worker computes what, repeats what fails, and says what is fi
 parts themselves, so that only numbers of rows go over the network.
 """
 
+import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specjax.errors import ConfigError, SpecjaxError
-from specjax.pipeline.work import Work, record_of
+from specjax.pipeline.work import SHARED, Work, record_of
 from specjax.prepare.plan import Plan
 from specjax.prepare.pool import core_count
 from specjax.progress import Say
@@ -25,6 +26,7 @@ _RETRIES = 2  # of a chunk that raises an error, such as one of a busy file syst
 _KILLERS = 3  # chunks that kill workers; if there are more, the workers are at fault
 _AT_ONCE = 64  # chunks in one message to the scheduler, with up to 256 files each
 _PER_THREAD = 4
+_VISIBLE = 90.0  # seconds; NFS caches a folder for up to 60
 
 _SCHEMES = ("tcp://", "tls://", "ws://", "wss://", "ucx://")
 _FORMS = "local:N for N processes of this machine, an address such as tcp://HOST:8786, or a scheduler file"
@@ -74,7 +76,7 @@ def compute_on_cluster(
     plugin = ModelPlugin(work.again, record_of(work), parts[0].parent, local=local)
     with _connected(dask) as client:
         count = len(client.nthreads())
-        say(f"{count} workers" if count else f"waiting for a worker at {dask}")
+        say(f"{count} Dask worker{'s'[: count != 1]}" if count else f"waiting for a Dask worker at {dask}")
         try:
             client.register_plugin(plugin)
         except Exception as error:  # whatever the workers raise that have no specjax, or an old one
@@ -87,6 +89,7 @@ def compute_on_cluster(
             # Without a scheduler there is nothing to remove it from.
             with suppress(Exception):
                 client.unregister_worker_plugin(plugin.name)
+    _wait_until_seen([parts[number] for number in todo])
 
 
 def _local_count(dask: str) -> int:
@@ -107,7 +110,7 @@ def _connected(dask: str) -> Iterator["Client"]:
     where = {"address": dask} if dask.startswith(_SCHEMES) else {"scheduler_file": dask}
     try:
         client = Client(**where, timeout=_TIMEOUT, set_as_default=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a scheduler file may hold anything
         raise ConfigError(f"no Dask scheduler answers at {dask}: {error}") from None
     with client:
         yield client
@@ -121,17 +124,25 @@ def _local_cluster(count: int) -> Iterator[Any]:
     from distributed.system import MEMORY_LIMIT
 
     # A worker is sent one chunk at a time: one that waits behind a chunk that ends workers is suspected, too.
-    with dask.config.set({"distributed.scheduler.worker-saturation": 1.0}):
-        cluster = LocalCluster(
-            n_workers=count,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address="127.0.0.1:0",  # metrics are served in any case, here from any free port
-            scheduler_kwargs={"dashboard": False},
-            memory_limit=MEMORY_LIMIT // count,
-            env={"NPROC": str(max(core_count() // count, 1))},  # threads of the compiled model
-            silence_logs="CRITICAL",  # of what stops a run, the error says more
-        )
+    # Its workers are restarted when they die; if that fails, too, none would ever come.
+    settings = {
+        "distributed.scheduler.worker-saturation": 1.0,
+        "distributed.scheduler.no-workers-timeout": "60s",
+    }
+    try:
+        with dask.config.set(settings):
+            cluster = LocalCluster(
+                n_workers=count,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address="127.0.0.1:0",  # metrics are served in any case, here from any free port
+                scheduler_kwargs={"dashboard": False},
+                memory_limit=MEMORY_LIMIT // count,
+                env={"NPROC": str(max(core_count() // count, 1))},  # threads of the compiled model
+                silence_logs="CRITICAL",  # of what stops a run, the error says more
+            )
+    except RuntimeError as error:
+        raise SpecjaxError(f"the {count} Dask workers could not be started: {error}") from None
     with cluster:
         yield cluster
 
@@ -146,6 +157,7 @@ def _as_completed(
     workers when there is work sees it.
     """
     from distributed import KilledWorker, as_completed
+    from distributed.scheduler import NoWorkerError
 
     waiting = iter(todo)
     running: dict[Future[int], int] = {}
@@ -165,6 +177,8 @@ def _as_completed(
                 raise SpecjaxError(_LOST)
             elif isinstance(result[1], KilledWorker):
                 killers.append(number)
+            elif isinstance(result[1], NoWorkerError):
+                raise SpecjaxError(_ALONE)
             else:
                 raise result[1].with_traceback(result[2])
         if len(killers) > _KILLERS:
@@ -173,6 +187,7 @@ def _as_completed(
         raise SpecjaxError(_killed(plan, killers))
 
 
+_ALONE = "all Dask workers have died, and no other has come: run the same command again to resume"
 _LOST = "the connection to the Dask scheduler was lost: run the same command again to resume"
 
 
@@ -196,6 +211,16 @@ def _submit(
             yield from zip(futures, numbers, strict=True)
     except (OSError, CancelledError):
         raise SpecjaxError(_LOST) from None
+
+
+def _wait_until_seen(parts: Sequence[Path]) -> None:
+    """Wait for parts that other hosts have written: a network file system shows them after a minute."""
+    folder, patience = parts[0].parent, time.monotonic() + _VISIBLE
+    # Listing the folder makes the file system ask its server again.
+    while missing := {path.name for path in parts} - {path.name for path in folder.iterdir()}:
+        if time.monotonic() > patience:
+            raise SpecjaxError(f"{len(missing)} finished parts are not in {folder} on this host; {SHARED}")
+        time.sleep(0.1)
 
 
 def _killed(plan: Plan, numbers: Sequence[int]) -> str:

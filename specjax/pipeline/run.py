@@ -28,8 +28,6 @@ from specjax.prepare.resume import begin_or_resume, parts_folder, unfinished
 from specjax.progress import Say, silent
 from specjax.surveys import prepared
 
-_RESUME = "run the same command again to resume"
-
 
 def run(
     work: Work,
@@ -87,7 +85,8 @@ def run(
             for number, count in finished:
                 progress(number, count)
     except KeyboardInterrupt:
-        say(f"{len(parts) - progress.chunks} of {len(parts)} chunks are finished: {_RESUME}")
+        finished_parts = sum(path.exists() for path in parts)
+        say(f"{finished_parts} of {len(parts)} chunks are finished: run the same command again to resume")
         raise
     return _finish(work, plan, parts, out, partitioned, say)
 
@@ -119,7 +118,8 @@ def _on_grid(plan: Plan, todo: Sequence[int], workers: int) -> Generator[tuple[i
             yield number, read_chunk(plan.chunks[number], plan.options)
         else:
             jobs[number] = (plan.chunks[number], plan.options)
-    yield from run_jobs(read_chunk, jobs, workers, ahead=workers, finish=False)
+    total = sum(not chunk[0].prepared for chunk in plan.chunks)
+    yield from run_jobs(read_chunk, jobs, workers, ahead=workers, finish=False, total=total)
 
 
 def _finish(work: Work, plan: Plan, parts: Sequence[Path], out: Path, partitioned: bool, say: Say) -> Columns:

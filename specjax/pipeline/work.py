@@ -24,6 +24,10 @@ VERSION = 1
 """Version of the parts; those of another version are not resumed."""
 
 
+SHARED = "models, spectra and output must lie on a file system that all workers share"
+"""The advice where a worker of another host does not find something."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """What is done with every chunk of spectra.

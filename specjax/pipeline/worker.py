@@ -14,11 +14,9 @@ from distributed import Worker, WorkerPlugin, get_worker
 from specjax.cache import use_compilation_cache
 from specjax.errors import SpecjaxError
 from specjax.pipeline.parts import read_columns
-from specjax.pipeline.work import Work, read_chunk, record_of, write_chunk
+from specjax.pipeline.work import SHARED, Work, read_chunk, record_of, write_chunk
 from specjax.prepare.plan import Source
 from specjax.prepare.resume import PLAN
-
-SHARED = "models, spectra and output must lie on a file system that all workers share"
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,9 @@ def run_jobs(
     *,
     ahead: int = 0,
     finish: bool = True,
+    total: int | None = None,
 ) -> Iterator[tuple[int, Result]]:
-    """Apply a function to the arguments of each job, in this process if one worker suffices.
+    """Apply a function to the arguments of each job, in this process if one worker suffices for all.
 
     Args:
         function: a function of a module that worker processes import.
@@ -62,6 +63,8 @@ def run_jobs(
             most `workers + ahead` results are in memory.
         finish: if the consumer stops early, wait for running jobs, which write their own results; otherwise
             end the processes at once.
+        total: number of jobs of the whole run, if some are finished already. A resumed run with a single job
+            left still starts a worker: with other numbers of threads, linear algebra rounds differently.
 
     Yields:
         (number, result) of each job as it finishes, in any order.
@@ -69,13 +72,13 @@ def run_jobs(
     Raises:
         SpecjaxError: if a worker process died.
     """
-    workers = min(workers, len(jobs))
-    if workers <= 1:
+    if min(workers, total or len(jobs)) <= 1 or not jobs:
         for number, arguments in jobs.items():
             yield number, function(*arguments)
         return
     # Spawned, because forking a process with threads, which JAX starts, may deadlock.
     context = multiprocessing.get_context("spawn")
+    workers = min(workers, len(jobs))
     ended, end = context.Pipe(duplex=False)
     with (
         _one_thread_each(),

@@ -33,6 +33,7 @@ def traced(model, adapter, folder, star="", then=""):
             while then == "wait" and trap.exists() and time.monotonic() < patience:
                 time.sleep(0.05)
             if then != "wait":
+                time.sleep(0.5)  # a process that dies while its nanny starts it is not started again
                 os.kill(os.getpid(), signal.SIGKILL)
         columns = work.compute(rows)
         with (folder / "trace").open("a") as file:  # one short write, so that lines of processes do not mix

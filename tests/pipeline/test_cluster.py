@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from specjax.cli import main
 from specjax.errors import ConfigError, SpecjaxError
 from specjax.pipeline import cluster as cluster_module
-from specjax.pipeline import embed_survey, predict_survey, work
+from specjax.pipeline import predict_survey, work
 from specjax.pipeline.predict import _predict_work
 from specjax.pipeline.run import run
 from specjax.prepare import plan
@@ -83,15 +84,14 @@ def test_the_files_are_those_of_one_process(files, tmp_path, address):
         options = {"workers": 1} if kind == "one" else {"dask": address}
         options |= {"model": files.model, "spectra": [files.raw, files.arrays, files.prepared]}
         predict_survey(**options, adapter=files.adapter, out=tmp_path / kind / "labels.fits")
-        embed_survey(**options, fwhm=6.0, out=tmp_path / kind / "v.parquet", partitioned=True)
     one, other = (
         {path.relative_to(tmp_path / kind): path for path in sorted((tmp_path / kind).rglob("*"))}
         for kind in ("one", "dask")
     )
     assert list(one) == list(other)
-    assert {path.name for path in one} >= {"labels.fits", "labels.report.ecsv", "part-00000.parquet"}
+    assert {path.name for path in one} >= {"labels.fits", "labels.report.ecsv"}
     for name, path in one.items():
-        assert path.is_dir() or path.read_bytes() == other[name].read_bytes(), name
+        assert path.read_bytes() == other[name].read_bytes(), name
 
 
 def test_a_killed_worker_loses_and_repeats_nothing(files, tmp_path, address):
@@ -106,6 +106,7 @@ def test_a_killed_worker_loses_and_repeats_nothing(files, tmp_path, address):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow  # both workers start anew
 def test_a_chunk_that_kills_every_worker_is_named_and_the_others_are_kept(files, tmp_path, address):
     folder, notes = write_stars(tmp_path / "raw", 8), trap(tmp_path / "notes")
     traps = traced(files.model, files.adapter, notes, "star 3", "die")
@@ -153,6 +154,64 @@ def test_a_killed_client_is_resumed(files, tmp_path, address):
     assert sorted(set(stars)) == sorted(f"star {number}" for number in range(0, 12, 2))
     assert all(stars.count(star) == 1 for star in stars if star != "star 2")
     assert ids(found) == [f"star {number}" for number in range(12)]
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from specjax import cli
+from specjax.pipeline.run import run
+from specjax.prepare import plan
+from specjax.progress import say
+from tests.pipeline.recipes import traced
+
+plan._FILES_AT_ONCE = 2
+model, adapter, notes, folder, out = sys.argv[1:]
+if __name__ == "__main__":
+    work = traced(Path(model), Path(adapter), Path(notes), "star 3", "wait")
+    cli.run(lambda: run(work, [folder], Path(out), dask="local:2", say=say))
+"""
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_a_local_cluster_and_says_how_to_resume(files, tmp_path):
+    folder, notes, out = write_stars(tmp_path / "raw", 12), trap(tmp_path / "notes"), tmp_path / "labels.fits"
+    (tmp_path / "program.py").write_text(INTERRUPTED)
+    words = [sys.executable, tmp_path / "program.py", files.model, files.adapter, notes, folder, out]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    pipes = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(words, env=environment, **pipes) as client:
+        while client.poll() is None and len(trace(notes)) < 5:
+            time.sleep(0.1)
+        os.killpg(client.pid, signal.SIGINT)  # a terminal sends it to the workers, too
+        said = client.stderr.read().splitlines()
+    assert client.returncode == 130
+    assert said == [
+        "2 Dask workers",
+        "5 of 6 chunks are finished: run the same command again to resume",
+        "specjax: interrupted",
+    ]
+    (notes / "trap").unlink()
+    time.sleep(1)  # a worker that still waited would go on now
+    assert len(trace(notes)) == 5
+
+
+def test_a_cluster_that_has_lost_its_workers_is_an_error(files, tmp_path):
+    plain = _predict_work(files.model, files.adapter, None, OPTIONS)
+    with (
+        dask.config.set({"distributed.scheduler.no-workers-timeout": "100ms"}),
+        distributed.LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as cluster,
+        pytest.raises(SpecjaxError, match="all Dask workers have died"),
+    ):
+        run(plain, [files.raw], tmp_path / "labels.fits", dask=cluster.scheduler_address)
+
+
+def test_parts_that_do_not_become_visible_are_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster_module, "_VISIBLE", 0.3)
+    (tmp_path / "0.npz").touch()
+    cluster_module._wait_until_seen([tmp_path / "0.npz"])
+    with pytest.raises(SpecjaxError, match=r"1 finished parts are not in .* on this host"):
+        cluster_module._wait_until_seen([tmp_path / "0.npz", tmp_path / "1.npz"])
 
 
 def test_workers_with_another_model_or_version_are_refused(files, tmp_path, address, monkeypatch):
@@ -235,7 +294,7 @@ def test_a_local_cluster(files, tmp_path, capfd, monkeypatch):
     words = ["embed", str(files.raw), "--model", str(files.model), "--partitioned", "-o"]
     assert main([*words, str(tmp_path / "dask.parquet"), "--dask", "local:2"]) == 0
     said = capfd.readouterr().err.splitlines()
-    assert said[0] == "2 workers"
+    assert said[0] == "2 Dask workers"
     assert not [line for line in said if "Traceback" in line or " - " in line]
     assert main([*words, str(tmp_path / "one.parquet"), "--workers", "1"]) == 0
     (one,), (other,) = ((tmp_path / f"{name}.parquet").iterdir() for name in ("one", "dask"))

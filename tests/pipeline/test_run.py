@@ -135,8 +135,10 @@ def stopped(files, tmp_path, monkeypatch):
         return whole(sources, options)
 
     monkeypatch.setattr(run_module, "read_chunk", stopping)
+    said = []
     with pytest.raises(KeyboardInterrupt):
-        run(files, folder, tmp_path / "labels.fits")
+        run(files, folder, tmp_path / "labels.fits", say=said.append)
+    assert said == ["1 of 3 chunks are finished: run the same command again to resume"]
     calls.clear()
     monkeypatch.setattr(run_module, "read_chunk", lambda *given: calls.append(given[0]) or whole(*given))
     return folder, calls
