@@ -124,7 +124,7 @@ def _local_cluster(count: int) -> Iterator[Any]:
     from distributed.system import MEMORY_LIMIT
 
     # A worker is sent one chunk at a time: one that waits behind a chunk that ends workers is suspected, too.
-    # Its workers are restarted when they die; if that fails, too, none would ever come.
+    # Workers that die are started again. Where that fails, too, no other would ever come.
     settings = {
         "distributed.scheduler.worker-saturation": 1.0,
         "distributed.scheduler.no-workers-timeout": "60s",
@@ -153,7 +153,7 @@ def _as_completed(
     """Yield (number, number of rows) of chunks as they finish.
 
     Only some chunks per worker are with the scheduler: with the names of its files a chunk takes up to 40 kB
-    there, and a large survey has 100,000. Never less than a hundred or so, so that a cluster that starts
+    there, and a large survey has 100,000. There are always a hundred or more, so that a cluster that starts
     workers when there is work sees it.
     """
     from distributed import KilledWorker, as_completed
