@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -91,6 +92,7 @@ def embed_survey(
 def _embed_work(model: str | Path, tokens: bool, dtype: DtypeChoice, options: Options) -> Work:
     """Load the model; arguments as of `embed_survey`."""
     foundation, fwhm = load(model, dtype=dtype), options.fwhm_from
+    chosen = cast(DtypeChoice, foundation.dtype)  # for workers, which may have other devices
     name, embed = ("tokens", foundation.tokens) if tokens else ("vectors", foundation.embed)
     # The model says how large a vector is, before there may be a chunk without any usable spectrum.
     shape = embed(one_spectrum(foundation)).shape[1:]
@@ -115,6 +117,6 @@ def _embed_work(model: str | Path, tokens: bool, dtype: DtypeChoice, options: Op
         options=options,
         record={"command": "embed", "model": foundation.digest, "tokens": tokens, "dtype": foundation.dtype},
         meta=about_model(foundation, model),
-        again=partial(_embed_work, located(model), tokens, foundation.dtype, options),
+        again=partial(_embed_work, located(model), tokens, chosen, options),
         wide=(name,),
     )

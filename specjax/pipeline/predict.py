@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from specjax.adapt.predict import predict, predict_unadapted, preparation_of, prepared_as
 from specjax.checkpoints import load_adapter
@@ -106,8 +107,9 @@ def _predict_work(
     foundation, fwhm = load(model, dtype=dtype), options.fwhm_from
     about = about_model(foundation, model)
     record = {"command": "predict", "model": foundation.digest, "dtype": foundation.dtype}
+    chosen = cast(DtypeChoice, foundation.dtype)  # for workers, which may have other devices
     absolute = None if adapter is None else Path(adapter).absolute()
-    again = partial(_predict_work, located(model), absolute, head, foundation.dtype, options)
+    again = partial(_predict_work, located(model), absolute, head, chosen, options)
     if adapter is None:
         head = head or "mlp2"
         foundation.predict(one_spectrum(foundation), head)  # a head that is absent is an error before the run

@@ -199,7 +199,7 @@ def test_an_interrupt_ends_a_local_cluster_and_says_how_to_resume(files, tmp_pat
 
 
 def test_a_cluster_that_has_lost_its_workers_is_an_error(files, tmp_path):
-    plain = _predict_work(files.model, files.adapter, None, OPTIONS)
+    plain = _predict_work(files.model, files.adapter, None, "float32", OPTIONS)
     with (
         dask.config.set({"distributed.scheduler.no-workers-timeout": "100ms"}),
         distributed.LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as cluster,
