@@ -8,8 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def start(program, count, *words):
-    """Start a program on `count` devices."""
+def start(program, count, *words, env=None, stderr=subprocess.STDOUT):
+    """Start a program on `count` devices, with more environment variables."""
     return subprocess.Popen(
         [sys.executable, program, *words],
         cwd=ROOT,
@@ -18,9 +18,10 @@ def start(program, count, *words):
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+            **(env or {}),
         },
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=stderr,
         text=True,
     )
 
