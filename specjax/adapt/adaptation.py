@@ -55,9 +55,15 @@ class Adaptation:
     """
 
     def __init__(
-        self, model: Foundation, target: Target, splits: Splits, config: AdaptConfig, say: Say = silent
+        self,
+        model: Foundation,
+        target: Target,
+        splits: Splits,
+        config: AdaptConfig,
+        say: Say = silent,
+        inputs: TargetInputs | None = None,
     ) -> None:
-        """Prepare the target's spectra.
+        """Prepare the target's spectra, or take those that are prepared already.
 
         Raises:
             ConfigError: the model does not predict the target's label, or a rule of the ranks matches no
@@ -66,7 +72,7 @@ class Adaptation:
         check_ranks(config.ranks, model.params)
         check_label(model, target.label)
         self.model, self.target, self.splits, self.config, self.say = model, target, splits, config, say
-        self.inputs = TargetInputs(model, target)
+        self.inputs = TargetInputs(model, target) if inputs is None else inputs
         self._zero_shot: dict[tuple[str, ...], FloatArray] = {}
         self._groups = [
             SeedGroup(model, self.inputs, splits[seeds], size, config, self._say_for(seeds))

@@ -52,10 +52,9 @@ class Splits:
 
     def cycled(self, count: int) -> "Splits":
         """Return `count` seeds: all of them, then those from the first one on again."""
-        again = np.arange(count) % len(self)
-        return replace(self, **{name: rows[again] for name, rows in self.__dict__.items()})
+        return self[np.arange(count) % len(self)]
 
-    def __getitem__(self, seeds: slice) -> "Splits":
+    def __getitem__(self, seeds: slice | IntArray) -> "Splits":
         return replace(self, **{name: rows[seeds] for name, rows in self.__dict__.items()})
 
 

@@ -189,6 +189,7 @@ class Trainer:
             keys=jnp.repeat(_stage_keys(self.keys, _number_of(configuration)), runs, axis=0),
             steps=stage.steps,
             snapshots=stage.snapshots,
+            devices=jax.local_devices(),  # processes share the seeds of a study, see `adapt.shares`
         )
         losses = np.asarray(result.loss).reshape(len(self.keys), runs, -1)[:, 0].mean(axis=0)
         self.say(

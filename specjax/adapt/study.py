@@ -3,6 +3,7 @@
 `specjax adapt` runs one on a user's survey, and `experiments/main_table.py` on the stellar libraries.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,16 +12,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from specjax import lora
-from specjax.adapt.adaptation import Adaptation, AdaptationResult
+from specjax import distributed, lora
+from specjax.adapt.adaptation import AdaptationResult
 from specjax.adapt.checks import ONLY_FACTORS, check_model, check_settings
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.forward import count_seeds
 from specjax.adapt.fusing import FUSED, fuse_seeds, mean_of_seeds, unseen_split
+from specjax.adapt.parts import Parts, record_of
 from specjax.adapt.settings import AdaptConfig
+from specjax.adapt.shares import SharedAdaptation
 from specjax.adapt.splits import Splits, draw_splits
 from specjax.adapt.target import Target
-from specjax.atomic import atomic_folder
+from specjax.atomic import atomic_folder, check_folder
 from specjax.checkpoints import save_adapter
 from specjax.errors import ModelError
 from specjax.flags import count_flags
@@ -52,7 +55,11 @@ def run_study(
     Zero-shot rows that gains are measured against are added. The folder holds config.json, table.json,
     predictions.ecsv (one row per target, configuration, seed and test star; fused adapters and means over
     seeds have the seed 0), predictions_TARGET.png, sigma.png, and adapters/TARGET/CONFIGURATION. It appears
-    whole or not at all.
+    whole or not at all. Until then finished configurations are kept beside it, and the same study resumes
+    from them (see `parts.Parts`).
+
+    In a distributed session the processes share the seeds. Process 0 alone writes the folder, and the others
+    return no rows.
 
     Args:
         model: the model to adapt.
@@ -68,7 +75,8 @@ def run_study(
         say: receives lines of progress.
 
     Raises:
-        SpecjaxError: an invalid configuration, target, model or folder.
+        SpecjaxError: an invalid configuration, target, model or folder, or an unfinished study in the same
+            folder that differs.
     """
     check_settings(configurations, config)
     wanted = _with_zero_shot(configurations)
@@ -78,42 +86,120 @@ def run_study(
             say(f"{configuration.name} is not fused: {ONLY_FACTORS}")
     if any(configuration.is_adapted for configuration in wanted):
         _digest(model)  # fail now, not after the training
-    unit = symbol_and_unit(targets[0].label)[1]
+    if distributed.is_main():
+        check_folder(out)
+    drawn = [_splits_of(target, config, (splits or {}).get(target.name)) for target in targets]
+    parts = _begin(model, targets, drawn, config, wanted, out)
+    adapted = [
+        _adapt(model, target, own, config, wanted, parts, baselines, say)
+        for target, own in zip(targets, drawn, strict=True)
+    ]
+    distributed.finish()
+    if not distributed.is_main():
+        return []
+    names = [configuration.name for configuration in wanted]
+    outside = {one.target.name: one.outside for one in adapted}
+    about = {"adapt": config, "configurations": names, "outside_training": outside, **(record or {})}
+    rows = _write(model, adapted, config, out, about, label_scatter, say)
+    parts.remove()
+    return rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Adapted:
+    """What all configurations reach on one target.
+
+    Attributes:
+        target: the target.
+        splits: the splits of all seeds.
+        results: of the configurations.
+        others: predictions of the baselines, by name.
+        outside: flags of labelled stars that the model was not trained for, by id.
+    """
+
+    target: Target
+    splits: Splits
+    results: list[AdaptationResult]
+    others: Mapping[str, FloatArray]
+    outside: Mapping[str, str]
+
+
+def _begin(
+    model: Foundation,
+    targets: Sequence[Target],
+    splits: Sequence[Splits],
+    config: AdaptConfig,
+    configurations: Sequence[Configuration],
+    out: Path,
+) -> Parts:
+    """Check that all processes, and an unfinished run, have the same options and data."""
+    record = record_of(model, targets, splits, config)
+    names = [configuration.name for configuration in configurations]
+    options = {"the list of configurations": names, **record["options"]}
+    distributed.agree({"options": options, "contents": record["stamps"]})
+    return Parts(out, record)
+
+
+def _adapt(
+    model: Foundation,
+    target: Target,
+    splits: Splits,
+    config: AdaptConfig,
+    configurations: Sequence[Configuration],
+    parts: Parts,
+    baselines: Baselines | None,
+    say: Say,
+) -> _Adapted:
+    """Run all configurations on a target, and in process 0 the baselines beside them."""
+    with ThreadPoolExecutor(1) as thread:
+        if baselines is not None and distributed.is_main():
+            pending = thread.submit(baselines, target, splits)
+        else:
+            pending = None
+        adaptation = SharedAdaptation(model, target, splits, config, parts, say)
+        outside = adaptation.inputs.outside_training()
+        _warn_of_outside(target, outside, say)
+        adapted: list[AdaptationResult] = []
+        for configuration in configurations:
+            say(f"{target.name}: {configuration.name}")
+            adapted.append(adaptation.run(configuration))
+        others = {} if pending is None else pending.result()
+    return _Adapted(target=target, splits=splits, results=adapted, others=others, outside=outside)
+
+
+def _write(
+    model: Foundation,
+    adapted: Sequence[_Adapted],
+    config: AdaptConfig,
+    out: Path,
+    about: Mapping[str, Any],
+    label_scatter: Mapping[str, float] | None,
+    say: Say,
+) -> list[results.Row]:
+    """Score what all targets have reached, and write the run folder."""
     rows: list[results.Row] = []
     columns: list[dict[str, Any]] = []
-    outside: dict[str, dict[str, str]] = {}
-    with atomic_folder(out) as folder, ThreadPoolExecutor(1) as thread:
-        for target in targets:
-            drawn = _splits_of(target, config, (splits or {}).get(target.name))
-            pending = thread.submit(baselines, target, drawn) if baselines is not None else None
-            adaptation = Adaptation(model, target, drawn, config, say)
-            outside[target.name] = adaptation.inputs.outside_training()
-            _warn_of_outside(target, outside[target.name], say)
-            adapted: list[AdaptationResult] = []
-            for configuration in wanted:
-                say(f"{target.name}: {configuration.name}")
-                adapted.append(adaptation.run(configuration))
-            others = {} if pending is None else pending.result()
-            scored = score(target, drawn, adapted, others)
-            columns.append(_columns(target, drawn, adapted, others))
-            fusible = [one for one in adapted if config.fuse and one.configuration.can_be_fused]
-            fused = [fuse_seeds(model, target, one) for one in fusible]
-            if fused and (unseen := unseen_split(target, drawn, say)) is not None:
-                means = [mean_of_seeds(one) for one in fusible]
-                compared = [one for pair in zip(means, fused, strict=True) for one in pair]
-                scored += score(target, unseen, compared, references=adapted)
+    with atomic_folder(out) as folder:
+        for one in adapted:
+            target, found = one.target, one.results
+            scored = score(target, one.splits, found, one.others)
+            columns.append(_columns(target, one.splits, found, one.others))
+            fusible = [each for each in found if config.fuse and each.configuration.can_be_fused]
+            fused = [fuse_seeds(model, target, each) for each in fusible]
+            if fused and (unseen := unseen_split(target, one.splits, say)) is not None:
+                means = [mean_of_seeds(each) for each in fusible]
+                compared = [each for pair in zip(means, fused, strict=True) for each in pair]
+                scored += score(target, unseen, compared, references=found)
                 columns.append(_columns(target, unseen, compared))
             rows += scored
-            _save_adapters(
-                folder / "adapters" / target.name, model, target, config, [*adapted, *fused], scored
-            )
-            _plot_target(folder, target, drawn, adapted, scored)
-        names = [configuration.name for configuration in wanted]
-        about = {"adapt": config, "configurations": names, "outside_training": outside}
-        results.write_config(folder, {**about, **(record or {})})
+            adapters = folder / "adapters" / target.name
+            _save_adapters(adapters, model, target, config, [*found, *fused], scored)
+            _plot_target(folder, target, one.splits, found, scored)
+        results.write_config(folder, about)
         results.write_table(folder, rows)
         joined = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
         results.write_predictions(folder, joined)
+        unit = symbol_and_unit(adapted[0].target.label)[1]
         plots.plot_sigma(folder / "sigma.png", rows, unit=unit, label_scatter=label_scatter)
     return rows
 

@@ -1,6 +1,7 @@
 """Adaptation of a model to a survey, from the user's files to the run folder."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from specjax.adapt.checks import check_settings
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.roles import Roles, apply_roles, read_roles
 from specjax.adapt.settings import AdaptConfig
+from specjax.adapt.shares import preprocess_shares
 from specjax.adapt.splits import Splits
 from specjax.adapt.study import run_study
 from specjax.adapt.target import Target, make_target
@@ -85,7 +87,7 @@ def adapt_survey(
     needs_xp = any(config.needs_xp(configuration) for configuration in parsed)
     target = make_target(
         observed.survey or spectra.stem,
-        to_lamost(observed, fwhm=fwhm),
+        preprocess_shares(functools.partial(to_lamost, fwhm=fwhm), observed, spectra),
         joined[label],
         label=label,
         fe_h=joined.get("fe_h"),

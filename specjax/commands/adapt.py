@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from tyro.conf import OmitArgPrefixes
+
+from specjax.commands.hosts import Hosts
 from specjax.progress import say
 
 
@@ -12,6 +15,7 @@ class Adapt:
     """Adapt a model to a survey with about a hundred labelled spectra, and print the scores on test stars.
 
     The run folder contains the score table, the predictions, plots, and the adapters for `specjax predict`.
+    Run the same command again to resume a run that was killed.
     """
 
     spectra: Path
@@ -58,12 +62,18 @@ class Adapt:
     """resolution (FWHM, Angstrom) of the spectra, to derive Gaia XP spectra if they cover 336-1020 nm"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """type of the towers' matrix products: auto is bfloat16 on a GPU that is fast in it, else float32"""
+    hosts: Annotated[Hosts, OmitArgPrefixes] = Hosts()
 
     def run(self) -> None:
         """Adapt the model; print the score table and the run folder."""
+        with self.hosts.session():
+            self._run()
+
+    def _run(self) -> None:
         from specjax.cache import use_compilation_cache
 
         use_compilation_cache()
+        from specjax import distributed
         from specjax.adapt.settings import AdaptConfig
         from specjax.adapt.survey import adapt_survey
         from specjax.report.results import print_table
@@ -92,7 +102,9 @@ class Adapt:
             xp=self.xp,
             fwhm=self.fwhm,
             dtype=self.dtype,
-            say=say,
+            say=distributed.say_on_main(say),
         )
+        if not distributed.is_main():
+            return
         print_table(rows, unit=symbol_and_unit(self.label)[1])
         print(self.out)
