@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from tyro.conf import OmitArgPrefixes
+
+from specjax.commands.hosts import Hosts
 from specjax.progress import say
 
 
@@ -21,9 +25,15 @@ class Pretrain:
     only)"""
     resume: bool = False
     """continue the interrupted run of this folder"""
+    hosts: Annotated[Hosts, OmitArgPrefixes] = Hosts()
 
     def run(self) -> None:
         """Pretrain and print the folder."""
+        with self.hosts.session():
+            self._run()
+
+    def _run(self) -> None:
+        from specjax import distributed
         from specjax.cache import use_compilation_cache
 
         use_compilation_cache()
@@ -35,6 +45,7 @@ class Pretrain:
             seed=self.seed,
             degraded=self.degraded_copies,
             resume=self.resume,
-            say=say,
+            say=distributed.say_on_main(say),
         )
-        print(self.out)
+        if distributed.is_main():
+            print(self.out)

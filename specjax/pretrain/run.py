@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from specjax import distributed
 from specjax.atomic import check_folder
 from specjax.config import get_preset
 from specjax.errors import ConfigError, DataError
@@ -53,7 +54,8 @@ def pretrain(
     """Pretrain a model and write its folder, with weights in half precision.
 
     "mini" is trained on observed stars with labels, "mini-physics" on simulated spectra. Training states are
-    kept in OUT.training until the folder is written.
+    kept in OUT.training until the folder is written. In a distributed session the processes share the rows of
+    every batch and the folder of states, and process 0 writes the model.
 
     Args:
         out: the model folder.
@@ -82,14 +84,18 @@ def pretrain(
     if not degraded:
         config = config.without_degraded()
     check_folder(out)
-    states = _states_of(out, config, resume)
+    distributed.agree({"options": plain(dataclasses.asdict(config))})
+    with distributed.main_first("states"):
+        states = _states_of(out, config, resume or not distributed.is_main())
     build = _simulated if preset == "mini-physics" else _observed
     material, fill, outside = build(config, degraded, say)
     trainer = Pretraining(material, config, states, say, outside)
     variables, stats, ood = trainer.run()
+    distributed.finish()
     model = Foundation(config=trainer.model_config, variables=variables, stats=stats, fill=fill, ood=ood)
-    model.save(out, half=True, record={"training": plain(dataclasses.asdict(config))})
-    shutil.rmtree(states, ignore_errors=True)
+    if distributed.is_main():
+        model.save(out, half=True, record={"training": plain(dataclasses.asdict(config))})
+        shutil.rmtree(states, ignore_errors=True)
     return model
 
 
@@ -107,9 +113,14 @@ def _states_of(out: Path, config: PretrainConfig, resume: bool) -> Path:
     return states
 
 
+def _fetch() -> Path:
+    with distributed.main_first("libraries"):
+        return fetch_stellar_libraries()
+
+
 def _observed(config: PretrainConfig, degraded: bool, say: Say) -> Corpus:
     """Build the corpus of MILES stars with labels."""
-    libraries = fetch_stellar_libraries()
+    libraries = _fetch()
     pairs, fill = corpus.build(libraries, say, degraded=degraded)
     say(f"{len(pairs)} source stars, {int((pairs.labels[:, 2] < -1).sum())} below [Fe/H] = -1")
     outside = corpus.out_of_range_stars(libraries, fill, say, degraded=degraded)
@@ -118,7 +129,7 @@ def _observed(config: PretrainConfig, degraded: bool, say: Say) -> Corpus:
 
 def _simulated(config: PretrainConfig, degraded: bool, say: Say) -> Corpus:
     """Build the corpus of simulated stars, and of observed ones without their labels."""
-    libraries = fetch_stellar_libraries()
+    libraries = _fetch()
     library = mastar.read(libraries / "mastarhc_v2")
     observed = corpus.development_stars(libraries), library
     stars = simulated.build(shipped(), library, say, degraded=degraded, observed=observed)
