@@ -66,7 +66,6 @@ def test_the_target_records_the_preparation_of_its_spectra(folder, tmp_path, mon
     prepare(folder, tmp_path / "p.h5", fwhm_from=8.0, fwhm_to=9.0)
     (tmp_path / "labels.csv").write_text("id,fe_h\n" + "".join(f"star {k},{-0.1 * k}\n" for k in range(5)))
     targets = []
-    monkeypatch.setattr(survey, "load", lambda model: None)
     monkeypatch.setattr(survey, "run_study", lambda model, given, *more, **options: targets.extend(given))
     survey.adapt_survey(
         model="mini",
