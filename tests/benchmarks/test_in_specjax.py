@@ -50,8 +50,9 @@ def test_work_trains_the_factors_of_all_seeds(model, work):
     result = training.call(3)()
     assert len(result.loss) == 3
     chex.assert_tree_all_finite(result.loss)
-    # Factors of a seed do not depend on the number of seeds.
-    chex.assert_trees_all_equal(jax.tree.map(lambda leaf: leaf[:2], training.start(3)), training.start(2))
+    # Factors of a seed do not depend on the number of seeds, up to the rounding of other vector widths.
+    fewer = jax.tree.map(lambda leaf: leaf[:2], training.start(3))
+    chex.assert_trees_all_close(fewer, training.start(2), atol=1e-7)
 
 
 def test_a_full_step_trains_the_whole_encoder(model):

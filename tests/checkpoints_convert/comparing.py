@@ -91,7 +91,25 @@ def run_ours(kind, model, *inputs):
         keys = [entry.key for entry in path if hasattr(entry, "key")]
         if keys[-1] == "__call__" and len(keys) > 1:
             layers["/".join(filter(None, (where, *keys[:-1])))] = np.asarray(leaf)
-    return out, layers
+    return out, layers | projections(model.params, layers)
+
+
+def projections(params, layers):
+    """Return queries and keys with values of each block, by path, from its normalised input.
+
+    The modules are not called: their kernels are cut and multiplied together (`models.layers.dense`). What
+    comes of it is compared in the output of the attention.
+    """
+    found = {}
+    for path in (path for path in layers if path.endswith("/ln1")):
+        block = params
+        for step in path.split("/")[:-1]:
+            block = block[step]
+        for name in ("q_proj", "kv_proj"):
+            tree = block["attention"][name]
+            output = layers[path] @ np.asarray(tree["kernel"]) + np.asarray(tree["bias"])
+            found[f"{path.removesuffix('ln1')}attention/{name}"] = output
+    return found
 
 
 def layer_names(kind, config):
