@@ -24,6 +24,7 @@ from specjax.commands.pretrain import Pretrain
 from specjax.commands.simulate import Simulate
 from specjax.commands.split import Split
 from specjax.errors import SpecjaxError
+from specjax.interrupt import Terminated
 
 # In the order in which `specjax --help` lists them.
 Command = Info | Fetch | Prepare | Simulate | Plan | Label | Split | Pretrain | Adapt | Predict | Embed
@@ -62,6 +63,8 @@ def _exit_status(program: Callable[[], object], debug: bool) -> int:
             raise
         print(f"specjax: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except Terminated as end:
+        print(f"specjax: {end}", file=sys.stderr)
     except KeyboardInterrupt:
         print("specjax: interrupted", file=sys.stderr)
         return 130

@@ -1,6 +1,7 @@
-"""Interrupts (Ctrl-C) that take effect between the steps of a computation.
+"""Interrupts (Ctrl-C) and requests to end (SIGTERM) that take effect between the steps of a computation.
 
-A KeyboardInterrupt can be raised inside the callback of a compiled library, which then discards it.
+A KeyboardInterrupt can be raised inside the callback of a compiled library, which then discards it. SIGTERM
+is what a batch system sends before it takes a machine away.
 """
 
 import signal
@@ -49,3 +50,41 @@ def deferred_interrupt() -> Iterator[Interrupt]:
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     interrupt.check()
+
+
+class Terminated(Exception):  # noqa: N818
+    """The work was saved because of SIGTERM; the message says how to go on."""
+
+
+class Termination:
+    """Whether the process was asked to end, see `deferred_termination`."""
+
+    def __init__(self) -> None:
+        """Start without a request."""
+        self.requested = False
+
+
+@contextmanager
+def deferred_termination() -> Iterator[Termination]:
+    """Note SIGTERM instead of ending the process; whoever has saved the work raises `Terminated`.
+
+    A second SIGTERM ends the process. Outside the main thread, and where the caller handles the signal,
+    nothing changes.
+    """
+    termination = Termination()
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield termination
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        termination.requested = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, handle)
+    try:
+        yield termination
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

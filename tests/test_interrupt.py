@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from specjax.interrupt import deferred_interrupt
+from specjax.interrupt import deferred_interrupt, deferred_termination
 
 
 @pytest.fixture(autouse=True)
@@ -63,3 +63,23 @@ def test_other_handlers_and_threads_are_left_alone():
     thread.start()
     thread.join()
     assert failed == []
+
+
+def test_sigterm_is_noted_and_the_second_one_ends_the_process():
+    with deferred_termination() as termination:
+        assert not termination.requested
+        signal.raise_signal(signal.SIGTERM)
+        assert termination.requested
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_handler_of_the_caller_keeps_sigterm():
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        with deferred_termination() as termination:
+            signal.raise_signal(signal.SIGTERM)
+        assert (seen, termination.requested) == ([signal.SIGTERM], False)
+    finally:
+        signal.signal(signal.SIGTERM, before)
