@@ -1,7 +1,8 @@
 """Model configurations: frozen keyword-only dataclasses, presets, and conversion to and from JSON.
 
-`get_preset("paper")` has the published sizes of SpecCLIP ("pr"); "mini" and "mini-physics" are the small
-models that ship with specjax. All take spectra on the same grids.
+`get_preset("paper")` has the published sizes of SpecCLIP ("pr"), "base" and "split" those of its other two
+forms, and "xp-transformer" those of the published Gaia XP transformer; "mini" and "mini-physics" are the
+small models that ship with specjax. All take spectra on the same grids.
 """
 
 import dataclasses
@@ -256,8 +257,23 @@ def _mini_physics() -> ModelConfig:
     )
 
 
+def _split() -> ModelConfig:
+    return ModelConfig(
+        name="split",
+        projection=ProjectionConfig(shared_dim=512, private_dim=256),
+        decoder=DecoderConfig(lamost_hidden=(2048, 2048, 2048), gaia_xp_hidden=(2048, 1024, 512)),
+    )
+
+
 PRESETS: Mapping[str, ModelConfig] = types.MappingProxyType(
-    {"paper": ModelConfig(), "mini": _mini(), "mini-physics": _mini_physics()}
+    {
+        "paper": ModelConfig(),
+        "base": ModelConfig(name="base", decoder=None),
+        "split": _split(),
+        "xp-transformer": ModelConfig(name="xp-transformer", xp_transformer=XP_TRANSFORMER, decoder=None),
+        "mini": _mini(),
+        "mini-physics": _mini_physics(),
+    }
 )
 
 

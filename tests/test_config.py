@@ -27,7 +27,7 @@ def test_configurations_are_hashable():
 
 
 def test_the_error_for_an_unknown_preset_names_the_known_ones():
-    with pytest.raises(ConfigError, match="paper, mini"):
+    with pytest.raises(ConfigError, match="paper, base, split, xp-transformer, mini"):
         configs.get_preset("huge")
 
 

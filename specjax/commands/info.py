@@ -17,7 +17,7 @@ class Info:
     file: Annotated[Positional[Path | None], arg(metavar="SPECTRA")] = None
     """a survey's files, to see what `specjax adapt` would read"""
     preset: str | None = None
-    """parameter counts of a preset: paper or mini"""
+    """parameter counts of a preset: paper, base, split, xp-transformer, mini or mini-physics"""
     model: str | None = None
     """contents of a model folder; mini is the model that ships with specjax"""
     survey: str | None = None
