@@ -19,3 +19,7 @@ class ModelError(SpecjaxError):
 
 class DownloadError(SpecjaxError):
     """A file that could not be downloaded or is not the expected one."""
+
+
+class TrainingError(SpecjaxError):
+    """Training that cannot go on, such as a loss that is not finite."""

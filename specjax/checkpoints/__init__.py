@@ -7,19 +7,18 @@ from specjax.checkpoints.folders import (
     save_adapter,
     save_model,
 )
-from specjax.checkpoints.training_state import latest_step, restore_training_state, save_training_state
+from specjax.checkpoints.training_state import Restored, TrainingStates
 from specjax.checkpoints.trees import Arrays, flatten, unflatten
 
 __all__ = [
     "Arrays",
+    "Restored",
     "Stored",
+    "TrainingStates",
     "flatten",
-    "latest_step",
     "load_adapter",
     "load_model",
-    "restore_training_state",
     "save_adapter",
     "save_model",
-    "save_training_state",
     "unflatten",
 ]

@@ -1,70 +1,100 @@
 """Training states for resuming interrupted runs, in Orbax's format."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from specjax.errors import ModelError
 
 
-def save_training_state(folder: str | Path, state: Any, step: int, *, keep: int = 2) -> None:
-    """Write the training state at a step atomically, and delete all but the newest `keep` states.
+class Restored(NamedTuple):
+    """A restored training state, the position of its input and its step."""
 
-    Args:
-        folder: Folder with one subfolder per step.
-        state: Pytree of arrays, scalars and random keys (parameters, optimizer state, ...).
-        step: Number of the step; it must be larger than the earlier ones.
-        keep: Number of steps to keep.
+    state: Any
+    position: dict[str, Any]
+    step: int
+
+
+class TrainingStates:
+    """The training states of a run in a folder with one subfolder per step.
+
+    They are written in the background, each atomically; use it as a context manager, which waits for the last
+    one. Under `jax.distributed` all processes share the folder, and each writes and reads its own parts of
+    the arrays. A state may be restored on another number of devices than it was saved from.
     """
-    import orbax.checkpoint as ocp
 
-    with _manager(folder, max_to_keep=keep) as manager:
-        manager.save(step, args=ocp.args.StandardSave(state), force=True)
-        manager.wait_until_finished()
+    def __init__(self, folder: str | Path, *, keep: int = 2) -> None:
+        """Open a folder, which need not exist, and keep the newest `keep` states in it."""
+        import orbax.checkpoint as ocp
 
+        self.folder = Path(folder)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(self.folder.resolve(), options=options)
 
-def latest_step(folder: str | Path) -> int | None:
-    """Return the newest complete step in a folder of training states, None if there is none."""
-    if not Path(folder).is_dir():
-        return None
-    with _manager(folder) as manager:
-        step: int | None = manager.latest_step()
+    def __enter__(self) -> "TrainingStates":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._manager.close()
+
+    def latest_step(self) -> int | None:
+        """Return the newest complete step, None if there is none."""
+        step: int | None = self._manager.latest_step()
         return step
 
+    def save(self, step: int, state: Any, position: dict[str, Any] | None = None) -> None:
+        """Write the state at a step.
 
-def restore_training_state(folder: str | Path, like: Any) -> tuple[Any, int]:
-    """Read the newest complete training state.
+        Args:
+            step: number of the step; it must be larger than the earlier ones.
+            state: pytree of arrays, scalars and random keys (parameters, optimizer state, ...). Its buffers
+                may be reused as soon as this returns.
+            position: of the input, in plain numbers.
+        """
+        import jax
+        import orbax.checkpoint as ocp
 
-    Args:
-        folder: Folder given to `save_training_state`.
-        like: Pytree of the same structure, with arrays or `jax.ShapeDtypeStruct` as leaves.
+        if jax.default_backend() == "cpu":  # where Orbax writes from the buffers themselves
+            state = jax.tree.map(jax.numpy.copy, state)
+        items = {"state": ocp.args.StandardSave(state), "position": ocp.args.JsonSave(position or {})}
+        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
-    Returns:
-        The state and its step.
+    def wait(self) -> None:
+        """Wait until all states are written."""
+        self._manager.wait_until_finished()
 
-    Raises:
-        ModelError: There is no state, or its structure differs from that of `like`.
-    """
-    import jax
-    import orbax.checkpoint as ocp
+    def restore(self, like: Any) -> Restored:
+        """Read the newest complete state.
 
-    step = latest_step(folder)
-    if step is None:
-        raise ModelError(f"there is no training state in {folder}")
-    abstract = jax.eval_shape(lambda: like)
-    with _manager(folder) as manager:
+        Args:
+            like: pytree of the same structure; its leaves are arrays or `jax.ShapeDtypeStruct`, on whose
+                devices the state is placed.
+
+        Raises:
+            ModelError: there is no state, or its structure differs from that of `like`.
+        """
+        import orbax.checkpoint as ocp
+
+        step = self.latest_step()
+        if step is None:
+            raise ModelError(f"there is no training state in {self.folder}")
+        items = {"state": ocp.args.StandardRestore(_abstract(like)), "position": ocp.args.JsonRestore()}
         try:
-            state = manager.restore(step, args=ocp.args.StandardRestore(abstract))
+            found = self._manager.restore(step, args=ocp.args.Composite(**items))
         except (ValueError, KeyError, TypeError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ModelError(f"the training state {folder} at step {step} does not fit: {reason}") from None
-    return state, step
+            raise ModelError(
+                f"the training state {self.folder} at step {step} does not fit: {reason}"
+            ) from None
+        return Restored(found["state"], found["position"], step)
 
 
-def _manager(folder: str | Path, **options: Any) -> Any:
-    """Return an Orbax manager of a folder of steps, without background threads."""
-    import orbax.checkpoint as ocp
+def _abstract(tree: Any) -> Any:
+    """Replace arrays by their shapes, types and placements."""
+    import jax
 
-    return ocp.CheckpointManager(
-        Path(folder).resolve(),
-        options=ocp.CheckpointManagerOptions(enable_async_checkpointing=False, **options),
-    )
+    def shape(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+        return leaf
+
+    return jax.tree.map(shape, tree)

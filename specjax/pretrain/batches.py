@@ -1,20 +1,19 @@
 """Training data of all stages: the corpus as arrays, and batches of mixed, moved and augmented stars."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
-from specjax.devices import AXIS
 from specjax.pretrain.augment import AugmentConfig, augment, extend_blue, mix
 from specjax.pretrain.config import PretrainConfig
 from specjax.pretrain.corpus import Pairs
 from specjax.pretrain.label_model import LabelModel
 from specjax.report.metrics import r2, robust_sigma
+from specjax.train.sharding import shard_rows
 from specjax.typing import AnyArray, FloatArray, Tree
 
 
@@ -33,13 +32,15 @@ class ValidationStars:
     labels: FloatArray
     held_out: bool
 
-    def scores(self, predicted: jax.Array, scaler: Tree, column: int) -> dict[str, float]:
+    def scores(
+        self, predicted: jax.Array, scaler: Tree, column: int, name: str = "[Fe/H]"
+    ) -> dict[str, float]:
         """Score one label of standardised predictions (m, k)."""
         prefix = "held-out" if self.held_out else "train"
         truth = self.labels[:, column]
         label = np.asarray(predicted)[:, column] * scaler["label_std"][column] + scaler["label_mean"][column]
         return {
-            f"{prefix} sigma([Fe/H])": float(robust_sigma(label - truth)),
+            f"{prefix} sigma({name})": float(robust_sigma(label - truth)),
             f"{prefix} R2": float(r2(truth, label)),
         }
 
@@ -51,20 +52,35 @@ The weight (n,) is that of a star in the losses of the labels.
 """
 
 
+class Streams(Protocol):
+    """Files from which the batches of stages are streamed, see `source.Source`."""
+
+    def feed(self, towers: Sequence[str], batch: int, *, labels: bool = False, shared: bool = True) -> Any:
+        """Return batches of the spectra of some towers, a `loop.Feed`."""
+
+    def held_out_batches(self, towers: Sequence[str], batch: int) -> list[Tree]:
+        """Return batches of held-out stars."""
+
+    def count(self, tower: str) -> int:
+        """Return the number of spectra of a tower to train on."""
+
+
 class Material(NamedTuple):
     """What all stages of a run train on.
 
     Attributes:
-        data: arrays from which batches are drawn, "noise_width" (1 + k,) among them.
-        validation: stars on which the stages are scored.
-        scaler: label_mean and label_std.
-        draw: draws a batch from `data`.
+        data: arrays from which batches are drawn, "noise_width" (1 + k,) among them; {} with a source.
+        validation: stars on whose labels the stages are scored; None if there are none.
+        scaler: label_mean and label_std; {} if there are no labels.
+        draw: draws a batch from `data`, or varies the one that a feed has put into it.
+        source: files from which batches are streamed; None if they are drawn from `data`.
     """
 
     data: Tree
-    validation: ValidationStars
+    validation: ValidationStars | None
     scaler: Tree
     draw: Draw
+    source: Streams | None = None
 
 
 def make_data(pairs: Pairs, config: PretrainConfig) -> Material:
@@ -129,7 +145,7 @@ def draw_batch(key: jax.Array, data: Tree, batch: int, config: AugmentConfig) ->
     flux, valid = _augmented(resolve, vary, weights, data, config)
     xp_valid = data["xp_valid"][index] & data["xp_valid"][partner]
     xp_flux, xp_valid = extend_blue(blue, xp_flux, xp_valid)
-    return shard_batch(
+    return shard_rows(
         {
             "flux": flux,
             "valid": valid,
@@ -160,14 +176,3 @@ def _augmented(
 def _sum(subscripts: str, *operands: jax.Array) -> jax.Array:
     """Sum in full float32 precision, which the matrix units of accelerators do not use by default."""
     return jnp.einsum(subscripts, *operands, precision="highest")
-
-
-def shard_batch(batch: Tree) -> Tree:
-    """Distribute the rows of a batch, leaves (n, ...), over the devices of the current mesh, if there is one.
-
-    Random numbers do not depend on the mesh: the batch is the same on any number of devices.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if AXIS not in mesh.axis_names:
-        return batch
-    return jax.lax.with_sharding_constraint(batch, PartitionSpec(AXIS))

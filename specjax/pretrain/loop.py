@@ -1,14 +1,15 @@
-"""The training loop of a pretraining stage: a jitted scan over chunks of steps, which can be resumed.
+"""The training loop of a pretraining stage, which can be interrupted and resumed.
 
-With several devices, of this process or of all processes under `jax.distributed`, each has a copy of the
-parameters and computes its share of the rows of every batch (`batches.shard_batch`).
+There are two kinds of input. A loss may draw its batches itself from arrays on the device, in a compiled scan
+over chunks of steps; or a feed gives it one batch per step, from files on disk (`stream.Stream`). All else is
+the same: the optimizer, the mesh of devices (`train.sharding`), the saved states and the reports.
 """
 
 import contextlib
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +17,83 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from specjax.checkpoints import latest_step, restore_training_state, save_training_state
-from specjax.devices import mesh_for, replicate
+from specjax.checkpoints import TrainingStates
+from specjax.errors import ConfigError, TrainingError
+from specjax.interrupt import Terminated, Termination, deferred_termination
+from specjax.pretrain.accumulate import accumulated
 from specjax.pretrain.config import StageConfig
+from specjax.pretrain.monitor import Monitor
 from specjax.progress import Say, silent
-from specjax.typing import Tree
+from specjax.train.sharding import (
+    ROWS,
+    gathered,
+    on_mesh,
+    parameter_shardings,
+    place,
+    place_rows,
+    training_mesh,
+)
+from specjax.typing import AnyArray, IntArray, Tree
 
 StageAux = tuple[Tree, dict[str, jax.Array]]
 """The new batch statistics and the metrics to report."""
 
 StageLoss = Callable[[Any, Tree, Tree, jax.Array], tuple[jax.Array, StageAux]]
 """(params, batch_stats, data, key) -> loss, (batch_stats, metrics)"""
+
+Evaluation = Callable[[Any, Tree, Tree, jax.Array], dict[str, jax.Array]]
+"""(params, batch_stats, data, key) -> scores; the held-out batch is data["batch"]"""
+
+AHEAD = 2  # steps whose batches may wait on the devices
+
+
+class Feed(Protocol):
+    """Batches for a stage, such as a `stream.Stream`."""
+
+    def __next__(self) -> dict[str, AnyArray]:
+        """Return this process's rows of the next batch; "row" has their numbers."""
+
+    def state(self) -> dict[str, Any]:
+        """Return the position after the last batch, in plain numbers."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go to a position that `state` returned."""
+
+    def ids(self, rows: IntArray) -> list[str]:
+        """Return the ids of rows, by their numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """How a stage runs.
+
+    Attributes:
+        accumulate: parts of a batch whose gradients are computed one after the other.
+        ema: decay of the average of the parameters over the steps, which is then the result; 0 for none.
+        fsdp: devices among which parameters and optimizer state are divided, see `train.sharding`.
+        save_every: steps between saved states, rounded up to reports; None saves at every report.
+        resume: how to continue after SIGTERM, in words for the user.
+        log: folder of the metrics and curves; None writes none.
+
+    Raises:
+        ConfigError: a number out of range.
+    """
+
+    accumulate: int = 1
+    ema: float = 0.0
+    fsdp: int = 1
+    save_every: int | None = None
+    resume: str = "run it again to continue"
+    log: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1 or not 0 <= self.ema < 1:
+            raise ConfigError(
+                f"accumulate must be at least 1 and ema in [0, 1), not {self.accumulate} and {self.ema}"
+            )
+
+
+DEFAULTS = LoopOptions()
 
 
 def run_stage(
@@ -42,92 +109,302 @@ def run_stage(
     validate: Callable[[Any, Tree], dict[str, float]] | None = None,
     say: Say = silent,
     devices: Sequence[jax.Device] | None = None,
+    feed: Feed | None = None,
+    evaluation: Evaluation | None = None,
+    held_out: Sequence[Tree] = (),
+    options: LoopOptions = DEFAULTS,
 ) -> tuple[Any, Tree]:
     """Train parameters from the last saved state in `folder`, or from the start.
 
     Args:
         name: of the stage, for the report and for the folder of its states.
-        loss: the objective; it draws its batch from `data` with the key fold_in(key, step).
+        loss: the objective. Without a feed it draws its batch from `data` with the key fold_in(key, step);
+            with a feed the batch is data["batch"].
         config: length and optimizer.
         params: starting parameters; neither they nor `batch_stats` are modified.
         batch_stats: starting batch statistics.
-        data: arrays that the loss reads.
+        data: arrays that the loss reads; with a feed they are divided among devices as parameters are.
         key: random key of the stage.
         folder: where training states are kept; None keeps none. Processes that share the work share it.
         validate: (params, batch_stats) -> scores, for the report.
-        say: takes one line of progress per chunk.
+        say: takes one line of progress per report.
         devices: devices that may share the batches; as many of them as divide a batch are used. The default
             is all devices of all processes.
+        feed: the batches; None if the loss draws them itself.
+        evaluation: scores on the batches `held_out`, reported as their mean with the prefix "held-out".
+        held_out: batches that every process has as a whole.
+        options: how it runs.
 
     Returns:
         The trained params and batch_stats, on one device.
+
+    Raises:
+        TrainingError: the loss is not finite.
+        Terminated: the process received SIGTERM; the state is saved.
+        ConfigError: a batch that the options do not divide.
     """
-    optimizer = config.optimizer()
+    mesh = stage_mesh(config, options, devices)
+    with contextlib.ExitStack() as stack:
+        states = None if folder is None else stack.enter_context(TrainingStates(folder / name))
+        stage = _Stage(
+            name=name,
+            loss=loss,
+            config=config,
+            options=options,
+            mesh=mesh,
+            key=key,
+            data=_placed_data(data, mesh, divided=feed is not None),
+            feed=feed,
+            states=states,
+            monitor=Monitor(
+                name, config.steps, config.batch, say, options.log if jax.process_index() == 0 else None
+            ),
+            termination=stack.enter_context(deferred_termination()),
+            validate=validate,
+            evaluate=_evaluator(evaluation, held_out, key, mesh),
+        )
+        state = stage.run(params, batch_stats, say)
+    return gathered((state.get("ema", state["params"]), state["batch_stats"]), mesh)  # type: ignore[no-any-return]
+
+
+def stage_mesh(
+    config: StageConfig, options: LoopOptions, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Return the devices that share the batches of a stage.
+
+    Raises:
+        ConfigError: a batch that devices and options do not divide.
+    """
+    mesh = training_mesh(config.batch, options.fsdp, devices)
+    if config.batch % (options.accumulate * mesh.size):
+        raise ConfigError(
+            f"a batch of {config.batch} cannot be divided by accumulate {options.accumulate}"
+            f" and {mesh.size} devices"
+        )
+    return mesh
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stage:
+    """A stage while it runs; the attributes are arguments of `run_stage`, placed and opened."""
+
+    name: str
+    loss: StageLoss
+    config: StageConfig
+    options: LoopOptions
+    mesh: Mesh
+    key: jax.Array
+    data: Tree
+    feed: Feed | None
+    states: TrainingStates | None
+    monitor: Monitor
+    termination: Termination
+    validate: Callable[[Any, Tree], dict[str, float]] | None
+    evaluate: Callable[[Tree, Tree], dict[str, float]]
+    _rows: dict[int, IntArray] = field(default_factory=dict)
+
+    def run(self, params: Tree, batch_stats: Tree, say: Say) -> Tree:
+        """Run the remaining steps and return the last state."""
+        config, optimizer = self.config, self.config.optimizer()
+        state = initial_state(params, batch_stats, optimizer, self.options)
+        shardings = parameter_shardings(state, self.mesh) if self.mesh.size > 1 else None
+        state, start = self._restored(state if shardings is None else place(state, shardings))
+        if start:
+            say(f"{self.name}: resuming after step {start}")
+        self.monitor.begin(start)
+        state = jax.tree.map(jnp.copy, state)  # each program donates its state to the next one
+        program = chunk_program(self.loss, optimizer, self.key, self.mesh, self.options, shardings)
+        saved = start
+        while start < config.steps:
+            last = min((start // config.chunk + 1) * config.chunk, config.steps)
+            state, metrics, last = self._advance(program, state, start, last)
+            scores = self._checked(metrics, start, last, saved)
+            ends = self._must_end()
+            scores |= {} if ends else self._scores(state)
+            if self._is_due(start, last) or ends:
+                self._save(state, last)
+                saved = last
+            start = last
+            self.monitor.report(last, scores)
+            if ends:
+                self._end(last)
+        self.monitor.draw()
+        return state
+
+    def _restored(self, state: Tree) -> tuple[Tree, int]:
+        if self.states is None or self.states.latest_step() is None:
+            return state, 0
+        found = self.states.restore(state)
+        if self.feed is not None:
+            self.feed.restore(found.position)
+        return found.state, found.step
+
+    def _advance(
+        self, program: Any, state: Tree, first: int, last: int
+    ) -> tuple[Tree, dict[str, AnyArray], int]:
+        """Run steps; return the state, the metrics of each step or their mean, and the step reached."""
+        if self.feed is None:
+            with on_mesh(self.mesh):
+                state, metrics = program(state, self.data, np.arange(first, last))
+            return state, {name: np.asarray(value)[None] for name, value in metrics.items()}, last
+        made: list[dict[str, jax.Array]] = []
+        self._rows.clear()
+        for step in range(first, last):
+            batch = next(self.feed)
+            self._rows[step] = batch.pop("row")
+            with on_mesh(self.mesh):
+                state, metrics = program(state, self.data, np.array([step]), place_rows(batch, self.mesh))
+            made.append(metrics)
+            if len(made) > AHEAD:
+                made[-1 - AHEAD]["loss"].block_until_ready()
+            if self.termination.requested and jax.process_count() == 1:
+                break
+        host = jax.device_get(made)
+        return state, {name: np.stack([one[name] for one in host]) for name in host[0]}, first + len(made)
+
+    def _checked(self, metrics: dict[str, AnyArray], first: int, last: int, saved: int) -> dict[str, float]:
+        """Return the mean of each metric.
+
+        Raises:
+            TrainingError: the loss or the gradient of a step is not finite.
+        """
+        bad = ~np.isfinite(metrics["loss"])
+        if "gradient norm" in metrics:
+            bad |= ~np.isfinite(metrics["gradient norm"])
+        if not bad.any():
+            return {name: float(values.mean()) for name, values in metrics.items()}
+        step = first + int(bad.argmax())
+        where = f"between steps {first} and {last}"
+        if self.feed is not None:
+            where = f"at step {step}, whose batch has the spectra {self._names(step)}"
+        state = "there is no saved state"
+        if self.states is not None and saved:
+            state = f"the last good state is {self.states.folder / str(saved)}"
+        raise TrainingError(f"{self.name}: the loss or its gradient is not finite {where}; {state}")
+
+    def _names(self, step: int) -> str:
+        """Return the ids of a batch: all in a file beside the metrics, and the first ones in words."""
+        assert self.feed is not None
+        ids = self.feed.ids(self._rows[step])
+        text = ", ".join(ids[:4])
+        if len(ids) <= 4:
+            return text
+        if self.options.log is None:
+            return f"{text} and {len(ids) - 4} others"
+        path = self.options.log / f"not-finite-{self.name}-{step}-{jax.process_index()}.txt"
+        path.write_text("\n".join(ids) + "\n")
+        return f"{text} and {len(ids) - 4} others, listed in {path}"
+
+    def _scores(self, state: Tree) -> dict[str, float]:
+        params = state.get("ema", state["params"])
+        scores = self.evaluate((params, state["batch_stats"]), self.data)
+        if self.validate is not None:
+            scores |= self.validate(*gathered((params, state["batch_stats"]), self.mesh))
+        return scores
+
+    def _is_due(self, first: int, last: int) -> bool:
+        every = self.options.save_every
+        return every is None or last >= self.config.steps or first // every < last // every
+
+    def _save(self, state: Tree, step: int) -> None:
+        if self.states is not None:
+            self.states.save(step, state, None if self.feed is None else self.feed.state())
+            self.monitor.draw()
+
+    def _must_end(self) -> bool:
+        """Return whether SIGTERM reached any of the processes."""
+        if jax.process_count() == 1:
+            return self.termination.requested
+        from jax.experimental import multihost_utils
+
+        return bool(np.any(multihost_utils.process_allgather(np.array(self.termination.requested))))
+
+    def _end(self, step: int) -> None:
+        if self.states is None:
+            raise Terminated(f"{self.name} was ended at step {step} without a saved state")
+        self.states.wait()
+        raise Terminated(f"{self.name} is saved after step {step}: {self.options.resume}")
+
+
+def initial_state(
+    params: Tree, batch_stats: Tree, optimizer: optax.GradientTransformation, options: LoopOptions
+) -> Tree:
+    """Return the state before the first step."""
     state = {"params": params, "batch_stats": batch_stats, "optimizer": optimizer.init(params)}
-    states = None if folder is None else folder / name
-    start = 0
-    if states is not None and latest_step(states) is not None:
-        state, start = restore_training_state(states, state)
-        say(f"{name}: resuming after step {start}")
-    mesh = mesh_for(config.batch, devices)
-    state = jax.tree.map(jnp.copy, state)  # each chunk donates its state to the next one
-    if mesh.size > 1:
-        state, data = replicate((state, data), mesh)
-    advance = chunk_program(loss, optimizer, key, mesh)
-    began = time.monotonic()
-    for first in range(start, config.steps, config.chunk):
-        last = min(first + config.chunk, config.steps)
-        with on_mesh(mesh):
-            state, metrics = advance(state, data, np.arange(first, last))
-        local = on_one_device(state)
-        scores = {metric: float(value) for metric, value in metrics.items()}
-        if validate is not None:
-            scores |= validate(local["params"], local["batch_stats"])
-        if states is not None:
-            save_training_state(states, _to_save(local), last)
-        report = "  ".join(f"{score} {value:.4g}" for score, value in scores.items())
-        say(f"{name} {last}/{config.steps}  {time.monotonic() - began:.0f} s  {report}")
-    local = on_one_device(state)
-    return local["params"], local["batch_stats"]
+    return {**state, "ema": params} if options.ema else state
 
 
 def chunk_program(
-    loss: StageLoss, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh
+    loss: StageLoss,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    mesh: Mesh,
+    options: LoopOptions = DEFAULTS,
+    shardings: Tree | None = None,
 ) -> Any:
-    """Compile a chunk of steps: (state, data, indices of the steps) -> new state, mean metrics.
+    """Compile steps: (state, data, indices of the steps, batch or None) -> new state, metrics.
 
-    The state is donated: the new one reuses its memory. With several devices, call the program inside
-    `on_mesh`.
+    Without a batch the steps are a scan, and the metrics their means; with one there is one step. The state
+    is donated: the new one reuses its memory. With several devices, call the program inside `on_mesh`.
     """
 
-    def advance(state: Tree, data: Tree, indices: jax.Array) -> tuple[Tree, dict[str, jax.Array]]:
-        def step(state: Tree, index: jax.Array) -> tuple[Tree, dict[str, jax.Array]]:
-            gradient = jax.value_and_grad(loss, has_aux=True)
-            (value, (stats, metrics)), grads = gradient(
-                state["params"], state["batch_stats"], data, jax.random.fold_in(key, index)
-            )
-            updates, optimizer_state = optimizer.update(grads, state["optimizer"], state["params"])
-            params = optax.apply_updates(state["params"], updates)
-            state = {"params": params, "batch_stats": stats, "optimizer": optimizer_state}
-            return state, {"loss": value, **metrics}
+    def step(state: Tree, index: jax.Array, data: Tree) -> tuple[Tree, dict[str, jax.Array]]:
+        gradient = accumulated(loss, options.accumulate)
+        (value, (stats, metrics)), grads = gradient(
+            state["params"], state["batch_stats"], data, jax.random.fold_in(key, index)
+        )
+        updates, optimizer_state = optimizer.update(grads, state["optimizer"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        new = {"params": params, "batch_stats": stats, "optimizer": optimizer_state}
+        if options.ema:
+            new["ema"] = optax.incremental_update(params, state["ema"], 1 - options.ema)
+        metrics = {"loss": value, **metrics}
+        return new, metrics | ({"gradient norm": optax.tree.norm(grads)} if "batch" in data else {})
 
-        state, metrics = jax.lax.scan(step, state, indices)
+    def advance(
+        state: Tree, data: Tree, indices: jax.Array, batch: Tree | None = None
+    ) -> tuple[Tree, dict[str, jax.Array]]:
+        if batch is not None:
+            return step(state, indices[0], {**data, "batch": batch})
+        state, metrics = jax.lax.scan(lambda state, index: step(state, index, data), state, indices)
         return state, jax.tree.map(jnp.mean, metrics)
 
     whole = NamedSharding(mesh, PartitionSpec()) if mesh.size > 1 else None
-    return jax.jit(advance, donate_argnums=0, out_shardings=whole)
+    placement = None if whole is None else (whole if shardings is None else shardings, whole)
+    return jax.jit(advance, donate_argnums=0, out_shardings=placement)
 
 
-def on_mesh(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
-    """Make the mesh current for `batches.shard_batch`, unless it has one device only."""
-    return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
+def _placed_data(data: Tree, mesh: Mesh, divided: bool) -> Tree:
+    """Place constant arrays on a mesh: divided as parameters are, or a whole copy on every device."""
+    if mesh.size == 1:
+        return data
+    whole = NamedSharding(mesh, PartitionSpec())
+    return place(data, parameter_shardings(data, mesh) if divided else jax.tree.map(lambda _: whole, data))
 
 
-def on_one_device(tree: Tree) -> Tree:
-    """Return this process's first copy of every leaf, without a transfer."""
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+def _evaluator(
+    evaluation: Evaluation | None, held_out: Sequence[Tree], key: jax.Array, mesh: Mesh
+) -> Callable[[Tree, Tree], dict[str, float]]:
+    """Compile an evaluation: (params and batch_stats, data) -> its means over the held-out batches."""
+    if evaluation is None or not held_out:
+        return lambda variables, data: {}
+    whole = NamedSharding(mesh, PartitionSpec()) if mesh.size > 1 else None
+    program = jax.jit(evaluation, out_shardings=whole)
+    batches = [_placed_held_out(batch, mesh) for batch in held_out]
+
+    def evaluate(variables: Tree, data: Tree) -> dict[str, float]:
+        with on_mesh(mesh):
+            found = [program(*variables, {**data, "batch": batch}, key) for batch in batches]
+        found = jax.device_get(found)
+        return {f"held-out {name}": float(np.mean([one[name] for one in found])) for name in found[0]}
+
+    return evaluate
 
 
-def _to_save(state: Tree) -> Tree:
-    """Move the state to the host if there are several processes: Orbax then lets one of them write."""
-    return jax.tree.map(np.asarray, state) if jax.process_count() > 1 else state
+def _placed_held_out(batch: Tree, mesh: Mesh) -> Tree:
+    batch = {name: leaf for name, leaf in batch.items() if name != "row"}
+    if mesh.size == 1:
+        return jax.device_put(batch, mesh.devices.flat[0])
+    fits = all(len(leaf) % mesh.size == 0 for leaf in batch.values())
+    sharding = NamedSharding(mesh, ROWS if fits else PartitionSpec())
+    return place(batch, jax.tree.map(lambda _: sharding, batch))

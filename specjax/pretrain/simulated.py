@@ -25,7 +25,7 @@ from specjax.preprocess import PrincipalFill, to_lamost
 from specjax.preprocess.resample import smooth
 from specjax.preprocess.to_grid import XP_REFERENCE
 from specjax.pretrain.augment import AugmentConfig, augment, chebyshev, extend_blue
-from specjax.pretrain.batches import Material, ValidationStars, shard_batch
+from specjax.pretrain.batches import Material, ValidationStars
 from specjax.pretrain.config import PretrainConfig
 from specjax.pretrain.corpus import (
     DEGRADED_FWHM,
@@ -41,6 +41,7 @@ from specjax.simulate.emulator import Emulator
 from specjax.simulate.labels import LABELS, VMICRO_MARGIN, microturbulence
 from specjax.simulate.process import Components, LabelProcess, Shape
 from specjax.spectra import Spectra
+from specjax.train.sharding import shard_rows
 from specjax.typing import BoolArray, Float32Array, FloatArray, StrArray, Tree
 
 TARGETS = ("teff", "logg", "fe_h", "alpha_fe")
@@ -287,7 +288,7 @@ def draw_batch(key: jax.Array, data: Tree, batch: int, config: AugmentConfig) ->
     xp_flux *= 1 + _xp_errors(calibrate, xp_flux.shape)
     xp_flux, xp_valid = extend_blue(blue, jnp.where(xp_valid, xp_flux, 0.0), xp_valid)
     targets = jnp.stack([labels[:, LABELS.index(name)] for name in TARGETS], axis=1)
-    return shard_batch(
+    return shard_rows(
         {
             "flux": flux,
             "valid": valid,

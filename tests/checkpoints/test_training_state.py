@@ -1,9 +1,10 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
-from specjax import checkpoints
+from specjax.checkpoints import TrainingStates
 from specjax.errors import ModelError
 from tests.checkpoints.arrays import assert_same
 
@@ -19,21 +20,38 @@ def training_state(value):
 
 def test_the_newest_training_state_is_restored(tmp_path):
     folder = tmp_path / "state"
-    assert checkpoints.latest_step(folder) is None
-    for step in (10, 20, 30):
-        checkpoints.save_training_state(folder, training_state(float(step)), step)
-    state, step = checkpoints.restore_training_state(folder, training_state(0.0))
-    assert step == checkpoints.latest_step(folder) == 30
-    expected = training_state(30.0)
-    assert_same(state, expected)
+    with TrainingStates(folder) as states:
+        assert states.latest_step() is None
+        for step in (10, 20, 30):
+            states.save(step, training_state(float(step)), {"next": step})
+    with TrainingStates(folder) as states:
+        state, position, step = states.restore(training_state(0.0))
+        assert step == states.latest_step() == 30
+    assert position == {"next": 30}
+    assert_same(state, training_state(30.0))
     assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["20", "30"]
 
 
+def test_buffers_may_be_reused_while_a_state_is_written(tmp_path):
+    """The next step donates the state that is being written in the background."""
+    overwrite = jax.jit(lambda x: x + 1, donate_argnums=0)
+    value = jnp.zeros(2_000_000)
+    with TrainingStates(tmp_path) as states:
+        for step in range(1, 4):
+            states.save(step, {"w": value})
+            value = overwrite(value)
+        states.wait()
+        restored = states.restore({"w": value}).state
+    np.testing.assert_array_equal(restored["w"], 2)
+
+
 def test_a_training_state_of_another_structure_is_refused_in_one_line(tmp_path):
-    with pytest.raises(ModelError, match="no training state"):
-        checkpoints.restore_training_state(tmp_path, {})
-    checkpoints.save_training_state(tmp_path / "s", {"w": jnp.zeros(3)}, 1)
-    for like in ({"w": jnp.zeros(4)}, {"v": jnp.zeros(3)}):
-        with pytest.raises(ModelError, match="does not fit") as caught:
-            checkpoints.restore_training_state(tmp_path / "s", like)
-        assert "\n" not in str(caught.value)
+    with TrainingStates(tmp_path / "s") as states:
+        with pytest.raises(ModelError, match="no training state"):
+            states.restore({})
+        states.save(1, {"w": jnp.zeros(3)})
+        states.wait()
+        for like in ({"w": jnp.zeros(4)}, {"v": jnp.zeros(3)}):
+            with pytest.raises(ModelError, match="does not fit") as caught:
+                states.restore(like)
+            assert "\n" not in str(caught.value)

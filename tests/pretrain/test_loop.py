@@ -1,15 +1,19 @@
 import dataclasses
+import signal
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
-from specjax.devices import mesh_for
-from specjax.errors import ModelError
+from specjax.errors import ConfigError, ModelError, TrainingError
+from specjax.interrupt import Terminated
+from specjax.pretrain import monitor
 from specjax.pretrain.config import StageConfig
-from specjax.pretrain.loop import chunk_program, run_stage
+from specjax.pretrain.loop import LoopOptions, chunk_program, run_stage
+from specjax.train.sharding import training_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -113,7 +117,7 @@ def test_the_state_is_donated():
     params = {"w": jnp.zeros(5)}
     state = {"params": params, "batch_stats": {"count": jnp.zeros(())}, "optimizer": optimizer.init(params)}
     data = {"x": jnp.zeros((30, 5)), "y": jnp.zeros(30)}
-    program = chunk_program(loss, optimizer, KEY, mesh_for(CONFIG.batch))
+    program = chunk_program(loss, optimizer, KEY, training_mesh(CONFIG.batch))
     memory = program.lower(state, data, np.arange(3)).compile().memory_analysis()
     assert memory.alias_size_in_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
@@ -141,3 +145,163 @@ def test_the_schedule_warms_up_and_decays_to_zero():
     # Under constant gradients the step of Adam is the learning rate.
     expected = np.concatenate([0.5 * np.arange(10) / 10, 0.25 * (1 + np.cos(np.pi * np.arange(30) / 30))])
     np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-9)  # float32, and Adam's eps
+
+
+class Batches:
+    """A feed of ten different batches, whose rows are numbered."""
+
+    def __init__(self, poison=None):
+        rng = np.random.default_rng(1)
+        self.x = rng.normal(size=(10, CONFIG.batch, 5)).astype(np.float32)
+        if poison is not None:
+            self.x[poison] = np.nan
+        self.next = 0
+
+    def __next__(self):
+        x = self.x[self.next % 10]
+        rows = CONFIG.batch * self.next + np.arange(CONFIG.batch)
+        self.next += 1
+        return {"x": x, "y": x @ np.arange(5, dtype=np.float32), "row": rows}
+
+    def state(self):
+        return {"next": self.next}
+
+    def restore(self, state):
+        self.next = state["next"]
+
+    def ids(self, rows):
+        return [f"star {row}" for row in rows]
+
+
+def fed_loss(params, stats, data, key):
+    """Least squares of a batch with some random noise; the statistics count the steps."""
+    batch = data["batch"]
+    error = batch["x"] @ params["w"] - batch["y"] + 0.01 * jax.random.normal(key, batch["y"].shape)
+    return (error**2).mean(), ({"count": stats["count"] + 1}, {"largest": jnp.abs(error).max()})
+
+
+def fed(feed=None, config=CONFIG, say=lambda text: None, loss=fed_loss, **options):
+    return run_stage(
+        "toy", loss, config, params={"w": jnp.zeros(5)}, batch_stats={"count": jnp.zeros(())}, data={},
+        key=KEY, feed=feed or Batches(), say=say, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole_fed():
+    return fed()
+
+
+def test_a_stage_learns_from_a_feed(whole_fed):
+    params, stats = fed(config=dataclasses.replace(CONFIG, steps=300, chunk=100, weight_decay=0.0))
+    assert stats["count"] == 300
+    np.testing.assert_allclose(params["w"], np.arange(5), atol=0.05)  # the noise of the targets is 0.01
+    chex.assert_trees_all_equal(fed(config=dataclasses.replace(CONFIG, chunk=5)), whole_fed)
+
+
+class Ended(Batches):
+    """A feed during whose batch the process is asked to end."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def __next__(self):
+        if self.next == self.step:
+            signal.raise_signal(signal.SIGTERM)
+        return super().__next__()
+
+
+@pytest.mark.parametrize("step", [0, 4, 8])
+def test_a_run_that_is_asked_to_end_is_saved_and_goes_on_bit_by_bit(whole_fed, tmp_path, step):
+    options = LoopOptions(resume="type this", save_every=1000)
+    with pytest.raises(Terminated, match=f"toy is saved after step {step + 1}: type this"):
+        fed(Ended(step), folder=tmp_path, options=options)
+    said = []
+    resumed = fed(folder=tmp_path, options=options, say=said.append)
+    assert said[0] == f"toy: resuming after step {step + 1}"
+    chex.assert_trees_all_equal(resumed, whole_fed)
+
+
+def test_states_are_saved_in_longer_intervals_than_reports(tmp_path):
+    said = []
+    fed(folder=tmp_path, options=LoopOptions(save_every=6), say=said.append)
+    assert [line.split("  ")[0] for line in said] == [f"toy {step}/12" for step in (3, 6, 9, 12)]
+    assert sorted(int(p.name) for p in (tmp_path / "toy").iterdir() if p.name.isdigit()) == [6, 12]
+
+
+def test_a_step_that_is_not_finite_stops_the_run_and_names_its_spectra(tmp_path):
+    log = tmp_path / "log"
+    with pytest.raises(TrainingError) as caught:
+        fed(Batches(poison=7), folder=tmp_path / "states", options=LoopOptions(log=log))
+    message = str(caught.value)
+    assert "not finite at step 7, whose batch has the spectra star 28, star 29, star 30, star 31" in message
+    assert message.endswith(f"the last good state is {tmp_path}/states/toy/6")
+    assert (tmp_path / "states" / "toy" / "6").is_dir()
+    assert [line["step"] for line in monitor.read(log)] == [3, 6]
+
+
+def test_all_spectra_of_a_larger_batch_are_listed(tmp_path):
+    config = dataclasses.replace(CONFIG, batch=8)
+    feed = Batches(poison=1)
+    whole = feed.__next__
+
+    class Larger(Batches):
+        def __next__(self):
+            parts = [whole(), whole()]
+            return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    with pytest.raises(
+        TrainingError, match=r"star 0, star 1, star 2, star 3 and 4 others, listed in .*txt; th"
+    ):
+        fed(Larger(), config=config, options=LoopOptions(log=tmp_path))
+    (path,) = tmp_path.glob("not-finite-*.txt")
+    assert path.read_text().split("\n")[:-1] == [f"star {k}" for k in range(8)]
+
+
+def test_the_mean_gradient_of_the_parts_is_that_of_the_batch(tmp_path):
+    def without_noise(params, stats, data, key):
+        batch = data["batch"]
+        error = batch["x"] @ params["w"] - batch["y"]
+        return (error**2).mean(), (stats, {"largest": jnp.abs(error).max()})
+
+    results = [fed(loss=without_noise, options=LoopOptions(accumulate=parts)) for parts in (1, 2, 4)]
+    for one in results[1:]:
+        chex.assert_trees_all_close(one, results[0], rtol=1e-5)  # sums of float32 in another order
+    with pytest.raises(ConfigError, match="batch of 4 cannot be divided by accumulate 3"):
+        fed(options=LoopOptions(accumulate=3))
+
+
+def test_the_average_of_the_parameters_is_the_result():
+    decay, chunks = 0.6, []
+    config = dataclasses.replace(CONFIG, chunk=1, weight_decay=0.0)
+
+    def validate(params, stats):
+        chunks.append(np.asarray(params["w"]))
+        return {}
+
+    fed(config=config, validate=validate)
+    expected = np.zeros(5)
+    for values in chunks:
+        expected = decay * expected + (1 - decay) * values
+    averaged, _ = fed(config=config, options=LoopOptions(ema=decay))
+    np.testing.assert_allclose(averaged["w"], expected, rtol=1e-5)  # float32
+
+
+def test_reports_are_lines_of_json_and_curves_and_a_resumed_run_replaces_its_own(tmp_path):
+    log = LoopOptions(log=tmp_path / "log", save_every=6)
+
+    def evaluation(params, stats, data, key):
+        return {"loss": ((data["batch"]["x"] @ params["w"] - data["batch"]["y"]) ** 2).mean()}
+
+    options = {"evaluation": evaluation, "held_out": [next(Batches()), next(Batches())]}
+    with pytest.raises(KeyboardInterrupt):
+        fed(folder=tmp_path / "states", options=log, say=stop_after(9), **options)
+    assert [line["step"] for line in monitor.read(log.log)] == [3, 6, 9]
+    fed(folder=tmp_path / "states", options=log, **options)
+    lines = monitor.read(log.log)
+    assert [line["step"] for line in lines] == [3, 6, 9, 12]
+    for line in lines:
+        assert {"stage", "seconds", "spectra_per_s", "seconds_left", "gradient norm", "loss"} <= line.keys()
+    assert lines[-1]["held-out loss"] < lines[0]["held-out loss"]
+    assert imread(tmp_path / "log" / "curves.png").std() > 0

@@ -12,13 +12,13 @@ import numpy as np
 from specjax.adapt.adaptation import Adaptation
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.splits import draw_splits
-from specjax.devices import mesh_for
 from specjax.pretrain import stages
-from specjax.pretrain.batches import make_data, shard_batch
+from specjax.pretrain.batches import make_data
 from specjax.pretrain.config import PretrainConfig, StageConfig
-from specjax.pretrain.loop import chunk_program, on_mesh, run_stage
+from specjax.pretrain.loop import chunk_program, run_stage
 from specjax.train import loop
 from specjax.train.optimizer import GroupSchedule, make_optimizer
+from specjax.train.sharding import on_mesh, shard_rows, training_mesh
 from tests import synthetic
 
 CONFIG = StageConfig(steps=6, batch=16, learning_rate=0.05, chunk=3)
@@ -71,7 +71,7 @@ def check_seeds():
 def batch_loss(params, stats, data, key):
     """Least squares on a drawn batch, which is spread; the statistics see all its rows."""
     rows = jax.random.randint(key, (CONFIG.batch,), 0, len(data["x"]))
-    batch = shard_batch(jax.tree.map(lambda leaf: leaf[rows], data))
+    batch = shard_rows(jax.tree.map(lambda leaf: leaf[rows], data))
     hidden = jnp.tanh(batch["x"] @ params["w"])
     error = hidden.sum(axis=1) - batch["y"]
     return (error**2).mean(), ({"mean": 0.9 * stats["mean"] + 0.1 * hidden.mean(axis=0)}, {})
@@ -112,7 +112,7 @@ def check_stage(folder):
 
 def stage_flops(devices):
     """FLOPs of a device in a chunk."""
-    mesh = mesh_for(CONFIG.batch, devices)
+    mesh = training_mesh(CONFIG.batch, devices=devices)
     given = stage_problem()
     optimizer = CONFIG.optimizer()
     state = {k: given[k] for k in ("params", "batch_stats")}

@@ -1,0 +1,139 @@
+"""What is seen of a pretraining run: lines of progress, the same as JSON, and the curves as a plot."""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from specjax.atomic import atomic_file
+from specjax.progress import Say
+
+METRICS, CURVES = "metrics.jsonl", "curves.png"
+LOGS = "training"
+"""Folder of both in a model folder."""
+
+
+class Monitor:
+    """Reports the scores of a stage; with a folder, also to METRICS and CURVES in it."""
+
+    def __init__(self, name: str, steps: int, rows: int, say: Say, folder: Path | None) -> None:
+        """Name the stage, its number of steps and the rows of a batch."""
+        self.name, self.steps, self.rows, self.say = name, steps, rows, say
+        self.folder = folder
+        self.began = self._last = time.monotonic()
+        self._step = self._first = 0
+
+    def begin(self, step: int) -> None:
+        """Start after a step; later reports of an interrupted run are removed from the file."""
+        self.began = self._last = time.monotonic()
+        self._step = self._first = step
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read(self.folder) if line["stage"] != self.name or line["step"] <= step]
+        with atomic_file(self.folder / METRICS) as path:
+            path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def report(self, step: int, scores: Mapping[str, float]) -> None:
+        """Report the scores after a step."""
+        now = time.monotonic()
+        rate = (step - self._step) / max(now - self._last, 1e-9)
+        left = (self.steps - step) * (now - self.began) / max(step - self._first, 1)
+        self._step, self._last = step, now
+        if self.folder is not None:
+            line = {"stage": self.name, "step": step, "seconds": round(now - self.began, 3)}
+            speed = {"steps_per_s": rate, "spectra_per_s": rate * self.rows, "seconds_left": left}
+            with (self.folder / METRICS).open("a") as file:
+                file.write(json.dumps(line | _finite(speed) | _finite(scores)) + "\n")
+        report = "  ".join(f"{score} {value:.4g}" for score, value in scores.items())
+        pace = f"{rate * self.rows:.0f} spectra/s  {_duration(left)} left"
+        self.say(f"{self.name} {step}/{self.steps}  {now - self.began:.0f} s  {report}  {pace}")
+
+    def draw(self) -> None:
+        """Plot the curves of all stages so far."""
+        if self.folder is not None:
+            draw_curves(read(self.folder), self.folder / CURVES)
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """Return the reports in a folder; a last line that was cut off is left out."""
+    path, lines = folder / METRICS, []
+    for text in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
+
+
+def keep(states: Path, folder: Path) -> None:
+    """Copy the metrics and curves of a finished run from the folder of its states."""
+    folder.mkdir(exist_ok=True)
+    for name in (METRICS, CURVES):
+        if (states / name).is_file():
+            shutil.copyfile(states / name, folder / name)
+
+
+def _finite(scores: Mapping[str, float]) -> dict[str, float | None]:
+    """Return scores for JSON, which has no NaN: None in its place."""
+    return {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in scores.items()}
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.0f} s"
+
+
+_COLUMNS = 4
+_SPEED = {"stage", "step", "seconds", "steps_per_s", "spectra_per_s", "seconds_left"}
+
+
+def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
+    """Plot every score of every stage against the step."""
+    from matplotlib.figure import Figure
+
+    stages = dict.fromkeys(line["stage"] for line in lines)
+    panels = [(stage, *panel) for stage in stages for panel in _panels(lines, stage).items()]
+    if not panels:
+        return
+    rows = math.ceil(len(panels) / _COLUMNS)
+    figure = Figure(figsize=(3.2 * _COLUMNS, 2.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
+    for ax in axes[len(panels) :]:
+        ax.set_axis_off()
+    for ax, (stage, title, names) in zip(axes, panels, strict=False):
+        _panel(ax, [line for line in lines if line["stage"] == stage], names)
+        ax.set_title(f"{stage}: {title}", fontsize=9)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=90)
+
+
+def _panels(lines: list[dict[str, Any]], stage: str) -> dict[str, list[str]]:
+    """Group the scores of a stage: a score and the same on held-out stars share a panel."""
+    names = dict.fromkeys(
+        name for line in lines if line["stage"] == stage for name in line if name not in _SPEED
+    )
+    panels: dict[str, list[str]] = {}
+    for name in names:
+        panels.setdefault(name.removeprefix("held-out "), []).append(name)
+    return panels
+
+
+def _panel(ax: Any, lines: list[dict[str, Any]], names: list[str]) -> None:
+    for name in names:
+        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        held_out = name.startswith("held-out ")
+        label = "held out" if held_out else "training"
+        ax.plot(*zip(*points, strict=True) if points else ([], []), "--" if held_out else "-", label=label)
+    values = [line[name] for name in names for line in lines if line.get(name) is not None]
+    if values and min(values) > 0 and max(values) > 20 * min(values):
+        ax.set_yscale("log")
+    ax.tick_params(labelsize=7)
+    ax.set_xlabel("step", fontsize=8)
+    if len(names) > 1:
+        ax.legend(fontsize=7, frameon=False)
