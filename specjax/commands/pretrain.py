@@ -1,28 +1,67 @@
 """`specjax pretrain`: pretrain a foundation model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from tyro.conf import OmitArgPrefixes
+from tyro.conf import OmitArgPrefixes, arg
 
 from specjax.commands.hosts import Hosts
+from specjax.errors import ConfigError
 from specjax.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain:
-    """Pretrain a small foundation model on observed or simulated stars; libraries are fetched if needed."""
+    """Pretrain a foundation model on spectra in files, by the published stages.
+
+    Without --spectra and --xp it makes a model that ships, mini or mini-physics, for which stellar libraries
+    are fetched if needed; of the options below, these take --preset, --seed, --degraded-copies and --resume.
+    """
 
     out: Path
     """the model folder to write"""
     preset: str = "mini"
-    """mini, from observed stars with labels, or mini-physics, from simulated spectra"""
+    """sizes of the model: paper, base, split, xp-transformer, mini or mini-physics"""
+    spectra: tuple[Path, ...] = ()
+    """HDF5 files with LAMOST spectra: SpecCLIP's training files, or files of specjax prepare"""
+    xp: tuple[Path, ...] = ()
+    """HDF5 files with Gaia XP spectra of the same stars, row for row, if --spectra does not have them"""
+    stages: tuple[Literal["backbone", "autoencoder", "xp-transformer", "alignment", "heads"], ...] = ()
+    """stages to run; by default backbone, autoencoder and alignment, and heads if there are --labels"""
+    start: Annotated[tuple[Path, ...], arg(name="from")] = ()
+    """model folders to start from, also converted published ones"""
+    labels: tuple[str, ...] = ()
+    """columns of the files that the heads learn, such as teff logg fe_h"""
+    steps: int | None = None
+    """steps of every stage (default: as published)"""
+    batch: int | None = None
+    """spectra of a batch, of all devices together (default: as published)"""
+    learning_rate: float | None = None
+    """largest learning rate (default: as published)"""
+    held_out: float = 0.01
+    """fraction of the spectra to score on, unless the files have a split val"""
+    augment: bool = False
+    """vary resolution, velocity, continuum and noise of the LAMOST spectra in every batch"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """type of the towers' matrix products: auto is bfloat16 on a GPU that is fast in it, else float32"""
+    remat: Literal["none", "dots", "full"] = "none"
+    """what is computed twice to save memory: nothing, all but matrix products, or everything"""
+    accumulate: int = 1
+    """parts of a batch that are computed one after the other"""
+    ema: float = 0.0
+    """decay of an average of the parameters over the steps, such as 0.999; 0 for none"""
+    fsdp: int = 1
+    """devices among which parameters and optimizer state are divided"""
+    report_every: int = 100
+    """steps between reports"""
+    save_every: int = 1000
+    """steps between saved states"""
     seed: int = 0
     """random seed"""
     degraded_copies: bool = True
     """also train on lower resolutions (--no-degraded-copies for a model that has seen the resolution of MILES
-    only)"""
+    only); for mini and mini-physics without files"""
     resume: bool = False
     """continue the interrupted run of this folder"""
     hosts: Annotated[Hosts, OmitArgPrefixes] = Hosts()
@@ -37,8 +76,24 @@ class Pretrain:
         from specjax.cache import use_compilation_cache
 
         use_compilation_cache()
+        if self.spectra or self.xp:
+            self._from_files()
+        else:
+            self._shipped()
+        if distributed.is_main():
+            print(self.out)
+
+    def _shipped(self) -> None:
+        from specjax import distributed
+        from specjax.pretrain.from_files import FilesConfig
         from specjax.pretrain.run import pretrain
 
+        shared = {"preset", "seed"}
+        for option in fields(FilesConfig):
+            value = getattr(self, option.name)
+            if option.name not in shared and value != (() if option.name == "stages" else option.default):
+                name = {"start": "from"}.get(option.name, option.name.replace("_", "-"))
+                raise ConfigError(f"--{name} needs spectra in files: name them with --spectra or --xp")
         pretrain(
             preset=self.preset,
             out=self.out,
@@ -47,5 +102,12 @@ class Pretrain:
             resume=self.resume,
             say=distributed.say_on_main(say),
         )
-        if distributed.is_main():
-            print(self.out)
+
+    def _from_files(self) -> None:
+        from specjax import distributed
+        from specjax.pretrain.from_files import FilesConfig, pretrain_from_files
+
+        names = {field.name for field in fields(FilesConfig)} - {"stages"}
+        usual = ("backbone", "autoencoder", "alignment", *(("heads",) if self.labels else ()))
+        config = FilesConfig(stages=self.stages or usual, **{name: getattr(self, name) for name in names})
+        pretrain_from_files(config, out=self.out, resume=self.resume, say=distributed.say_on_main(say))

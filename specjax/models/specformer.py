@@ -1,6 +1,8 @@
 """SpecFormer: a pre-norm transformer over windows of a spectrum, trained by masked modelling."""
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import chex
 import flax.linen as nn
@@ -16,23 +18,35 @@ from specjax.models.products import matmul
 HALF_TYPES = (jnp.bfloat16, jnp.float16)
 MAX_HEAD_DIM = 128  # of cuDNN's fused kernel on every GPU that has it; newer GPUs support 256
 
+REMAT: Mapping[str, Any] = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+"""What the backward pass of a block finds in memory: all, the outputs of its dense layers, or its input.
+
+The rest is computed again.
+"""
+
 
 class SpecFormer(nn.Module):
     """The LAMOST LRS encoder; `lora` adapts q_proj, kv_proj and out_proj of every block (LoRA1).
 
     Tokens come from `tokens.tokenise`. The Gaia XP masked transformer is the same module with another
-    configuration.
+    configuration. `remat` is a key of `REMAT`.
     """
 
     config: SpecFormerConfig
     lora: LoRAConfig | None = None
     dtype: DTypeLike | None = None
+    remat: str = "none"
 
     def setup(self) -> None:  # noqa: D102
         config = self.config
         self.data_embed = LoRADense(config.dim, dtype=self.dtype)
         self.position_embed = nn.Embed(config.max_len, config.dim, embedding_init=nn.initializers.normal(1.0))
-        self.blocks = [Block(config, lora=self.lora, dtype=self.dtype) for _ in range(config.num_layers)]
+        block = Block if self.remat == "none" else nn.remat(Block, policy=REMAT[self.remat])
+        self.blocks = [block(config, lora=self.lora, dtype=self.dtype) for _ in range(config.num_layers)]
         self.final_layernorm = layer_norm()
         self.head = LoRADense(config.token_dim)
 

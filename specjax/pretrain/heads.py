@@ -5,7 +5,7 @@ features.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, cast
 
 import jax
@@ -19,22 +19,26 @@ from specjax.models.label_head import LabelHead
 from specjax.models.specclip import SpecCLIP
 from specjax.models.tokens import tokenise
 from specjax.pretrain.augment import augment
-from specjax.pretrain.batches import Material, shard_batch
+from specjax.pretrain.batches import Material
 from specjax.pretrain.config import PretrainConfig
 from specjax.pretrain.loop import StageAux, StageLoss
 from specjax.progress import Say
 from specjax.train.losses import label_loss
+from specjax.train.sharding import shard_rows
 from specjax.typing import AnyArray, Tree
 
 AT_ONCE = 256  # spectra to embed at a time
 
 
 class Trained(NamedTuple):
-    """The result of pretraining: {"params", "batch_stats"}, the scalers of each head, out-of-domain flags."""
+    """The result of pretraining: {"params", "batch_stats"}, the scalers of each head, out-of-domain flags.
+
+    Without heads there are neither scalers nor flags.
+    """
 
     variables: Tree
     stats: Tree
-    ood: OutOfDomain
+    ood: OutOfDomain | None
 
 
 class HeadTraining:
@@ -59,13 +63,13 @@ class HeadTraining:
             say: takes lines of progress.
         """
         self.config, self.model_config = config, model_config
-        self.data, self.validation, self.scaler, self.draw = material
+        self.data, self.validation, self.scaler, self.draw, self.source = material
         self.run_stage, self.say = run_stage, say
         self.model, self.head = SpecCLIP(model_config), LabelHead(model_config.head)
 
     def run(self, variables: Tree, out_of_range: Mapping[str, AnyArray], key: jax.Array) -> Trained:
         """Train both heads on the features of the towers in `variables`; see `fit_ood` for `out_of_range`."""
-        params, batch_stats = dict(variables["params"]), dict(variables["batch_stats"])
+        params, batch_stats = dict(variables["params"]), dict(variables.get("batch_stats", {}))
         pools, truth = self.feature_pool(variables, key)
         ood = self.fit_ood(variables, pools["mlp1"], out_of_range, key)
         stats: Tree = {}
@@ -74,7 +78,9 @@ class HeadTraining:
             scaler = {"feature_mean": pool.mean(axis=0), "feature_std": pool.std(axis=0) + 1e-6}
             stats[name] = {**scaler, **self.scaler}
             standard = (pool - scaler["feature_mean"]) / scaler["feature_std"]
-            scored = (validation[name] - scaler["feature_mean"]) / scaler["feature_std"]
+            scored = (
+                (validation[name] - scaler["feature_mean"]) / scaler["feature_std"] if validation else None
+            )
             head = self.head.init(key, pool[:2])
             data = {"pool": standard, **truth}
             params[name], batch_stats[name] = self._train(name, head, data, scored, key)
@@ -87,18 +93,36 @@ class HeadTraining:
         Returns:
             {head: (pool, d)} and their "labels" (pool, k) and "weight" (pool,).
         """
-        config = self.config
-        make = jax.jit(lambda key, data: self.draw(key, data, AT_ONCE, config.head_augment))
-        features: dict[str, list[jax.Array]] = {"mlp1": [], "mlp2": []}
+        features: dict[str, list[jax.Array]] = {}
         truth = []
-        for index in range(config.head_pool // AT_ONCE):
-            batch = make(jax.random.fold_in(key, index), self.data)
+        for batch in self._pool_batches(key):
             for name, values in self.features(variables, batch["flux"], batch["valid"]).items():
-                features[name].append(values)
+                features.setdefault(name, []).append(values)
             truth.append({name: batch[name] for name in ("labels", "weight")})
-        self.say(f"heads: features of {AT_ONCE * len(truth)} augmented spectra")
+        self.say(f"heads: features of {sum(len(part['weight']) for part in truth)} augmented spectra")
         joined = {name: jnp.concatenate(values) for name, values in features.items()}
         return joined, jax.tree.map(lambda *parts: jnp.concatenate(parts), *truth)
+
+    def _pool_batches(self, key: jax.Array) -> Iterator[Tree]:
+        """Draw the batches of the pool, or read them from files, where labels may be missing."""
+        config = self.config
+        make = jax.jit(
+            lambda key, data, size: self.draw(key, data, size, config.head_augment), static_argnums=2
+        )
+        if self.source is None:
+            for index in range(config.head_pool // AT_ONCE):
+                yield make(jax.random.fold_in(key, index), self.data, AT_ONCE)
+            return
+        stars = self.source.count("lamost")
+        size = min(AT_ONCE, stars)
+        feed = self.source.feed(("lamost",), size, labels=True, shared=False)
+        for index in range(max(min(config.head_pool, stars) // size, 1)):
+            batch = next(feed)
+            labels = (batch["labels"] - self.scaler["label_mean"]) / self.scaler["label_std"]
+            known = np.isfinite(labels).all(axis=1)
+            given = {name: batch[name] for name in ("flux", "valid")}
+            given |= {"labels": np.where(known[:, None], labels, 0), "weight": known.astype(np.float32)}
+            yield make(jax.random.fold_in(key, index), {"batch": given}, size)
 
     def fit_ood(
         self, variables: Tree, inside: jax.Array, out_of_range: Mapping[str, AnyArray], key: jax.Array
@@ -138,8 +162,10 @@ class HeadTraining:
         def features(variables: Tree, flux: jax.Array, valid: jax.Array | None) -> dict[str, jax.Array]:
             def run(model: SpecCLIP, tokens: jax.Array) -> dict[str, jax.Array]:
                 embedded = model.lamost.backbone(tokens)
-                return {"mlp1": embedded.mean(axis=1), "mlp2": model.lamost.projection(embedded)}
+                mean = {"mlp1": embedded.mean(axis=1)}
+                return mean | ({"mlp2": model.lamost.projection(embedded)} if projected else {})
 
+            projected = "projection" in variables["params"]["lamost"]  # not in a bare encoder
             tokens = tokenise(flux, self.model_config.specformer, valid)
             embedded = self.model.apply({"params": variables["params"]}, tokens, method=run)
             return cast(dict[str, jax.Array], embedded)
@@ -155,18 +181,26 @@ class HeadTraining:
         )
 
     def _validation_features(self, variables: Tree) -> dict[str, jax.Array]:
-        """Embed the validation stars: {head: (m, d)}."""
+        """Embed the validation stars: {head: (m, d)}, {} if there are none."""
+        if self.validation is None:
+            return {}
         flux = self.validation.flux
         starts = range(0, len(flux), AT_ONCE)
         parts = [self.features(variables, flux[start : start + AT_ONCE], None) for start in starts]
         return {name: jnp.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _train(
-        self, name: str, head: Tree, data: Tree, scored: jax.Array, key: jax.Array
+        self, name: str, head: Tree, data: Tree, scored: jax.Array | None, key: jax.Array
     ) -> tuple[Tree, Tree]:
+        labels = self.model_config.labels
+        column = labels.index("fe_h") if "fe_h" in labels else 0
+        title = {"fe_h": "[Fe/H]"}.get(labels[column], labels[column])
+
         def validate(params: Tree, stats: Tree) -> dict[str, float]:
+            if self.validation is None or scored is None:
+                return {}
             predicted = apply(self.head, {"params": params, "batch_stats": stats}, scored)
-            return self.validation.scores(predicted, self.scaler, self.model_config.labels.index("fe_h"))
+            return self.validation.scores(predicted, self.scaler, column, title)
 
         return self.run_stage(
             name,
@@ -186,7 +220,7 @@ def _head_loss(head: LabelHead, size: int) -> StageLoss:
     def loss(params: Tree, stats: Tree, data: Tree, key: jax.Array) -> tuple[jax.Array, StageAux]:
         choose, drop = jax.random.split(key)
         rows = jax.random.randint(choose, (size,), 0, len(data["pool"]))
-        batch = shard_batch(jax.tree.map(lambda leaf: leaf[rows], data))
+        batch = shard_rows(jax.tree.map(lambda leaf: leaf[rows], data))
         predicted, updates = head.apply(
             {"params": params, "batch_stats": stats},
             batch["pool"],

@@ -6,7 +6,7 @@ the same: the optimizer, the mesh of devices (`train.sharding`), the saved state
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from specjax import distributed
 from specjax.checkpoints import TrainingStates
 from specjax.errors import ConfigError, TrainingError
 from specjax.interrupt import Terminated, Termination, deferred_termination
@@ -144,7 +145,7 @@ def run_stage(
         ConfigError: a batch that the options do not divide.
     """
     mesh = stage_mesh(config, options, devices)
-    with contextlib.ExitStack() as stack:
+    with _ending_together(), contextlib.ExitStack() as stack:
         states = None if folder is None else stack.enter_context(TrainingStates(folder / name))
         stage = _Stage(
             name=name,
@@ -165,6 +166,16 @@ def run_stage(
         )
         state = stage.run(params, batch_stats, say)
     return gathered((state.get("ema", state["params"]), state["batch_stats"]), mesh)  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _ending_together() -> Iterator[None]:
+    """End a distributed session in order if all processes end at the same step: none of them has failed."""
+    try:
+        yield
+    except Terminated:
+        distributed.finish()
+        raise
 
 
 def stage_mesh(

@@ -10,13 +10,16 @@ from typing import NamedTuple
 from specjax import distributed
 from specjax.atomic import check_folder
 from specjax.config import get_preset
-from specjax.errors import ConfigError, DataError
+from specjax.errors import ConfigError
 from specjax.foundation import Foundation
 from specjax.preprocess import PrincipalFill
 from specjax.pretrain import corpus, simulated
 from specjax.pretrain.batches import Material, make_data
 from specjax.pretrain.config import PretrainConfig
+from specjax.pretrain.loop import LoopOptions
+from specjax.pretrain.monitor import LOGS, keep
 from specjax.pretrain.stages import Pretraining
+from specjax.pretrain.states import check_states, states_of
 from specjax.progress import Say, silent
 from specjax.report.results import plain
 from specjax.services.stellar_libraries import fetch_stellar_libraries
@@ -51,7 +54,7 @@ def pretrain(
     resume: bool = False,
     say: Say = silent,
 ) -> Foundation:
-    """Pretrain a model and write its folder, with weights in half precision.
+    """Pretrain a model and write its folder, with weights in half precision and the curves of its stages.
 
     "mini" is trained on observed stars with labels, "mini-physics" on simulated spectra. Training states are
     kept in OUT.training until the folder is written. In a distributed session the processes share the rows of
@@ -76,41 +79,31 @@ def pretrain(
     if preset not in PRESETS:
         get_preset(preset)
         raise ConfigError(
-            f"there are too few spectra here for the preset {preset!r}; those that can be pretrained are"
-            f" {' and '.join(map(repr, PRESETS))}"
+            f"there are too few spectra here for the preset {preset!r}: name files with --spectra; those that"
+            f" can be pretrained without are {' and '.join(map(repr, PRESETS))}"
         )
     out = Path(out)
     config = PretrainConfig.of(preset, seed=seed, held_out=held_out)
     if not degraded:
         config = config.without_degraded()
     check_folder(out)
-    distributed.agree({"options": plain(dataclasses.asdict(config))})
+    record = plain(dataclasses.asdict(config))
+    distributed.agree({"options": record})
+    states = states_of(out)
     with distributed.main_first("states"):
-        states = _states_of(out, config, resume or not distributed.is_main())
+        check_states(states, json.dumps(record, indent=1), resume or not distributed.is_main())
     build = _simulated if preset == "mini-physics" else _observed
     material, fill, outside = build(config, degraded, say)
-    trainer = Pretraining(material, config, states, say, outside)
+    options = LoopOptions(resume="repeat the command with --resume to continue", log=states)
+    trainer = Pretraining(material, config, states, say, outside, options=options)
     variables, stats, ood = trainer.run()
     distributed.finish()
     model = Foundation(config=trainer.model_config, variables=variables, stats=stats, fill=fill, ood=ood)
     if distributed.is_main():
-        model.save(out, half=True, record={"training": plain(dataclasses.asdict(config))})
+        model.save(out, half=True, record={"training": record})
+        keep(states, out / LOGS)
         shutil.rmtree(states, ignore_errors=True)
     return model
-
-
-def _states_of(out: Path, config: PretrainConfig, resume: bool) -> Path:
-    """Return the folder of the training states, which records the settings of the run they belong to."""
-    states = out.with_name(out.name + ".training")
-    settings = json.dumps(plain(dataclasses.asdict(config)), indent=1)
-    record = states / "settings.json"
-    if states.exists() and not resume:
-        raise DataError(f"{states} holds an interrupted run: continue it with --resume, or remove it")
-    if record.is_file() and record.read_text() != settings:
-        raise DataError(f"{states} holds a run with other options: repeat them, or remove the folder")
-    states.mkdir(parents=True, exist_ok=True)
-    record.write_text(settings)
-    return states
 
 
 def _fetch() -> Path:

@@ -77,7 +77,8 @@ def test_another_folder_is_refused_before_anything_is_trained(monkeypatch, tmp_p
 
 def test_presets_that_cannot_be_trained_are_named(tmp_path):
     with pytest.raises(
-        ConfigError, match="preset 'paper'; those that can be pretrained are 'mini' and 'mini-phy"
+        ConfigError,
+        match=r"preset 'paper': name files with --spectra; those that can .* are 'mini' and 'mini-phy",
     ):
         run.pretrain(out=tmp_path / "model", preset="paper")
     with pytest.raises(ConfigError, match="unknown preset"):

@@ -1,0 +1,25 @@
+"""The folder of the training states of a run, OUT.training."""
+
+from pathlib import Path
+
+from specjax.errors import DataError
+
+
+def states_of(out: Path) -> Path:
+    """Return the folder of the training states of the model folder `out`."""
+    return out.with_name(out.name + ".training")
+
+
+def check_states(states: Path, settings: str, resume: bool) -> None:
+    """Make the folder of the training states, which records the settings of the run they belong to.
+
+    Raises:
+        DataError: there are states of an interrupted run and `resume` is False, or they are of other options.
+    """
+    record = states / "settings.json"
+    if states.exists() and not resume:
+        raise DataError(f"{states} holds an interrupted run: continue it with --resume, or remove it")
+    if record.is_file() and record.read_text() != settings:
+        raise DataError(f"{states} holds a run with other options: repeat them, or remove the folder")
+    states.mkdir(parents=True, exist_ok=True)
+    record.write_text(settings)
