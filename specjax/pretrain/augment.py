@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax.errors import ConfigError
+from specjax.models.products import matmul
 
 _PAD = 69  # pixels added at either end before the Fourier transform: 1462 + 2 x 69 = 1600 = 2^6 5^2
 
@@ -155,7 +156,7 @@ def _calibration_error(key: jax.Array, n: int, pixels: int, config: AugmentConfi
     """Draw relative errors (n, p) of the continuum and, on smaller scales, of the flux calibration."""
     degree = max(config.continuum_degree, config.response_degree)
     size = jnp.where(jnp.arange(degree + 1) <= config.continuum_degree, config.continuum, config.response)
-    return (size * jax.random.normal(key, (n, degree + 1))) @ chebyshev(pixels, degree)
+    return matmul(size * jax.random.normal(key, (n, degree + 1)), chebyshev(pixels, degree))
 
 
 def _log_uniform(key: jax.Array, shape: tuple[int, ...], bounds: tuple[float, float]) -> jax.Array:

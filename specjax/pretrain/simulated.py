@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax.flags import Flag
+from specjax.models.products import matmul
 from specjax.preprocess import PrincipalFill, to_lamost
 from specjax.preprocess.resample import smooth
 from specjax.preprocess.to_grid import XP_REFERENCE
@@ -275,7 +276,7 @@ def draw_batch(key: jax.Array, data: Tree, batch: int, config: AugmentConfig) ->
     column = _draw_resolutions(resolve, batch, len(data["noise_width"]), config.degraded_probability)
     weight = jnp.where(labels[:, 0] < COOL, data["cool_weight"], 1.0)
     flux = _flux(data, labels, column)
-    xp_flux = data["xp_mean"] + data["partners"](labels) @ data["xp_components"]
+    xp_flux = data["xp_mean"] + matmul(data["partners"](labels), data["xp_components"])
     xp_valid = jnp.broadcast_to(data["xp_valid"], xp_flux.shape)
     if config.observed_probability and "observed" in data:
         is_observed, star = _draw_observed(swap, batch, data, config.observed_probability)
@@ -309,7 +310,8 @@ def _draw_observed(key: jax.Array, batch: int, data: Tree, probability: float) -
 
 def _xp_errors(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Draw relative errors (n, 343) of flux calibration and colour, zero at the reference wavelength."""
-    errors = XP_ERROR * jax.random.normal(key, (shape[0], XP_DEGREE)) @ chebyshev(shape[1], XP_DEGREE)[1:]
+    draws = XP_ERROR * jax.random.normal(key, (shape[0], XP_DEGREE))
+    errors = matmul(draws, chebyshev(shape[1], XP_DEGREE)[1:])
     return errors - errors[:, XP_REFERENCE, None]
 
 
@@ -326,7 +328,7 @@ def _draw_labels(choose: jax.Array, move: jax.Array, data: Tree, batch: int, mov
     micro = jnp.maximum(_usual(moved) + departure, MIN_VMICRO)
     moved = jnp.concatenate([moved, micro[:, None]], axis=1)
     standard = data["process"].standardised(moved)
-    inside = (standard @ data["planes"][:, :-1].T + data["planes"][:, -1] <= 0).all(axis=1)
+    inside = (matmul(standard, data["planes"][:, :-1].T) + data["planes"][:, -1] <= 0).all(axis=1)
     # Just within the margin, as float32 rounds.
     inside &= jnp.abs(micro - _usual(moved)) < 0.999 * VMICRO_MARGIN
     return jnp.where(inside[:, None], moved, start)

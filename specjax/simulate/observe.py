@@ -162,7 +162,8 @@ def observe(optics: Optics, keys: jax.Array, labels: jax.Array, velocity: jax.Ar
     error = optics.velocity_error * draws.normal[:, -1]
     shift = jnp.where(optics.rest_frame > 0, -error, velocity)
     flux = noiseless(optics, labels, shift)
-    flux = flux * optics.response * jnp.exp(draws.normal[:, :-1] @ optics.errors)
+    wiggle = jnp.matmul(draws.normal[:, :-1], optics.errors, precision="highest")
+    flux = flux * optics.response * jnp.exp(wiggle)
     flux = flux + optics.scattered_light * draws.uniform[:, :1]
     snr = jnp.exp(optics.snr[0] + (optics.snr[1] - optics.snr[0]) * draws.uniform[:, 1])
     photons = optics.photon_noise * jnp.maximum(flux, 0.0)
