@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 class TestData:
     def test_labels_are_standardised_and_neighbours_are_the_nearest_stars(self):
         pairs = corpus()
-        data, _, scaler, _ = make_data(pairs, CONFIG)
+        data, _, scaler, *_ = make_data(pairs, CONFIG)
         labels = np.asarray(data["labels"])
         kept = pairs.labels[~held_out_stars(pairs)]
         np.testing.assert_allclose(labels * scaler["label_std"] + scaler["label_mean"], kept, rtol=1e-5)
@@ -36,7 +36,7 @@ class TestData:
 
     def test_training_stars_validate_if_none_is_held_out(self):
         pairs = corpus()
-        data, validation, scaler, _ = make_data(pairs, dataclasses.replace(CONFIG, held_out=0.0))
+        data, validation, scaler, *_ = make_data(pairs, dataclasses.replace(CONFIG, held_out=0.0))
         assert not validation.held_out
         np.testing.assert_array_equal(validation.flux, pairs.flux)
         scores = validation.scores(data["labels"], scaler, 1)
@@ -85,7 +85,7 @@ class TestDraw:
         flux, xp_flux = synthetic.spectra(values, noise=0.0)
         pairs = dataclasses.replace(synthetic.corpus(400), flux=flux, xp_flux=xp_flux, labels=values)
         pairs = dataclasses.replace(pairs, xp_valid=np.ones(xp_flux.shape, bool))
-        data, _, scaler, _ = make_data(pairs, dataclasses.replace(CONFIG, held_out=0.0))
+        data, _, scaler, *_ = make_data(pairs, dataclasses.replace(CONFIG, held_out=0.0))
         moving = dataclasses.replace(NOTHING, moving=0.3)
         batch = jax.tree.map(np.asarray, self.draw(jax.random.key(0), data, 300, moving))
         labels = batch["labels"] * scaler["label_std"] + scaler["label_mean"]
