@@ -52,6 +52,7 @@ def adapt(seeds, train, labelled, name):
     return adaptation.run(Configuration.parse(name))
 
 
+@pytest.mark.slow
 def test_a_seed_adapts_the_same_in_any_group():
     """The sixth seed is in the second group of six, and alone in the other run."""
     splits = draw_splits(40, seeds=6, train=20, validate=4)

@@ -291,6 +291,7 @@ def test_without_dask_its_extra_is_named(tmp_path, monkeypatch):
         predict_survey(model="none", spectra=[], out=tmp_path / "labels.fits", dask="local:2")
 
 
+@pytest.mark.slow
 def test_a_local_cluster(files, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     words = ["embed", str(files.raw), "--model", str(files.model), "--partitioned", "-o"]
