@@ -6,7 +6,7 @@ is what a batch system sends before it takes a machine away.
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,17 +38,8 @@ def deferred_interrupt() -> Iterator[Interrupt]:
     handled by the caller, nothing changes.
     """
     interrupt = Interrupt()
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
+    with _handled(signal.SIGINT, signal.default_int_handler, interrupt._handle):
         yield interrupt
-        return
-    signal.signal(signal.SIGINT, interrupt._handle)
-    try:
-        yield interrupt
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     interrupt.check()
 
 
@@ -72,19 +63,24 @@ def deferred_termination() -> Iterator[Termination]:
     nothing changes.
     """
     termination = Termination()
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-    ):
-        yield termination
-        return
 
     def handle(number: int, frame: Any) -> None:
         termination.requested = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    signal.signal(signal.SIGTERM, handle)
-    try:
+    with _handled(signal.SIGTERM, signal.SIG_DFL, handle):
         yield termination
+
+
+@contextmanager
+def _handled(number: signal.Signals, default: Any, handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Handle a signal in a `with` block of the main thread, if its handler is still the default one."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(number) is not default:
+        yield
+        return
+    signal.signal(number, handler)
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(number, default)
