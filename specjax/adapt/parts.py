@@ -25,9 +25,8 @@ from specjax.adapt.splits import Splits
 from specjax.adapt.target import Target
 from specjax.atomic import atomic_file
 from specjax.checkpoints.trees import flatten, unflatten
-from specjax.errors import ConfigError
 from specjax.foundation import Foundation
-from specjax.prepare.resume import begin_or_resume, parts_folder, unfinished
+from specjax.prepare.resume import begin_or_resume, check_resumable, parts_folder
 from specjax.report.results import plain
 from specjax.spectra import Spectra
 from specjax.typing import AnyArray, IntArray
@@ -53,10 +52,7 @@ class Parts:
             ConfigError: it differs; the message names the first difference.
         """
         self.folder, self.record = parts_folder(Path(out)), dict(record)
-        if found := unfinished(self.folder, self.record):
-            raise ConfigError(
-                f"{self.folder} holds an unfinished run that differs: {found}. Remove it to start over"
-            )
+        check_resumable(self.folder, self.record)
 
     def read(self, target: str, configuration: str, wanted: IntArray) -> Seeds | None:
         """Return those of the wanted seeds that are finished, None if there are none."""

@@ -26,11 +26,20 @@ def begin_or_resume(folder: Path, record: dict[str, Any]) -> None:
     Raises:
         ConfigError: the unfinished run differs; the message names the first difference.
     """
-    if found := unfinished(folder, record):
-        raise ConfigError(f"{folder} holds an unfinished run that differs: {found}. Remove it to start over")
+    check_resumable(folder, record)
     if not (folder / PLAN).exists():
         with atomic_file(folder / PLAN) as temporary:
             temporary.write_text(json.dumps(record))
+
+
+def check_resumable(folder: Path, record: dict[str, Any]) -> None:
+    """Check that an unfinished run in the folder, if there is one, has the same record.
+
+    Raises:
+        ConfigError: it differs; the message names the first difference.
+    """
+    if found := unfinished(folder, record):
+        raise ConfigError(f"{folder} holds an unfinished run that differs: {found}. Remove it to start over")
 
 
 def unfinished(folder: Path, record: dict[str, Any]) -> str:
