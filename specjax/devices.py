@@ -8,6 +8,7 @@ of its own process.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,13 +81,16 @@ def gather(tree: Tree) -> Tree:
 def _place(tree: Tree, sharding: NamedSharding) -> Tree:
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
-    return jax.tree.map(lambda leaf: _place_own_parts(leaf, sharding), tree)
+    return jax.tree.map(lambda leaf: place_leaf(leaf, sharding), tree)
 
 
-def _place_own_parts(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
-    """Place a leaf that every process holds as a whole; each process fills its own devices."""
+def place_leaf(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """Place an array that every process holds as a whole; each process fills its own devices."""
+    if sharding.is_fully_addressable:
+        placed: jax.Array = jax.device_put(leaf, sharding)
+        return placed
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        data = _place_own_parts(jax.random.key_data(leaf), sharding)
+        data = place_leaf(jax.random.key_data(leaf), sharding)
         key: jax.Array = jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
         return key
     host = np.asarray(leaf)

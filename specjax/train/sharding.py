@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from specjax.devices import mesh_for
+from specjax.devices import mesh_for, place_leaf
 from specjax.errors import ConfigError
 from specjax.typing import Tree
 
@@ -48,15 +48,7 @@ def _spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
 
 def place(tree: Tree, shardings: Tree) -> Tree:
     """Place leaves that every process holds as a whole."""
-    return jax.tree.map(_place_leaf, tree, shardings)
-
-
-def _place_leaf(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    if sharding.is_fully_addressable:
-        placed: jax.Array = jax.device_put(leaf, sharding)
-        return placed
-    host = np.asarray(leaf)
-    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+    return jax.tree.map(place_leaf, tree, shardings)
 
 
 def place_rows(batch: Tree, mesh: Mesh) -> Tree:
