@@ -37,3 +37,17 @@ class Pace:
             return False
         self._last = now
         return True
+
+
+def duration(seconds: float) -> str:
+    """Return a duration to about a tenth.
+
+    >>> duration(12.3), duration(150), duration(9000), duration(1e6)
+    ('12 s', '2.5 min', '2.5 h', '11.6 d')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    for unit, length in (("min", 60), ("h", 3600)):
+        if seconds < 100 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds / 86400:.1f} d"

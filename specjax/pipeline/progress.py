@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from specjax.prepare.plan import Plan
-from specjax.progress import Pace, Say
+from specjax.progress import Pace, Say, duration
 
 
 class Progress:
@@ -35,7 +35,7 @@ class Progress:
         text = f"{self.spectra:,}{total} spectra, {self.read:,} of {self.files:,} files"
         text += f", {self.spectra / seconds:,.0f} spectra/s"
         if self.chunks:
-            text += f", {_duration(seconds * (self.size / max(self.bytes, 1) - 1))} left"
+            text += f", {duration(seconds * (self.size / max(self.bytes, 1) - 1))} left"
         self.say(text)
 
 
@@ -43,14 +43,3 @@ def spectra_in(plan: Plan, number: int) -> int | None:
     """Return the number of spectra of a chunk, None if only its files know."""
     rows = [source.rows for source in plan.chunks[number]]
     return sum(last - first for first, last in filter(None, rows)) if all(rows) else None
-
-
-def _duration(seconds: float) -> str:
-    """Return a duration to about a tenth.
-
-    >>> _duration(12.3), _duration(150), _duration(9000)
-    ('12 s', '2.5 min', '2.5 h')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from specjax.atomic import atomic_file
-from specjax.progress import Say
+from specjax.progress import Say, duration
 
 METRICS, CURVES = "metrics.jsonl", "curves.png"
 LOGS = "training"
@@ -49,7 +49,7 @@ class Monitor:
             with (self.folder / METRICS).open("a") as file:
                 file.write(json.dumps(line | _finite(speed) | _finite(scores)) + "\n")
         report = "  ".join(f"{score} {value:.4g}" for score, value in scores.items())
-        pace = f"{rate * self.rows:.0f} spectra/s  {_duration(left)} left"
+        pace = f"{rate * self.rows:.0f} spectra/s  {duration(left)} left"
         self.say(f"{self.name} {step}/{self.steps}  {now - self.began:.0f} s  {report}  {pace}")
 
     def draw(self) -> None:
@@ -80,13 +80,6 @@ def keep(states: Path, folder: Path) -> None:
 def _finite(scores: Mapping[str, float]) -> dict[str, float | None]:
     """Return scores for JSON, which has no NaN: None in its place."""
     return {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in scores.items()}
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.0f} s"
 
 
 _COLUMNS = 4
