@@ -22,6 +22,7 @@ from specjax.report.metrics import r2, robust_sigma
 from specjax.surveys.training_rows import Part, Rows
 from specjax.train.losses import chunk_mask
 from specjax.typing import AnyArray, BoolArray, Float32Array, FloatArray
+from specjax.wavelength import LAMOST_WAVELENGTH
 
 LABELS = ("teff", "logg", "fe_h", "alpha_fe")
 STARS = 2048
@@ -123,7 +124,7 @@ def _plot_reconstruction(model: Foundation, source: Source, path: Path, stars: i
     for ax, true, made, gone in zip(
         np.ravel(figure.subplots(len(flux), squeeze=False)), standard, predicted, hidden, strict=True
     ):
-        wavelength = 10 ** (3.602 + 1e-4 * np.arange(len(true)))
+        wavelength = LAMOST_WAVELENGTH[: len(true)]
         ax.plot(wavelength, true, color="#8C8C8C", lw=0.7, label="observed")
         ax.plot(
             wavelength, np.where(gone, made, np.nan), color="#D55E00", lw=0.9, label="predicted where hidden"

@@ -271,9 +271,8 @@ class Rows:
         """Read `count` rows from `start` on into the rows of `arrays` from `at` on."""
         while count:
             start %= len(self)
-            index = int(np.searchsorted(self.ends, start, side="right"))
-            part, size = self.parts[index], min(count, int(self.ends[index]) - start)
-            first = part.stop - (int(self.ends[index]) - start)
+            part, first = self._locate(start)
+            size = min(count, part.stop - first)
             target = {name: array[at : at + size] for name, array in arrays.items()}
             target["row"][:] = np.arange(start, start + size)
             self._read_part(part, first, target)
@@ -281,12 +280,13 @@ class Rows:
 
     def ids(self, rows: IntArray) -> list[str]:
         """Return the ids of rows (n,); those of a file without ids are its name and the number of the row."""
-        names = []
-        for row in np.asarray(rows):
-            index = int(np.searchsorted(self.ends, row, side="right"))
-            part = self.parts[index]
-            names.append(_id(self._files, part, part.stop - (int(self.ends[index]) - int(row))))
-        return names
+        return [_id(self._files, *self._locate(int(row))) for row in np.asarray(rows)]
+
+    def _locate(self, row: int) -> tuple[Part, int]:
+        """Return the part that a row is in, and its number in that file."""
+        index = int(np.searchsorted(self.ends, row, side="right"))
+        part = self.parts[index]
+        return part, part.stop - (int(self.ends[index]) - row)
 
     def _read_part(self, part: Part, first: int, target: Mapping[str, AnyArray]) -> None:
         rows = slice(first, first + len(target["row"]))
