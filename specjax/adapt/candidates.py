@@ -67,9 +67,8 @@ class Scorer:
         rows, seeds, folds = self.splits.train, len(self.splits), fold_count(fitted)
         left_out = stars_of_folds(rows.shape[1], folds)  # (folds, c)
         place = fold_of(rows.shape[1], folds), np.arange(rows.shape[1]) // folds  # of each star in left_out
-        leaves = jax.tree.map(np.asarray, fitted.leaves)  # cut by NumPy, which compiles nothing
-        whole = jax.tree.map(lambda leaf: leaf[:, 0, step], leaves)
-        parts = jax.tree.map(lambda leaf: leaf[:, 1:, step].reshape(-1, *leaf.shape[3:]), leaves)
+        whole = jax.tree.map(lambda leaf: leaf[:, 0, step], fitted.leaves)
+        parts = jax.tree.map(lambda leaf: leaf[:, 1:, step].reshape(-1, *leaf.shape[3:]), fitted.leaves)
         parts_rows = rows[:, left_out].reshape(seeds * folds, -1)
         for tower in offered[0]:
             seen = [self._features(heads, fitted, parts, parts_rows, tower, folds)]

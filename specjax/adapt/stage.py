@@ -198,8 +198,9 @@ class Trainer:
             if stage.snapshots > 1
             else f"{self.target.name}: {'+'.join(configuration.groups)}: loss {losses[0]:.4f}"
         )
+        # NumPy, so that cutting candidates out of them compiles nothing.
         leaves = jax.tree.map(
-            lambda leaf: leaf.reshape(len(self.keys), runs, *leaf.shape[1:]), result.snapshots
+            lambda leaf: np.asarray(leaf).reshape(len(self.keys), runs, *leaf.shape[1:]), result.snapshots
         )
         return Fitted(leaves, below, scale, entry, inputs, own_inputs)
 
