@@ -16,6 +16,7 @@ from specjax.config import ModelConfig
 from specjax.foundation.ood import OutOfDomain
 from specjax.models.apply import apply
 from specjax.models.label_head import LabelHead
+from specjax.models.products import token_mean
 from specjax.models.specclip import SpecCLIP
 from specjax.models.tokens import tokenise
 from specjax.pretrain.augment import augment
@@ -162,7 +163,7 @@ class HeadTraining:
         def features(variables: Tree, flux: jax.Array, valid: jax.Array | None) -> dict[str, jax.Array]:
             def run(model: SpecCLIP, tokens: jax.Array) -> dict[str, jax.Array]:
                 embedded = model.lamost.backbone(tokens)
-                mean = {"mlp1": embedded.mean(axis=1)}
+                mean = {"mlp1": token_mean(embedded)}
                 return mean | ({"mlp2": model.lamost.projection(embedded)} if projected else {})
 
             projected = "projection" in variables["params"]["lamost"]  # not in a bare encoder

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from specjax.config import ModelConfig, SpecFormerConfig
 from specjax.models.apply import apply
 from specjax.models.label_head import AuxiliaryHead
-from specjax.models.products import matmul
+from specjax.models.products import matmul, token_mean
 from specjax.models.specclip import SpecCLIP
 from specjax.models.specformer import SpecFormer
 from specjax.models.tokens import standardise, tokenise
@@ -59,7 +59,7 @@ def backbone_loss(
         masked = _masked(params.model["head"], embedded, tokens, hidden)
         if not config.label_weight:
             return config.masked_weight * masked, (stats, {})
-        predicted = apply(auxiliary_head, {"params": params.auxiliary_head}, embedded.mean(axis=1))
+        predicted = apply(auxiliary_head, {"params": params.auxiliary_head}, token_mean(embedded))
         labels = losses.label_loss(predicted, batch["labels"], batch["weight"])
         total = config.masked_weight * masked + config.label_weight * labels
         return total, (stats, {"masked": masked, "labels": labels})

@@ -24,6 +24,7 @@ from specjax.config import ModelConfig, SpecFormerConfig, get_preset
 from specjax.errors import ConfigError
 from specjax.models.apply import apply
 from specjax.models.label_head import AuxiliaryHead
+from specjax.models.products import token_mean
 from specjax.models.specclip import SpecCLIP
 from specjax.models.specformer import SpecFormer
 from specjax.models.tokens import tokenise
@@ -168,7 +169,7 @@ class Pretraining:
         @jax.jit
         def predict(params: WithAuxiliaryHead, flux: jax.Array) -> jax.Array:
             embedded = apply(SpecFormer(shape), {"params": params.model}, tokenise(flux, shape))
-            return apply(self.auxiliary_head, {"params": params.auxiliary_head}, embedded.mean(axis=1))
+            return apply(self.auxiliary_head, {"params": params.auxiliary_head}, token_mean(embedded))
 
         params, _ = self.run_stage(
             "backbone",
