@@ -8,66 +8,26 @@ import numpy as np
 import pytest
 
 from benchmarks import flop_counts
-from specjax.adapt import objectives, stage
 from specjax.adapt.configuration import Configuration
-from specjax.adapt.start import initial_leaves
 from specjax.adapt.tower import Entry, entry_of
 from specjax.config import get_preset
-from specjax.models import LabelHead, SpecCLIP
 from specjax.models.products import FULL
-from specjax.train import loop
-from specjax.train.optimizer import GroupSchedule
+from tests.adapt.programs import shapes_of, training
 from tests.models.tiny import precisions
 
 MINI = get_preset("mini")
 BATCH, SEEDS = 8, 3
-SCHEDULE = GroupSchedule(learning_rate=1e-3)
 
 
 @pytest.fixture(scope="module")
 def variables():
     """The variables of the mini model, as shapes."""
-    key, pixels = jax.random.key(0), (MINI.specformer.num_pixels, MINI.xp_autoencoder.num_pixels)
-    system = jax.eval_shape(SpecCLIP(MINI).init, key, *(jnp.zeros((1, size)) for size in pixels))
-    heads = {
-        name: jax.eval_shape(LabelHead(MINI.head).init, key, jnp.zeros((1, width)))
-        for name, width in (("mlp1", MINI.specformer.dim), ("mlp2", MINI.projection.dim))
-    }
-    return {
-        "params": {**system["params"], **{name: head["params"] for name, head in heads.items()}},
-        "batch_stats": {name: head["batch_stats"] for name, head in heads.items()},
-    }
+    return shapes_of(MINI)
 
 
 def program(variables, name, seeds=SEEDS, rows=None):
     """The training program of a configuration and the shapes of its arguments."""
-    configuration = Configuration.parse(name)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), seeds))
-    start = jax.eval_shape(initial_leaves(MINI, configuration), keys, variables)
-    entry = entry_of(start)
-    problem = objectives.Problem(
-        config=MINI, dtype="float32", entry=entry, heads=configuration.heads, column=0,
-        objective=objectives.Objective(), batch=BATCH, rows=rows,
-    )  # fmt: skip
-    head, tower = configuration.heads[0], MINI.specformer
-    params = {name: variables["params"][name] for name in ("lamost", head)}
-    width = tower.dim if head == "mlp1" else MINI.projection.dim
-    stats = {name: jax.ShapeDtypeStruct((width,), jnp.float32) for name in ("feature_mean", "feature_std")}
-    frozen = {
-        "params": params,
-        "batch_stats": {head: variables["batch_stats"][head]},
-        "stats": {head: stats},
-    }
-    kind = {"tokens": ("tokens", tower.token_dim), "block": ("hidden", tower.dim)}[entry.level]
-    inputs = {kind[0]: jax.ShapeDtypeStruct((20, tower.num_tokens, kind[1]), jnp.float32)}
-    own = {
-        "rows": jax.ShapeDtypeStruct((seeds, 20), jnp.int32),
-        "y": {head: jax.ShapeDtypeStruct((seeds, 20), jnp.float32)},
-        "weight": jax.ShapeDtypeStruct((seeds, 20), jnp.float32),
-    }
-    optimizer = stage._optimizer(tuple(dict.fromkeys(configuration.groups, SCHEDULE).items()), 2)
-    run = loop._program(objectives.make_loss(problem), optimizer, 2, 1)
-    return run, (frozen, start, {"labelled": inputs}, own, keys)
+    return training(MINI, variables, name, seeds=seeds, batch=BATCH, rows=rows)
 
 
 def flops(variables, name, seeds=SEEDS):

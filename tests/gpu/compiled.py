@@ -24,15 +24,9 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from specjax import devices
-from specjax.adapt import objectives, stage
-from specjax.adapt.configuration import Configuration
-from specjax.adapt.start import initial_leaves
-from specjax.adapt.tower import entry_of
 from specjax.config import get_preset
 from specjax.foundation.networks import Networks
-from specjax.models import LabelHead, SpecCLIP
-from specjax.train import loop
-from specjax.train.optimizer import GroupSchedule
+from tests.adapt.programs import shapes_of, training
 
 PAPER = get_preset("paper")
 ROWS = 1024
@@ -82,21 +76,6 @@ def pretend_to_have_gpus(count):
     return topologies.get_topology_desc(platform="cuda", topology=shape, target_config=H200).devices
 
 
-def variables():
-    """The variables of the published model, as shapes."""
-    key, pixels = jax.random.key(0), (PAPER.specformer.num_pixels, PAPER.xp_autoencoder.num_pixels)
-    system = jax.eval_shape(SpecCLIP(PAPER).init, key, *(jnp.zeros((1, size)) for size in pixels))
-    widths = {"mlp1": PAPER.specformer.dim, "mlp2": PAPER.projection.dim}
-    heads = {
-        name: jax.eval_shape(LabelHead(PAPER.head).init, key, jnp.zeros((1, width)))
-        for name, width in widths.items()
-    }
-    return {
-        "params": {**system["params"], **{name: head["params"] for name, head in heads.items()}},
-        "batch_stats": {name: head["batch_stats"] for name, head in heads.items()},
-    }
-
-
 def placed(tree, sharding):
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
@@ -111,44 +90,14 @@ def embed(cards, program):
         return program(Networks(PAPER, variables, "bfloat16"), flux, valid)
 
     one = jax.sharding.SingleDeviceSharding(cards[0])
-    return jax.jit(run).lower(*placed((variables(), flux, valid), one)).compile()
+    return jax.jit(run).lower(*placed((shapes_of(PAPER), flux, valid), one)).compile()
 
 
 def steps(cards, name):
     """Compile the training of a configuration in bfloat16, the seeds spread over all cards."""
-    configuration, everything = Configuration.parse(name), variables()
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), SEEDS))
-    start = jax.eval_shape(initial_leaves(PAPER, configuration), keys, everything)
-    entry, (head,) = entry_of(start), configuration.heads
-    problem = objectives.Problem(
-        config=PAPER,
-        dtype="bfloat16",
-        entry=entry,
-        heads=(head,),
-        column=0,
-        objective=objectives.Objective(),
-        batch=BATCH if entry.is_in_backbone else None,
+    run, (frozen, start, shared, own, keys) = training(
+        PAPER, shapes_of(PAPER), name, seeds=SEEDS, batch=BATCH, stars=STARS, steps=STEPS, dtype="bfloat16"
     )
-
-    def numbers(*shape, kind=jnp.float32):
-        return jax.ShapeDtypeStruct(shape, kind)
-
-    tower, width = PAPER.specformer, everything["params"][head]["dense_0"]["kernel"].shape[0]
-    hidden = {"hidden": numbers(STARS, tower.num_tokens, tower.dim)}
-    shared = {"labelled": hidden if entry.is_in_backbone else {head: numbers(STARS, width)}}
-    frozen = {
-        "params": {part: everything["params"][part] for part in ("lamost", head)},
-        "batch_stats": {head: everything["batch_stats"][head]},
-        "stats": {head: {part: numbers(width) for part in ("feature_mean", "feature_std")}},
-    }
-    own = {
-        "rows": numbers(SEEDS, STARS, kind=jnp.int32),
-        "y": {head: numbers(SEEDS, STARS)},
-        "weight": numbers(SEEDS, STARS),
-    }
-    schedule = GroupSchedule(learning_rate=1e-3)
-    optimizer = stage._optimizer(tuple(dict.fromkeys(configuration.groups, schedule).items()), STEPS)
-    run = loop._program(objectives.make_loss(problem), optimizer, STEPS, 1)
     mesh = Mesh(np.array(cards), (devices.AXIS,))
     whole, cut = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (devices.AXIS,)))
     arguments = (
