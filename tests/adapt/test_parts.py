@@ -12,25 +12,13 @@ from specjax.adapt.parts import Parts, from_seeds, joined_seeds, record_of, to_s
 from specjax.adapt.splits import draw_splits
 from specjax.adapt.study import run_study
 from specjax.errors import ConfigError
-from specjax.foundation import load
 from tests import synthetic
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 CONFIG = synthetic.ADAPT
 SPLITS = draw_splits(40, seeds=3, train=20, validate=4)
 FILES = ("table.json", "predictions.ecsv", "adapters/tilted/lora4/weights.safetensors")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quickly():
-    with synthetic.quick_compilation():
-        yield
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "model"
-    synthetic.foundation().save(folder)
-    return load(folder)
 
 
 def study(model, out, say=lambda text: None, config=CONFIG, target=None):

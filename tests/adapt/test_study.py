@@ -14,28 +14,16 @@ from specjax.adapt.study import run_study, score
 from specjax.atomic import MARKERS
 from specjax.checkpoints import load_adapter
 from specjax.errors import ConfigError, DataError, ModelError, SpecjaxError
-from specjax.foundation import load
 from specjax.foundation.ood import OutOfDomain
 from specjax.report.metrics import SCORES, robust_sigma
 from specjax.report.results import read_table
 from tests import synthetic
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONFIG = synthetic.ADAPT
 SPLITS = draw_splits(40, seeds=3, train=20, validate=4)
 NAMES = ["zero-shot-mlp2", "zero-shot-mlp1", "lora4", "lora1+lora2"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quickly():
-    with synthetic.quick_compilation():
-        yield
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "model"
-    synthetic.foundation().save(folder)
-    return load(folder)
 
 
 def targets():

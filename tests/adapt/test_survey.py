@@ -22,15 +22,11 @@ from specjax.surveys import read
 from tests import synthetic
 from tests.models.tiny import SMALL, head_stats, random_system
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONFIG = dataclasses.replace(synthetic.ADAPT, seeds=2, train=12, validate=2)
 SEQUENTIAL = dataclasses.replace(CONFIG, objective="sequential")
 WAVELENGTH = np.arange(3750.0, 5800.0, 2.0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quickly():
-    with synthetic.quick_compilation():
-        yield
 
 
 def observed(n, seed=0):

@@ -7,16 +7,11 @@ import numpy as np
 import pytest
 
 from benchmarks import in_specjax
-from tests import synthetic
 from tests.models.tiny import TINY
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RANDOM = np.random.default_rng(0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quickly():
-    with synthetic.quick_compilation():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ from benchmarks import in_specjax
 from benchmarks.in_torch import TorchSide
 from specjax.checkpoints import flatten
 from specjax.foundation import Foundation
-from tests import synthetic
 from tests.models.tiny import TINY, random_system
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SEEDS = 2
 # Both sides compute in float32 and differ in the order of sums; gradients pass through twice as many layers
@@ -21,12 +22,6 @@ SEEDS = 2
 TOLERANCE = 3e-5
 RANDOM = np.random.default_rng(0)
 KEY = jax.random.key(5)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quickly():
-    with synthetic.quick_compilation():
-        yield
 
 
 @pytest.fixture(scope="module")
