@@ -1,5 +1,6 @@
 # Every target sets up what it needs in .venv and runs from a fresh clone.
 #   make demo      the paper's table on real stars with the shipped model, into runs/demo
+#   make experiments   all experiments of docs/experiments.md, into runs/experiments
 #   make test      the test suite without the slow and gpu marks; test-all: with slow; test-gpu: on an accelerator
 #   make lint      ruff and mypy;  make format: rewrite in place
 #   make bench     throughput, beside PyTorch, on a GPU where there is one
@@ -13,11 +14,14 @@ comma := ,
 BENCH := bench$(if $(shell command -v nvidia-smi),$(comma)cuda)
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-all test-gpu lint format bench clean
+.PHONY: demo experiments test test-all test-gpu lint format bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-baselines
 	$(BIN)/python -m experiments.main_table --out runs/demo
+
+experiments: $(VENV)/.installed-baselines
+	$(BIN)/python -m experiments.suite
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu"

@@ -87,7 +87,9 @@ def test_all_others_learn_why_one_fails(which):
 def test_those_that_have_finished_may_go():
     members = meeting(3)
     members[1].watch.close()
-    with contextlib.suppress(OSError):  # it closes its end by itself as soon as the first has closed the other
+    with contextlib.suppress(
+        OSError
+    ):  # it closes its end by itself as soon as the first has closed the other
         members[1].watch._lines[0].socket.shutdown(socket.SHUT_RDWR)
     members[2].watch.fail("too late")  # the watch goes on with the others
     assert members[0].ends.get(timeout=SOON) == "process 2 failed: too late"

@@ -1,0 +1,110 @@
+"""Plots of experiments: one column wide, in colours that differ with any colour vision, as PNG and PDF."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments.suite.frame import Draw, Row
+from specjax.atomic import atomic_file
+from specjax.report.plots import CURVES, STYLES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDTH = 3.5
+"""Inches, the width of a column of a journal."""
+
+MARKERS = "osD^vP"
+
+_FONTS: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 6.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+}
+
+
+def save(path: Path, draw: Draw) -> None:
+    """Write a figure as `path`.png and `path`.pdf."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_FONTS):
+        figure = Figure(figsize=(WIDTH, 2.8), dpi=200, layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure)
+        # Without a date, the same figures give the same file.
+        for form, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+            with atomic_file(path.with_suffix(f".{form}")) as temporary:
+                figure.savefig(temporary, format=form, metadata=metadata)
+
+
+def draw_bars(axis: "Axes", rows: Sequence[Row], names: Sequence[str], value: str = "sigma") -> None:
+    """Draw values with intervals as a column of markers, one line per row, the first at the top.
+
+    Args:
+        axis: to draw on.
+        rows: each with `value` and its interval, and "kind", which sets colour and marker.
+        names: of the lines.
+        value: key of the values.
+    """
+    for place, row in enumerate(rows):
+        style = STYLES[row["kind"]]
+        axis.errorbar(
+            [row[value]], [place], xerr=_reach([row], value), fmt=style.marker, color=style.edge,
+            mfc=style.face, mec=style.edge, ms=3.5, elinewidth=1, label=style.legend,
+        )  # fmt: skip
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.grid(axis="x", color="#E6E6E6", lw=0.6)
+    axis.set_axisbelow(True)
+    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    axis.figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)
+
+
+def draw_lines(
+    axis: "Axes",
+    lines: Mapping[str, Sequence[Row]],
+    x: str,
+    value: str = "sigma",
+    *,
+    dashed: Sequence[str] = (),
+) -> None:
+    """Draw values with intervals against a number of the rows, one line per name.
+
+    Args:
+        axis: to draw on.
+        lines: rows by name.
+        x: key of the horizontal axis.
+        value: key of the values.
+        dashed: names of lines to draw dashed, such as baselines.
+    """
+    for place, (name, rows) in enumerate(lines.items()):
+        ordered = sorted(rows, key=lambda row: float(row[x]))
+        axis.errorbar(
+            [row[x] for row in ordered],
+            [row[value] for row in ordered],
+            yerr=_reach(ordered, value),
+            fmt=MARKERS[place % len(MARKERS)],
+            ls="--" if name in dashed else "-",
+            color=CURVES[place % len(CURVES)],
+            ms=3,
+            lw=1,
+            elinewidth=0.7,
+            label=name,
+        )
+    axis.legend(frameon=False)
+
+
+def _reach(rows: Sequence[Row], value: str) -> Any:
+    """Return the lengths (2, n) of error bars, 0 where there is no interval."""
+    reach = []
+    for end, sign in (("_lo", -1), ("_hi", 1)):
+        lengths = [sign * (row.get(f"{value}{end}", math.nan) - row[value]) for row in rows]
+        reach.append([length if math.isfinite(length) else 0.0 for length in lengths])
+    return np.maximum(np.array(reach), 0.0)
