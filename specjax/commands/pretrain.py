@@ -24,9 +24,9 @@ class Pretrain:
     preset: str = "mini"
     """sizes of the model: paper, base, split, xp-transformer, mini or mini-physics"""
     spectra: tuple[Path, ...] = ()
-    """HDF5 files with LAMOST spectra: SpecCLIP's training files, or files of specjax prepare"""
+    """files with LAMOST spectra: SpecCLIP's training files, files of specjax prepare, or Parquet tables"""
     xp: tuple[Path, ...] = ()
-    """HDF5 files with Gaia XP spectra of the same stars, row for row, if --spectra does not have them"""
+    """files with Gaia XP spectra of the same stars, row for row, if --spectra does not have them"""
     stages: tuple[Literal["backbone", "autoencoder", "xp-transformer", "alignment", "heads"], ...] = ()
     """stages to run; by default backbone, autoencoder and alignment, and heads if there are --labels"""
     start: Annotated[tuple[Path, ...], arg(name="from")] = ()

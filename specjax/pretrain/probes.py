@@ -19,7 +19,8 @@ from specjax.pretrain.objectives import retrieval
 from specjax.pretrain.source import Source
 from specjax.progress import Say
 from specjax.report.metrics import r2, robust_sigma
-from specjax.surveys.training_rows import Part, Rows
+from specjax.surveys.training_parts import Part
+from specjax.surveys.training_rows import Rows
 from specjax.train.losses import chunk_mask
 from specjax.typing import AnyArray, BoolArray, Float32Array, FloatArray
 from specjax.wavelength import LAMOST_WAVELENGTH

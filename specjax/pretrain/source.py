@@ -15,7 +15,8 @@ from specjax.pretrain.augment import AugmentConfig, augment
 from specjax.pretrain.batches import Draw, Material, ValidationStars
 from specjax.pretrain.order import LANES, Order
 from specjax.pretrain.stream import Batch, Stream
-from specjax.surveys.training_rows import Part, Rows, find, held_out, label_scale
+from specjax.surveys.training_parts import Part
+from specjax.surveys.training_rows import Rows, find, held_out, label_scale
 from specjax.typing import Float32Array, Tree
 
 HELD_OUT_BATCHES = 4  # batches of held-out stars that a stage is scored on, at most

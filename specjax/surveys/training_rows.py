@@ -1,63 +1,24 @@
 """Rows of spectra on the model grids in files of any size, read one block at a time.
 
-Pretraining streams SpecCLIP's HDF5 files and files of `specjax prepare`. `find` lists what they hold without
-reading a spectrum, and `Rows` reads consecutive rows as if all files were one. Nothing is kept per spectrum.
+Pretraining streams the files of `training_parts`. `find` lists what they hold without reading a spectrum, and
+`Rows` reads consecutive rows as if all files were one. Nothing is kept per spectrum.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from specjax.errors import DataError
-from specjax.surveys import prepared, specclip
-from specjax.surveys.arrays import open_hdf5
+from specjax.surveys.training_files import Files
+from specjax.surveys.training_parts import PREFIX, Part, Side, parts_of
 from specjax.typing import AnyArray, FloatArray, IntArray
 from specjax.wavelength import MODEL_GRIDS
 
 TOWERS = ("lamost", "gaia_xp")
 
-_SPECCLIP = {"lamost": "lamost_spectra", "gaia_xp": "gaia_spectra"}
 _FILL = {"lamost": 1.0, "gaia_xp": 0.0}  # value of pixels that must not be used
-
-
-class Side(NamedTuple):
-    """The datasets of one tower's spectra in a file."""
-
-    path: Path
-    flux: str
-    ivar: str | None = None
-    mask: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """Consecutive rows of the spectra of one file, or of a split of it.
-
-    Attributes:
-        path: the file of the ids and labels.
-        group: the group that holds them, "" for the file itself.
-        split: "train", "val" or "test"; "" for a file without splits.
-        sides: the spectra of each tower, row for row.
-        start: first row.
-        stop: row after the last one.
-        ids: dataset of the ids; None if there is none.
-        labels: label name -> dataset.
-    """
-
-    path: Path
-    group: str
-    split: str
-    sides: Mapping[str, Side]
-    start: int
-    stop: int
-    ids: str | None
-    labels: Mapping[str, str]
-
-    def __len__(self) -> int:
-        return self.stop - self.start
 
 
 def find(spectra: Sequence[Path], xp: Sequence[Path] = (), labels: Sequence[str] = ()) -> list[Part]:
@@ -72,7 +33,7 @@ def find(spectra: Sequence[Path], xp: Sequence[Path] = (), labels: Sequence[str]
         DataError: a file that cannot be read or has another layout, a missing label, or files whose rows do
             not fit each other.
     """
-    first, second = ([part for path in paths for part in _parts_of(Path(path))] for paths in (spectra, xp))
+    first, second = ([part for path in paths for part in parts_of(Path(path))] for paths in (spectra, xp))
     if first and second:
         parts = [_paired(*pair) for pair in _same_length(first, second)]
     else:
@@ -116,7 +77,7 @@ def _paired(first: Part, second: Part) -> Part:
 
 
 def _check_same_star(first: Part, second: Part, row: int) -> None:
-    files = _Files()
+    files = Files()
     names = [_id(files, part, row) for part in (first, second)]
     files.close()
     if names[0] != names[1]:
@@ -124,102 +85,6 @@ def _check_same_star(first: Part, second: Part, row: int) -> None:
             f"row {row} is {names[0]} in {first.path} and {names[1]} in {second.path}:"
             " the Gaia XP files must have the same stars row for row"
         )
-
-
-def _parts_of(path: Path) -> list[Part]:
-    if not path.is_file():
-        raise DataError(f"there is no file {path}")
-    if prepared.recognise(path):
-        return [_prepared_part(path)]
-    if specclip.recognise(path):
-        with open_hdf5(path) as file:
-            return [_specclip_part(path, file, name) for name in specclip.SPLITS if name in file]
-    raise DataError(f"{path} is neither a training file of SpecCLIP nor a file of `specjax prepare`")
-
-
-def _prepared_part(path: Path) -> Part:
-    with open_hdf5(path) as file:
-        groups = {"lamost": "", "gaia_xp": f"{prepared.XP_GROUP}/"}
-        sides = {
-            tower: Side(path, *(f"{group}{name}" for name in ("flux", "ivar", "mask")))
-            for tower, group in groups.items()
-            if f"{group}flux" in file
-        }
-        count = _count(path, file, sides)
-        labels = _columns(file, prepared.META_GROUP, count)
-        ids = "id" if "id" in file else None
-    return Part(path=path, group="", split="", sides=sides, start=0, stop=count, ids=ids, labels=labels)
-
-
-def _specclip_part(path: Path, file: Any, name: str) -> Part:
-    group = file[name]
-    sides = {tower: Side(path, f"{name}/{key}") for tower, key in _SPECCLIP.items() if key in group}
-    if not sides and "spectra" in group:
-        tower = _tower(path, f"{name}/spectra", group["spectra"].shape)
-        ivar = f"{name}/ivar" if "ivar" in group else None
-        sides = {tower: Side(path, f"{name}/spectra", ivar)}
-    count = _count(path, file, sides)
-    labels = _columns(file, name, count) | _columns(file, f"{name}/{prepared.META_GROUP}", count)
-    ids = f"{name}/source_ids" if "source_ids" in group else None
-    return Part(path=path, group=name, split=name, sides=sides, start=0, stop=count, ids=ids, labels=labels)
-
-
-def _tower(path: Path, name: str, shape: tuple[int, ...]) -> str:
-    pixels = shape[1] if len(shape) > 1 else 0
-    for tower, grid in MODEL_GRIDS.items():
-        if grid.size == pixels:
-            return tower
-    raise DataError(f"{path}: {name} has {pixels} pixels, neither LAMOST's 1462 nor Gaia XP's 343")
-
-
-def _count(path: Path, file: Any, sides: Mapping[str, Side]) -> int:
-    """Return the number of rows of all datasets, whose shapes must fit each other and the model grids."""
-    counts = {}
-    for tower, side in sides.items():
-        for name in filter(None, side[1:]):
-            shape = file[name].shape
-            if len(shape) not in (2, 3) or shape[1] != MODEL_GRIDS[tower].size or shape[2:] not in ((), (1,)):
-                raise DataError(f"{path}: {name} {shape} is not (n, {MODEL_GRIDS[tower].size})")
-            counts[name] = shape[0]
-    if len(set(counts.values())) > 1:
-        raise DataError(f"{path}: {', '.join(f'{name} has {n} rows' for name, n in counts.items())}")
-    return next(iter(counts.values()), 0)
-
-
-def _columns(file: Any, group: str, count: int) -> dict[str, str]:
-    """Return the columns of numbers in a group: name -> dataset."""
-    if group not in file:
-        return {}
-    return {
-        name: f"{group}/{name}"
-        for name, item in file[group].items()
-        if getattr(item, "shape", None) in ((count,), (count, 1)) and item.dtype.kind == "f"
-    }
-
-
-class _Files:
-    """HDF5 files that stay open while rows are read from them."""
-
-    def __init__(self) -> None:
-        self._open: dict[Path, Any] = {}
-
-    def read(self, path: Path, dataset: str, rows: slice) -> AnyArray:
-        """Read rows of a dataset."""
-        import h5py
-
-        try:
-            if path not in self._open:
-                self._open[path] = h5py.File(path, "r")
-            return np.asarray(self._open[path][dataset][rows])
-        except (OSError, KeyError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(f"{path}: rows {rows.start} to {rows.stop} of {dataset}: {reason}") from None
-
-    def close(self) -> None:
-        """Close all files."""
-        for file in self._open.values():
-            file.close()
-        self._open.clear()
 
 
 class Rows:
@@ -241,7 +106,7 @@ class Rows:
                 raise DataError(f"{part.path} has no {_TITLES[tower]} spectra")
         self.parts, self.towers, self.labels = list(parts), tuple(towers), tuple(labels)
         self.ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-        self._files = _Files()
+        self._files = Files()
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
@@ -254,7 +119,7 @@ class Rows:
         """
         arrays: dict[str, AnyArray] = {"row": np.empty(count, np.int64)}
         for tower in self.towers:
-            prefix, pixels = _PREFIX[tower], MODEL_GRIDS[tower].size
+            prefix, pixels = PREFIX[tower], MODEL_GRIDS[tower].size
             arrays[f"{prefix}flux"] = np.empty((count, pixels), np.float32)
             arrays[f"{prefix}valid"] = np.empty((count, pixels), np.bool_)
         if self.labels:
@@ -291,18 +156,17 @@ class Rows:
     def _read_part(self, part: Part, first: int, target: Mapping[str, AnyArray]) -> None:
         rows = slice(first, first + len(target["row"]))
         for tower in self.towers:
-            flux, valid = (target[f"{_PREFIX[tower]}{name}"] for name in ("flux", "valid"))
+            flux, valid = (target[f"{PREFIX[tower]}{name}"] for name in ("flux", "valid"))
             _read_side(self._files, part.sides[tower], rows, flux, valid, _FILL[tower])
         for column, name in enumerate(self.labels):
             values = self._files.read(part.path, part.labels[name], rows)
             target["labels"][:, column] = values.reshape(len(values))
 
 
-_PREFIX = {"lamost": "", "gaia_xp": "xp_"}
 _TITLES = {"lamost": "LAMOST", "gaia_xp": "Gaia XP"}
 
 
-def _read_side(files: _Files, side: Side, rows: slice, flux: AnyArray, valid: AnyArray, fill: float) -> None:
+def _read_side(files: Files, side: Side, rows: slice, flux: AnyArray, valid: AnyArray, fill: float) -> None:
     values = files.read(side.path, side.flux, rows)
     flux[:] = values.reshape(flux.shape)
     np.isfinite(flux, out=valid)
@@ -315,7 +179,7 @@ def _read_side(files: _Files, side: Side, rows: slice, flux: AnyArray, valid: An
         flux[~valid] = fill
 
 
-def _id(files: _Files, part: Part, row: int) -> str:
+def _id(files: Files, part: Part, row: int) -> str:
     """Return the id of a row of a part, numbered as in its file."""
     if part.ids is None:
         return f"{part.path.name}:{part.group}-{row}" if part.group else f"{part.path.name}-{row}"

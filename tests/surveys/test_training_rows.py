@@ -1,5 +1,7 @@
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from specjax.errors import DataError
@@ -100,7 +102,7 @@ def test_files_of_another_layout_are_refused(tmp_path):
         find([path], labels=("fe_h",))
     with h5py.File(path, "a") as file:
         file.move("train", "other")
-    with pytest.raises(DataError, match="neither a training file of SpecCLIP nor"):
+    with pytest.raises(DataError, match="is neither a training file of SpecCLIP, nor"):
         find([path])
 
 
@@ -121,3 +123,57 @@ def test_the_label_scale_leaves_out_missing_labels():
     mean, std = label_scale(np.array([[1.0, 5.0], [3.0, np.nan], [np.nan, 5.0]]))
     np.testing.assert_allclose(mean, [2, 5])
     np.testing.assert_allclose(std, [1, 1e-6])
+
+
+def as_parquet(source, path, *, rows_per_group=6, prefix=True, ivar=None):
+    """Write the split "train" of a file of pairs as a Parquet table."""
+    with h5py.File(source) as file:
+        group = file["train"]
+        columns = {
+            "id": pa.array([f"star{k}" for k in group["source_ids"][:]]),
+            "flux": pa.array(list(group["lamost_spectra"][:, :, 0])),
+            "xp_flux": pa.array(list(group["gaia_spectra"][:, :, 0])),
+            "fe_h": pa.array(group["fe_h"][:].ravel()),
+        }
+    if ivar is not None:
+        columns["xp_ivar"] = pa.array(list(ivar))
+    pq.write_table(pa.table(columns), path, row_group_size=rows_per_group)
+    return path
+
+
+def test_a_parquet_table_is_read_as_the_same_hdf5_file(pairs, tmp_path):
+    ivar = np.ones((20, 343), np.float32)
+    ivar[4, 7] = 0
+    table = as_parquet(pairs[0], tmp_path / "a.parquet", ivar=ivar)
+    rows, same = Rows(find([table]), BOTH, ("fe_h",)), Rows(find(pairs[:1])[:1], BOTH, ("fe_h",))
+    assert len(rows) == len(same) == 20
+    for start, count in ((0, 20), (4, 3), (5, 8), (18, 4)):  # across row groups, and over the end
+        found, expected = rows.read(start, count), same.read(start, count)
+        hidden = np.argwhere(~found.pop("xp_valid"))
+        assert hidden.tolist() == ([[4 - start, 7]] if start <= 4 else [])
+        found["xp_flux"][*hidden.T] = expected["xp_flux"][*hidden.T]
+        for name, array in found.items():
+            np.testing.assert_array_equal(array, expected[name])
+    assert rows.ids(np.array([0, 13])) == ["star0", "star13"]
+
+
+def test_parquet_tables_of_another_layout_are_refused(pairs, tmp_path, monkeypatch):
+    path = tmp_path / "a.parquet"
+
+    def refused(columns):
+        pq.write_table(pa.table(columns), path)
+        with pytest.raises(DataError) as error:
+            Rows(find([path]), ("lamost",)).read(0, 2)
+        return str(error.value)
+
+    assert "has no column flux or xp_flux; its columns are spectrum" in refused({"spectrum": [1.0]})
+    assert "the column flux is double, not a list of 1462 numbers" in refused({"flux": [1.0]})
+    assert "the column flux has 3 values per row, not 1462" in refused({"flux": [[1.0, 2.0, 3.0]]})
+    assert "not all rows have lists of the same length" in refused({"flux": [[1.0] * 1462, [1.0]]})
+    assert "not all rows have lists of the same length" in refused({"flux": [[1.0] * 1462, None]})
+    path.write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"a\.parquet: "):
+        find([path])
+    monkeypatch.setattr("specjax.surveys.training_files.LARGEST_GROUP", 1 << 14)
+    with pytest.raises(DataError, match="a row group of 20 rows is read as a whole and too large"):
+        find([as_parquet(pairs[0], path, rows_per_group=20)])

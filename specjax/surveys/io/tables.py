@@ -64,12 +64,12 @@ def written_format(path: Path) -> str:
     return form
 
 
-def require_pyarrow() -> None:
-    """Raise a DataError if Parquet cannot be written."""
+def require_pyarrow(what: str = "writing") -> None:
+    """Raise a DataError if Parquet files cannot be read or written; `what` is the word for that."""
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
-        raise DataError("writing .parquet needs pyarrow: pip install 'specjax[parquet]'") from None
+        raise DataError(f"{what} .parquet needs pyarrow: pip install 'specjax[parquet]'") from None
 
 
 def write_table(path: str | Path, columns: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> None:
