@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from specjax.train.speed import matrix_peak
+
 Call = Callable[[], Any]
 
 OURS = "specjax"
@@ -147,19 +149,10 @@ def seconds(call: Call) -> float:
     return time.perf_counter() - start
 
 
-def _square(matrix: jax.Array) -> jax.Array:
-    return jnp.matmul(matrix, matrix, precision="highest")  # as specjax, without TF32
-
-
 def measure_device(dtype: str, repeats: int = 7) -> DevicePeaks:
     """Measure a square matrix product in `dtype` and a copy of float32, each as the best of several calls."""
-    accelerated = jax.default_backend() != "cpu"
-    size, numbers = (8192, 2**29) if accelerated else (2048, 2**26)
-    matrix = jnp.ones((size, size), dtype)
-    vector = jnp.ones(numbers, jnp.float32)
-    multiply, scale = jax.jit(_square), jax.jit(lambda a: a + 1)
-    best = {}
-    for name, call in {"multiply": lambda: multiply(matrix), "copy": lambda: scale(vector)}.items():
-        seconds(call)
-        best[name] = min(seconds(call) for _ in range(repeats))
-    return DevicePeaks(flops=2 * size**3 / best["multiply"], bandwidth=8 * numbers / best["copy"])
+    numbers = 2**26 if jax.default_backend() == "cpu" else 2**29
+    vector, scale = jnp.ones(numbers, jnp.float32), jax.jit(lambda a: a + 1)
+    seconds(lambda: scale(vector))
+    best = min(seconds(lambda: scale(vector)) for _ in range(repeats))
+    return DevicePeaks(flops=matrix_peak(dtype, repeats), bandwidth=8 * numbers / best)

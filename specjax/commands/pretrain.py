@@ -57,6 +57,8 @@ class Pretrain:
     """steps between reports"""
     save_every: int = 1000
     """steps between saved states"""
+    tensorboard: bool = False
+    """also write the scores for TensorBoard, to the folder training/tensorboard"""
     seed: int = 0
     """random seed"""
     degraded_copies: bool = True

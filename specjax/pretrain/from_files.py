@@ -19,6 +19,7 @@ from specjax.config import ModelConfig, get_preset
 from specjax.errors import ConfigError, ModelError
 from specjax.foundation import Foundation
 from specjax.foundation.networks import DtypeChoice, choose_dtype
+from specjax.pretrain.board import require_tensorboard
 from specjax.pretrain.config import Compute, PretrainConfig, StageConfig
 from specjax.pretrain.heads import Trained
 from specjax.pretrain.loop import LoopOptions
@@ -29,6 +30,7 @@ from specjax.pretrain.stages import TOWERS, Pretraining
 from specjax.pretrain.states import check_states, states_of
 from specjax.progress import Say, silent
 from specjax.report.results import plain
+from specjax.train.speed import matrix_peak
 from specjax.typing import Tree
 
 STAGES = tuple(TOWERS)
@@ -58,6 +60,7 @@ class FilesConfig:
         fsdp: see `LoopOptions`.
         report_every: steps between reports.
         save_every: steps between saved states.
+        tensorboard: write the scores for TensorBoard, too.
 
     Raises:
         ConfigError: an option out of range, or stages that do not go together.
@@ -82,6 +85,7 @@ class FilesConfig:
     fsdp: int = 1
     report_every: int = 100
     save_every: int = 1000
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         unknown = [stage for stage in self.stages if stage not in STAGES]
@@ -149,6 +153,8 @@ def pretrain_from_files(
     model_config, training, compute = config.model(), config.training(), config.compute()
     out = Path(out)
     check_folder(out)
+    if config.tensorboard:
+        require_tensorboard()
     source = Source.open(
         config.spectra,
         config.xp,
@@ -166,6 +172,8 @@ def pretrain_from_files(
         save_every=config.save_every,
         resume="repeat the command with --resume to continue",
         log=states,
+        peak=matrix_peak(compute.dtype),
+        tensorboard=config.tensorboard,
     )
     trainer = Pretraining(
         source.material(config.augment),

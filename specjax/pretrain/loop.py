@@ -34,6 +34,7 @@ from specjax.train.sharding import (
     place_rows,
     training_mesh,
 )
+from specjax.train.speed import program_flops
 from specjax.typing import AnyArray, IntArray, Tree
 
 StageAux = tuple[Tree, dict[str, jax.Array]]
@@ -75,6 +76,8 @@ class LoopOptions:
         save_every: steps between saved states, rounded up to reports; None saves at every report.
         resume: how to continue after SIGTERM, in words for the user.
         log: folder of the metrics and curves; None writes none.
+        peak: FLOP/s that a device can reach, to report the share that is used.
+        tensorboard: write the scores for TensorBoard, too.
 
     Raises:
         ConfigError: a number out of range.
@@ -86,6 +89,8 @@ class LoopOptions:
     save_every: int | None = None
     resume: str = "run it again to continue"
     log: Path | None = None
+    peak: float | None = None
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         if self.accumulate < 1 or not 0 <= self.ema < 1:
@@ -157,15 +162,29 @@ def run_stage(
             data=_placed_data(data, mesh, divided=feed is not None),
             feed=feed,
             states=states,
-            monitor=Monitor(
-                name, config.steps, config.batch, say, options.log if jax.process_index() == 0 else None
-            ),
+            monitor=stack.enter_context(_monitor(name, config, options, mesh, say)),
             termination=stack.enter_context(deferred_termination()),
             validate=validate,
             evaluate=_evaluator(evaluation, held_out, key, mesh),
         )
         state = stage.run(params, batch_stats, say)
     return gathered((state.get("ema", state["params"]), state["batch_stats"]), mesh)  # type: ignore[no-any-return]
+
+
+def _monitor(
+    name: str, config: StageConfig, options: LoopOptions, mesh: Mesh, say: Say
+) -> contextlib.AbstractContextManager[Monitor]:
+    """Make the monitor of a stage, which writes files in process 0 only."""
+    monitor = Monitor(
+        name,
+        config.steps,
+        config.batch,
+        say,
+        options.log if jax.process_index() == 0 else None,
+        peak=options.peak and options.peak * mesh.size,
+        tensorboard=options.tensorboard,
+    )
+    return contextlib.closing(monitor)
 
 
 @contextlib.contextmanager
@@ -264,7 +283,10 @@ class _Stage:
             batch = next(self.feed)
             self._rows[step] = batch.pop("row")
             with on_mesh(self.mesh):
-                state, metrics = program(state, self.data, np.array([step]), place_rows(batch, self.mesh))
+                arguments = state, self.data, np.array([step]), place_rows(batch, self.mesh)
+                if self.monitor.flops is None and self.options.peak:
+                    self.monitor.flops = program_flops(program, *arguments)
+                state, metrics = program(*arguments)
             made.append(metrics)
             if len(made) > AHEAD:
                 made[-1 - AHEAD]["loss"].block_until_ready()

@@ -1,4 +1,7 @@
-"""What is seen of a pretraining run: lines of progress, the same as JSON, and the curves as a plot."""
+"""What is seen of a pretraining run: lines of progress, the same as JSON, and the curves as a plot.
+
+The share of the peak is that of the largest matrix products that the device was measured to do.
+"""
 
 import json
 import math
@@ -9,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from specjax.atomic import atomic_file
+from specjax.pretrain.board import FOLDER as BOARDS
+from specjax.pretrain.board import Board
 from specjax.progress import Say, duration
 
 METRICS, CURVES = "metrics.jsonl", "curves.png"
@@ -17,14 +22,40 @@ LOGS = "training"
 
 
 class Monitor:
-    """Reports the scores of a stage; with a folder, also to METRICS and CURVES in it."""
+    """Reports the scores of a stage; with a folder, also to METRICS and CURVES in it.
 
-    def __init__(self, name: str, steps: int, rows: int, say: Say, folder: Path | None) -> None:
-        """Name the stage, its number of steps and the rows of a batch."""
+    Attributes:
+        flops: floating-point operations of a step, once they are known.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        steps: int,
+        rows: int,
+        say: Say,
+        folder: Path | None,
+        *,
+        peak: float | None = None,
+        tensorboard: bool = False,
+    ) -> None:
+        """Start a report.
+
+        Args:
+            name: of the stage.
+            steps: of the stage.
+            rows: of a batch.
+            say: takes lines of progress.
+            folder: of the files; None writes none.
+            peak: FLOP/s that the devices can reach together, to report the share that is used.
+            tensorboard: write the scores for TensorBoard, too.
+        """
         self.name, self.steps, self.rows, self.say = name, steps, rows, say
-        self.folder = folder
+        self.folder, self.peak, self.tensorboard = folder, peak, tensorboard
+        self.flops: float | None = None
         self.began = self._last = time.monotonic()
         self._step = self._first = 0
+        self._board: Board | None = None
 
     def begin(self, step: int) -> None:
         """Start after a step; later reports of an interrupted run are removed from the file."""
@@ -36,6 +67,8 @@ class Monitor:
         kept = [line for line in read(self.folder) if line["stage"] != self.name or line["step"] <= step]
         with atomic_file(self.folder / METRICS) as path:
             path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        if self.tensorboard:
+            self._board = Board(self.folder, self.name, step)
 
     def report(self, step: int, scores: Mapping[str, float]) -> None:
         """Report the scores after a step."""
@@ -43,14 +76,32 @@ class Monitor:
         rate = (step - self._step) / max(now - self._last, 1e-9)
         left = (self.steps - step) * (now - self.began) / max(step - self._first, 1)
         self._step, self._last = step, now
+        speed = {"steps_per_s": rate, "spectra_per_s": rate * self.rows, "seconds_left": left}
+        used = self._used(rate)
         if self.folder is not None:
             line = {"stage": self.name, "step": step, "seconds": round(now - self.began, 3)}
-            speed = {"steps_per_s": rate, "spectra_per_s": rate * self.rows, "seconds_left": left}
+            values = _finite(speed | used) | _finite(scores)
             with (self.folder / METRICS).open("a") as file:
-                file.write(json.dumps(line | _finite(speed) | _finite(scores)) + "\n")
+                file.write(json.dumps(line | values) + "\n")
+            if self._board is not None:
+                self._board.write(step, values)
         report = "  ".join(f"{score} {value:.4g}" for score, value in scores.items())
         pace = f"{rate * self.rows:.0f} spectra/s  {duration(left)} left"
+        if "share_of_peak" in used:
+            pace = f"{used['share_of_peak']:.0%} of the peak  {pace}"
         self.say(f"{self.name} {step}/{self.steps}  {now - self.began:.0f} s  {report}  {pace}")
+
+    def _used(self, rate: float) -> dict[str, float]:
+        """Return TFLOP/s and the share of the peak for a number of steps per second, as far as known."""
+        if self.flops is None:
+            return {}
+        used = {"tflops_per_s": rate * self.flops / 1e12}
+        return used | ({"share_of_peak": rate * self.flops / self.peak} if self.peak else {})
+
+    def close(self) -> None:
+        """Close the files that are open."""
+        if self._board is not None:
+            self._board.close()
 
     def draw(self) -> None:
         """Plot the curves of all stages so far."""
@@ -75,6 +126,8 @@ def keep(states: Path, folder: Path) -> None:
     for name in (METRICS, CURVES):
         if (states / name).is_file():
             shutil.copyfile(states / name, folder / name)
+    if (states / BOARDS).is_dir():
+        shutil.copytree(states / BOARDS, folder / BOARDS, dirs_exist_ok=True)
 
 
 def _finite(scores: Mapping[str, float]) -> dict[str, float | None]:
@@ -83,7 +136,8 @@ def _finite(scores: Mapping[str, float]) -> dict[str, float | None]:
 
 
 _COLUMNS = 4
-_SPEED = {"stage", "step", "seconds", "steps_per_s", "spectra_per_s", "seconds_left"}
+_ABOUT = ("stage", "step", "seconds")
+_SPEED = {*_ABOUT, "steps_per_s", "spectra_per_s", "seconds_left", "tflops_per_s", "share_of_peak"}
 
 
 def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:

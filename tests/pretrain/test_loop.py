@@ -1,5 +1,6 @@
 import dataclasses
 import signal
+import struct
 
 import chex
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from tensorboardX.proto import event_pb2
 
 from specjax.errors import ConfigError, ModelError, TrainingError
 from specjax.interrupt import Terminated
@@ -197,6 +199,39 @@ def test_a_stage_learns_from_a_feed(whole_fed):
     assert stats["count"] == 300
     np.testing.assert_allclose(params["w"], np.arange(5), atol=0.05)  # the noise of the targets is 0.01
     chex.assert_trees_all_equal(fed(config=dataclasses.replace(CONFIG, chunk=5)), whole_fed)
+
+
+def test_the_share_of_the_peak_follows_from_the_operations_of_a_step(tmp_path):
+    fed(options=LoopOptions(log=tmp_path, peak=1e12))
+    for line in monitor.read(tmp_path):
+        # A product of (4, 5) with (5,) forward and backward takes 80, and there is little else.
+        operations = line["tflops_per_s"] * 1e12 / line["steps_per_s"]
+        assert 80 <= operations <= 1000
+        np.testing.assert_allclose(line["share_of_peak"], line["tflops_per_s"], rtol=1e-5)  # six digits
+
+
+def test_scores_are_written_for_tensorboard_too(tmp_path):
+    options = LoopOptions(log=tmp_path / "log", tensorboard=True)
+    with pytest.raises(KeyboardInterrupt):
+        fed(folder=tmp_path / "states", options=options, say=stop_after(6))
+    fed(folder=tmp_path / "states", options=options)
+    written = {step: loss for step, loss in board_scores(tmp_path / "log" / "tensorboard" / "toy", "loss")}
+    assert written == pytest.approx({line["step"]: line["loss"] for line in monitor.read(tmp_path / "log")})
+    monitor.keep(tmp_path / "log", tmp_path / "kept")
+    assert list((tmp_path / "kept" / "tensorboard" / "toy").iterdir())
+
+
+def board_scores(folder, tag):
+    """Yield (step, value) of a score in event files, whose records are a length, two CRCs and a message."""
+    for path in sorted(folder.iterdir()):
+        data, place = path.read_bytes(), 0
+        while place < len(data):
+            (length,) = struct.unpack_from("<Q", data, place)
+            event = event_pb2.Event.FromString(data[place + 12 : place + 12 + length])
+            place += 16 + length
+            for value in event.summary.value:
+                if value.tag == tag:
+                    yield event.step, value.simple_value
 
 
 class Ended(Batches):
