@@ -15,8 +15,9 @@ from specjax.progress import say
 class Pretrain:
     """Pretrain a foundation model on spectra in files, by the published stages.
 
-    Without --spectra and --xp it makes a model that ships, mini or mini-physics, for which stellar libraries
-    are fetched if needed; of the options below, these take --preset, --seed, --degraded-copies and --resume.
+    With --simulated it trains on simulated spectra instead. Without any of these it makes a model that ships,
+    mini or mini-physics; of the options below, these take --preset, --seed, --degraded-copies and --resume.
+    For both, stellar libraries are fetched if needed.
     """
 
     out: Path
@@ -27,8 +28,10 @@ class Pretrain:
     """files with LAMOST spectra: SpecCLIP's training files, files of specjax prepare, or Parquet tables"""
     xp: tuple[Path, ...] = ()
     """files with Gaia XP spectra of the same stars, row for row, if --spectra does not have them"""
+    simulated: bool = False
+    """train on simulated spectra instead of files, as mini-physics is"""
     stages: tuple[Literal["backbone", "autoencoder", "xp-transformer", "alignment", "heads"], ...] = ()
-    """stages to run; by default backbone, autoencoder and alignment, and heads if there are --labels"""
+    """stages to run; by default backbone, autoencoder and alignment, and heads if there are labels"""
     start: Annotated[tuple[Path, ...], arg(name="from")] = ()
     """model folders to start from, also converted published ones"""
     labels: tuple[str, ...] = ()
@@ -78,7 +81,7 @@ class Pretrain:
         from specjax.cache import use_compilation_cache
 
         use_compilation_cache()
-        if self.spectra or self.xp:
+        if self.spectra or self.xp or self.simulated:
             self._from_files()
         else:
             self._shipped()
@@ -110,6 +113,7 @@ class Pretrain:
         from specjax.pretrain.from_files import FilesConfig, pretrain_from_files
 
         names = {field.name for field in fields(FilesConfig)} - {"stages"}
-        usual = ("backbone", "autoencoder", "alignment", *(("heads",) if self.labels else ()))
+        heads = ("heads",) if self.labels or self.simulated else ()
+        usual = ("backbone", "autoencoder", "alignment", *heads)
         config = FilesConfig(stages=self.stages or usual, **{name: getattr(self, name) for name in names})
         pretrain_from_files(config, out=self.out, resume=self.resume, say=distributed.say_on_main(say))

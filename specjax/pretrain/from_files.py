@@ -1,4 +1,7 @@
-"""Pretrain a model of any size on spectra in files: the published stages, alone or in sequence."""
+"""Pretrain a model of any size on spectra in files, or on simulated ones.
+
+The published stages run alone or in sequence.
+"""
 
 import dataclasses
 import json
@@ -6,7 +9,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,6 +22,9 @@ from specjax.config import ModelConfig, get_preset
 from specjax.errors import ConfigError, ModelError
 from specjax.foundation import Foundation
 from specjax.foundation.networks import DtypeChoice, choose_dtype
+from specjax.preprocess import PrincipalFill
+from specjax.pretrain import run
+from specjax.pretrain.batches import Material
 from specjax.pretrain.board import require_tensorboard
 from specjax.pretrain.config import Compute, PretrainConfig, StageConfig
 from specjax.pretrain.heads import Trained
@@ -31,9 +37,10 @@ from specjax.pretrain.states import check_states, states_of
 from specjax.progress import Say, silent
 from specjax.report.results import plain
 from specjax.train.speed import matrix_peak
-from specjax.typing import Tree
+from specjax.typing import AnyArray, Tree
 
 STAGES = tuple(TOWERS)
+SIMULATED_LABELS = ("teff", "logg", "fe_h", "alpha_fe")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +51,8 @@ class FilesConfig:
         preset: sizes of the model, see `config.PRESETS`.
         spectra: files with LAMOST spectra, see `surveys.training_rows.find`.
         xp: files with Gaia XP spectra, row for row those of `spectra` unless that is empty.
+        simulated: train without files, on simulated spectra, which are drawn on the device, and on observed
+            ones without labels, as "mini-physics" is. The labels are those of the simulation.
         stages: the stages to run, of STAGES; they run in that order.
         start: model folders whose parameters are the start, later ones before earlier ones.
         labels: columns that the heads learn.
@@ -69,6 +78,7 @@ class FilesConfig:
     preset: str = "paper"
     spectra: tuple[Path, ...] = ()
     xp: tuple[Path, ...] = ()
+    simulated: bool = False
     stages: tuple[str, ...] = ("backbone", "autoencoder", "alignment")
     start: tuple[Path, ...] = ()
     labels: tuple[str, ...] = ()
@@ -97,7 +107,9 @@ class FilesConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, not {value}")
-        if "heads" in self.stages and not self.labels:
+        if self.simulated and (self.spectra or self.xp or self.labels):
+            raise ConfigError("simulated spectra come without files and with labels of their own")
+        if "heads" in self.stages and not (self.labels or self.simulated):
             raise ConfigError("the stage heads needs the columns that it learns, --labels")
 
     def model(self) -> ModelConfig:
@@ -112,17 +124,21 @@ class FilesConfig:
         for stage in self.stages:
             if stage in impossible:
                 raise ConfigError(f"the preset {self.preset!r} has no stage {stage}")
-        if not self.labels:
+        labels = SIMULATED_LABELS if self.simulated else self.labels
+        if not labels:
             return config
-        head = dataclasses.replace(config.head, num_labels=len(self.labels))
-        return dataclasses.replace(config, labels=self.labels, head=head)
+        head = dataclasses.replace(config.head, num_labels=len(labels))
+        return dataclasses.replace(config, labels=labels, head=head)
 
     def training(self) -> PretrainConfig:
         """Return schedules and objectives."""
         config = PretrainConfig.published(self.preset, seed=self.seed, held_out=self.held_out)
         names = ("backbone", "autoencoder", "alignment", "heads")
-        stages: dict[str, Any] = {name: self._stage(getattr(config, name)) for name in names}
-        return dataclasses.replace(config, **stages)
+        changes: dict[str, Any] = {name: self._stage(getattr(config, name)) for name in names}
+        if self.simulated:
+            varied = PretrainConfig.of("mini-physics")
+            changes |= {name: getattr(varied, name) for name in ("augment", "head_augment", "cool_weight")}
+        return dataclasses.replace(config, **changes)
 
     def compute(self) -> Compute:
         """Return how the networks compute on this machine."""
@@ -155,14 +171,7 @@ def pretrain_from_files(
     check_folder(out)
     if config.tensorboard:
         require_tensorboard()
-    source = Source.open(
-        config.spectra,
-        config.xp,
-        labels=config.labels if "heads" in config.stages else (),
-        held_out_share=config.held_out,
-        seed=config.seed,
-    )
-    say(f"{_count(source.train)} spectra to train on, {_count(source.held_out)} held out")
+    corpus = _simulator(training, say) if config.simulated else _files(config, say)
     start = _start_from(config.start)
     states = states_of(out)
     options = LoopOptions(
@@ -176,30 +185,33 @@ def pretrain_from_files(
         tensorboard=config.tensorboard,
     )
     trainer = Pretraining(
-        source.material(config.augment),
+        corpus.material,
         training,
         states,
         say,
+        corpus.out_of_range,
         model_config=model_config,
         compute=compute,
         options=options,
     )
     _check_encoders(start["params"], config.stages)
     _check_shapes(trainer, config.stages, start)
-    trainer.check_input(config.stages)
+    if corpus.source is not None:
+        trainer.check_input(config.stages)
     record = _record(config, training, compute)
-    settings = {**record, **_contents(config, source)}
+    settings = {**record, **_contents(config, corpus.source)}
     distributed.agree({"options": settings})
     with distributed.main_first("states"):
         check_states(states, json.dumps(settings, indent=1), resume or not distributed.is_main())
     variables = _joined(trainer.initial_parts(config.stages), start)
     trained = trainer.run_stages(config.stages, variables)
     distributed.finish()
-    model = _foundation(model_config, trained, source)
+    model = _foundation(model_config, trained, corpus)
     if distributed.is_main():
         model.save(out, record={"training": record})
         keep(states, out / LOGS)
-        probe(model, source, out / LOGS, say)
+        if corpus.source is not None:
+            probe(model, corpus.source, out / LOGS, say)
         shutil.rmtree(states, ignore_errors=True)
     return model
 
@@ -208,10 +220,35 @@ def _count(parts: Sequence[Any]) -> int:
     return sum(len(part) for part in parts)
 
 
-def _foundation(config: ModelConfig, trained: Trained, source: Source) -> Foundation:
+class _Corpus(NamedTuple):
+    """What a run trains on: see `run.Corpus`; `source` is None if nothing is read from files."""
+
+    material: Material
+    fill: PrincipalFill | None
+    out_of_range: Mapping[str, AnyArray]
+    source: Source | None
+
+
+def _files(config: FilesConfig, say: Say) -> _Corpus:
+    source = Source.open(
+        config.spectra,
+        config.xp,
+        labels=config.labels if "heads" in config.stages else (),
+        held_out_share=config.held_out,
+        seed=config.seed,
+    )
+    say(f"{_count(source.train)} spectra to train on, {_count(source.held_out)} held out")
+    return _Corpus(source.material(config.augment), source.fill(), {}, source)
+
+
+def _simulator(training: PretrainConfig, say: Say) -> _Corpus:
+    return _Corpus(*run.simulated_corpus(training, True, say), None)
+
+
+def _foundation(config: ModelConfig, trained: Trained, corpus: _Corpus) -> Foundation:
     variables = {"batch_stats": {}, **trained.variables}
     return Foundation(
-        config=config, variables=variables, stats=trained.stats, fill=source.fill(), ood=trained.ood
+        config=config, variables=variables, stats=trained.stats, fill=corpus.fill, ood=trained.ood
     )
 
 
@@ -219,12 +256,14 @@ def _record(config: FilesConfig, training: PretrainConfig, compute: Compute) -> 
     """Return how a model was made, for its config.json."""
     about: dict[str, Any] = plain(dataclasses.asdict(training))
     files = {name: [str(path) for path in getattr(config, name)] for name in ("spectra", "xp", "start")}
-    how = {name: getattr(config, name) for name in ("stages", "augment", "ema")}
+    how = {name: getattr(config, name) for name in ("stages", "augment", "ema", "simulated")}
     return {**about, **plain({**dataclasses.asdict(compute), **how, **files})}
 
 
-def _contents(config: FilesConfig, source: Source) -> dict[str, Any]:
+def _contents(config: FilesConfig, source: Source | None) -> dict[str, Any]:
     """Return what else a resumed run must have in common with the interrupted one."""
+    if source is None:
+        return {}
     rows = [[str(part.path), part.split, len(part)] for part in (*source.train, *source.held_out)]
     return {"labels": list(config.labels), "rows": rows}
 

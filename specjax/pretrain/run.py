@@ -79,8 +79,9 @@ def pretrain(
     if preset not in PRESETS:
         get_preset(preset)
         raise ConfigError(
-            f"there are too few spectra here for the preset {preset!r}: name files with --spectra; those that"
-            f" can be pretrained without are {' and '.join(map(repr, PRESETS))}"
+            f"there are too few spectra here for the preset {preset!r}: name files with --spectra, or train"
+            " on simulated ones with --simulated; the presets that need neither are"
+            f" {' and '.join(map(repr, PRESETS))}"
         )
     out = Path(out)
     config = PretrainConfig.of(preset, seed=seed, held_out=held_out)
@@ -92,7 +93,7 @@ def pretrain(
     states = states_of(out)
     with distributed.main_first("states"):
         check_states(states, json.dumps(record, indent=1), resume or not distributed.is_main())
-    build = _simulated if preset == "mini-physics" else _observed
+    build = simulated_corpus if preset == "mini-physics" else _observed
     material, fill, outside = build(config, degraded, say)
     options = LoopOptions(resume="repeat the command with --resume to continue", log=states)
     trainer = Pretraining(material, config, states, say, outside, options=options)
@@ -120,8 +121,17 @@ def _observed(config: PretrainConfig, degraded: bool, say: Say) -> Corpus:
     return Corpus(make_data(pairs, config), fill, outside)
 
 
-def _simulated(config: PretrainConfig, degraded: bool, say: Say) -> Corpus:
-    """Build the corpus of simulated stars, and of observed ones without their labels."""
+def simulated_corpus(config: PretrainConfig, degraded: bool, say: Say) -> Corpus:
+    """Build the corpus of simulated stars, and of observed ones without their labels.
+
+    Args:
+        config: of the run.
+        degraded: also simulate lower resolutions.
+        say: takes lines of progress.
+
+    Raises:
+        DownloadError: the stellar libraries cannot be fetched.
+    """
     libraries = _fetch()
     library = mastar.read(libraries / "mastarhc_v2")
     observed = corpus.development_stars(libraries), library

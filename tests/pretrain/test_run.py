@@ -10,9 +10,11 @@ from specjax import config as configs
 from specjax.errors import ConfigError, DataError, SpecjaxError
 from specjax.foundation import load
 from specjax.preprocess import PrincipalFill
-from specjax.pretrain import run, stages
+from specjax.pretrain import from_files, run, stages
 from specjax.pretrain.batches import make_data
 from specjax.pretrain.config import PretrainConfig
+from specjax.pretrain.from_files import FilesConfig, pretrain_from_files
+from specjax.pretrain.monitor import read
 from tests import synthetic
 from tests.pretrain.short_run import CONFIG, corpus
 
@@ -35,7 +37,9 @@ def made_from(pairs):
     return build
 
 
-@pytest.mark.parametrize(("preset", "corpus_of"), [("mini", "_observed"), ("mini-physics", "_simulated")])
+@pytest.mark.parametrize(
+    ("preset", "corpus_of"), [("mini", "_observed"), ("mini-physics", "simulated_corpus")]
+)
 def test_a_run_writes_a_model_and_removes_its_states(monkeypatch, tmp_path, preset, corpus_of):
     monkeypatch.setattr(run, corpus_of, made_from(corpus()))
     run.pretrain(out=tmp_path / "model", preset=preset, degraded=False, held_out=0.25)
@@ -43,6 +47,25 @@ def test_a_run_writes_a_model_and_removes_its_states(monkeypatch, tmp_path, pres
     assert not (tmp_path / "model.training").exists()
     written = json.loads((tmp_path / "model" / "config.json").read_text())
     assert written["training"]["augment"]["degraded_probability"] == 0
+
+
+def test_another_preset_is_trained_on_the_simulator(monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "simulated_corpus", made_from(corpus()))
+    monkeypatch.setattr(from_files, "get_preset", lambda name: synthetic.CONFIG)
+    monkeypatch.setattr(from_files, "SIMULATED_LABELS", synthetic.CONFIG.labels)
+    short = {"steps": 4, "batch": 8, "report_every": 2}
+    config = FilesConfig(preset="split", simulated=True, stages=("backbone", "heads"), **short)
+    pretrain_from_files(config, out=tmp_path / "model")
+    model = load(tmp_path / "model")
+    assert model.config.labels == synthetic.CONFIG.labels
+    assert {"lamost", "mlp1"} <= model.params.keys()
+    steps = [(line["stage"], line["step"]) for line in read(tmp_path / "model" / "training")]
+    assert steps[:2] == [("backbone", 2), ("backbone", 4)]
+
+
+def test_simulated_spectra_do_not_go_with_files():
+    with pytest.raises(ConfigError, match="come without files"):
+        FilesConfig(simulated=True, spectra=("a.h5",))
 
 
 def test_an_interrupted_run_is_not_overwritten(tmp_path):
@@ -78,7 +101,7 @@ def test_another_folder_is_refused_before_anything_is_trained(monkeypatch, tmp_p
 def test_presets_that_cannot_be_trained_are_named(tmp_path):
     with pytest.raises(
         ConfigError,
-        match=r"preset 'paper': name files with --spectra; those that can .* are 'mini' and 'mini-phy",
+        match=r"preset 'paper': name files with --spectra, or .*simulated; the .* are 'mini' and 'mini-phy",
     ):
         run.pretrain(out=tmp_path / "model", preset="paper")
     with pytest.raises(ConfigError, match="unknown preset"):
