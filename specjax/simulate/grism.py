@@ -52,7 +52,7 @@ def degrade(
     blurred = smooth(source, fwhm_from, fwhm, WAVELENGTH)
     sigma = np.abs(blurred.flux) / snr
     usable = ~blurred.mask & (sigma > 0)
-    noise = np.stack([_noise(seed, name) for name in spectra.id.tolist()])
+    noise = np.stack([noise_of_star(seed, name) for name in spectra.id.tolist()])
     return replace(
         blurred,
         flux=np.where(usable, blurred.flux + sigma * noise, 0.0),
@@ -63,8 +63,8 @@ def degrade(
     )
 
 
-def _noise(seed: int, name: str) -> FloatArray:
-    """Draw the (1885,) standard normal numbers of one star."""
+def noise_of_star(seed: int, name: str) -> FloatArray:
+    """Draw the (1885,) standard normal numbers of one star, which depend on the seed and its id alone."""
     digest = hashlib.sha256(name.encode()).digest()
     words = np.frombuffer(digest[:16], dtype="<u4").tolist()
     return np.random.default_rng([seed, *words]).standard_normal(WAVELENGTH.size)
