@@ -73,7 +73,12 @@ class SeedGroup:
         candidates = scorer.candidates(heads, fits, *scales)
         unit = forward.label_scale(self.model, heads[-1], self.target.label)[1]
         scaled = dataclasses.replace(candidates, unseen=candidates.unseen / unit)
-        pick = select(scaled, self.target.truth[scorer.unseen] / unit)
+        weight = self.target.weight
+        pick = select(
+            scaled,
+            self.target.truth[scorer.unseen] / unit,
+            None if weight is None else weight[scorer.unseen],
+        )
         adapters = chosen_adapter(self.model, fits, candidates, pick)
         adapted = forward.predict_label(
             self.model, heads, adapters, self.inputs.labelled, self.target.label, self.inputs.base

@@ -141,7 +141,9 @@ def hash_of_spectra(spectra: Spectra) -> str:
 def _hash_of_target(target: Target) -> str:
     sides = (target.labelled, target.unlabelled, target.unlabelled_xp)
     hashes = [hash_of_spectra(side) for side in sides if side is not None]
-    return _hash(target.truth, target.fe_h, np.array([*hashes, json.dumps(plain(target.preparation))]))
+    weight = np.empty(0) if target.weight is None else target.weight
+    about = np.array([*hashes, json.dumps(plain(target.preparation))])
+    return _hash(target.truth, target.fe_h, *([weight] if weight.size else []), about)
 
 
 def _hash(*arrays: AnyArray) -> str:

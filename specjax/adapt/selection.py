@@ -48,7 +48,7 @@ def stars_of_folds(count: int, folds: int) -> IntArray:
     return stars
 
 
-def select(candidates: Candidates, truth: FloatArray) -> IntArray:
+def select(candidates: Candidates, truth: FloatArray, weight: FloatArray | None = None) -> IntArray:
     """Return the candidate (S,) with the smallest robust loss for each seed.
 
     The first candidate remains unless another is better. Training that diverged is never selected.
@@ -56,9 +56,13 @@ def select(candidates: Candidates, truth: FloatArray) -> IntArray:
     Args:
         candidates: the first is the model as it is.
         truth: (S, k) labels of these stars, in the same unit, in which labels have a scatter of about 1.
+        weight: (S, k) of these stars; all are equal by default.
     """
     with np.errstate(invalid="ignore", over="ignore"):
-        cost = pseudo_huber(candidates.unseen - truth[:, None]).mean(axis=2)  # (S, C)
+        each = pseudo_huber(candidates.unseen - truth[:, None])
+        if weight is not None:
+            each = each * (weight / weight.mean(axis=1, keepdims=True))[:, None]
+        cost = each.mean(axis=2)  # (S, C)
     cost = np.where(np.isfinite(cost), cost, np.inf)
     pick = np.argmin(cost, axis=1)
     seeds = np.arange(len(cost))

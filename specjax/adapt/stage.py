@@ -207,14 +207,18 @@ class Trainer:
     def _labels(self, heads: tuple[str, ...], folds: int) -> Tree:
         """Return rows, y and weight, leaves (S x runs, a); runs use all stars, then all but one fold.
 
-        `a` is the padded number of training stars; the padding repeats the first one, with weight 0.
+        `a` is the padded number of training stars; the padding repeats the first one, with weight 0. The
+        weights of the others are those of the target.
         """
         rows, runs, weight = self.splits.train, folds + 1, _used(self.splits.train.shape[1], folds)
         more = padded(rows.shape[1]) - rows.shape[1]
         rows = np.concatenate([rows, np.repeat(rows[:, :1], more, axis=1)], axis=1)
         weight = np.tile(np.pad(weight, [(0, 0), (0, more)]), (len(rows), 1))
+        by_run = np.repeat(rows, runs, axis=0)
+        if self.target.weight is not None:
+            weight = weight * (self.target.weight / self.target.weight.mean())[by_run]
         return {
-            "rows": np.repeat(rows, runs, axis=0),
+            "rows": by_run,
             "y": {head: np.repeat(self.truth(head)[rows], runs, axis=0) for head in heads},
             "weight": weight.astype(np.float32),
         }

@@ -27,6 +27,11 @@ class Target:
         fe_h: (n,) literature [Fe/H], which divides the stars into the table's subsets; NaN where unknown.
         refused: id -> flag of the spectra that may not be labelled ones; some of them are unlabelled ones.
         fwhm: the spectral resolution that `preprocess.to_lamost` was given, in Angstrom; None if none was.
+        weight: (n,) weight of each star in the loss on the labels and in the selection, such as 1/(s^2 +
+            error^2) for labels with an error and a model with a scatter s; None weights all stars equally.
+
+    Raises:
+        DataError: weights that are not one positive number per star.
     """
 
     name: str
@@ -38,6 +43,13 @@ class Target:
     fe_h: FloatArray
     refused: dict[str, str] = field(default_factory=dict)
     fwhm: float | None = None
+    weight: FloatArray | None = None
+
+    def __post_init__(self) -> None:
+        if self.weight is not None:
+            weight = np.asarray(self.weight)
+            if weight.shape != self.truth.shape or not (np.isfinite(weight) & (weight > 0)).all():
+                raise DataError(f"{self.name}: weights must be one positive number per labelled star")
 
     @property
     def preparation(self) -> Mapping[str, Any]:

@@ -288,6 +288,29 @@ def test_training_labels_are_used(results):
     assert 0.3 < np.median(change) < 1.5  # most of a shift of 1 dex is followed
 
 
+class TestWeights:
+    @pytest.mark.parametrize("name", ["lora2", "lora1+lora2"])
+    def test_equal_weights_are_none(self, results, name):
+        weighted = synthetic.target(weight=np.full(40, 7.0))
+        assert_same(results[name], run(make(weighted), name))
+
+    def test_stars_of_hardly_any_weight_are_not_listened_to(self):
+        """Neither in the training nor in the selection: their labels may be anything."""
+        target, weight = synthetic.target(), np.ones(40)
+        weight[rows_of("train", 0)[:8]] = 1e-6
+
+        def difference(told):
+            found = []
+            for error in (3.0, -3.0):
+                truth = target.truth + np.where(weight < 1, error, 0.0)
+                wrong = dataclasses.replace(target, truth=truth, weight=weight if told else None)
+                found.append(run(make(wrong, SPLITS[:1]), "lora2").predictions)
+            return np.abs(found[0] - found[1]).mean()
+
+        # Not zero, as Adam divides the gradient by its size; 1% here.
+        assert difference(told=True) < 0.05 * difference(told=False)
+
+
 class TestNotAtAll:
     """Every way to adapt by nothing is the zero-shot row, bit for bit."""
 

@@ -85,6 +85,7 @@ def test_a_damaged_part_is_trained_again(model, stopped, whole):
             "head.0.steps was 20 and is now 22",
         ),
         ({"target": synthetic.target(unlabelled=11)}, "the data of tilted changed"),
+        ({"target": synthetic.target(weight=np.linspace(1, 2, 40))}, "the data of tilted changed"),
         ({"target": synthetic.target(name="other")}, "the data of other is new"),
     ],
 )

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -93,3 +95,9 @@ class TestMakeTarget:
         ) as caught:
             make_target("survey", lamost, truth, label="fe_h")
         assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("weight", [np.ones(2), np.array([1.0, 0.0, 1.0]), np.array([1.0, np.nan, 1.0])])
+    def test_weights_that_make_no_sense_are_refused(self, lamost, weight):
+        target = make_target("survey", lamost, TRUTH, label="fe_h")
+        with pytest.raises(DataError, match="survey: weights must be one positive number"):
+            dataclasses.replace(target, weight=weight)
