@@ -73,6 +73,31 @@ def run_baselines(
     return {name: np.stack(predicted) for name, predicted in results.items()}
 
 
+def target_baselines(
+    flux: ArrayLike, labels: ArrayLike, train: ArrayLike, *, jobs: int = 1
+) -> dict[str, FloatArray]:
+    """Predict all stars of every seed with the baselines that learn from the target alone.
+
+    Args:
+        flux: (n, p) normalised spectra.
+        labels: (n,) labels; those of stars that are not trained on are not used.
+        train: (seeds, a) indices of the training stars.
+        jobs: number of processes among which the seeds are divided.
+
+    Returns:
+        Predictions (seeds, n) of "kernel-ridge" and "gp-target", in the unit of the label.
+    """
+    from joblib import Parallel, delayed
+
+    spectra, y = np.asarray(flux, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    rows = list(np.asarray(train))
+    found = Parallel(n_jobs=min(jobs, len(rows)))(
+        delayed(_predict_from_target)(spectra[a], y[a], spectra) for a in rows
+    )
+    ridge, process = zip(*found, strict=True)
+    return {"kernel-ridge": np.stack(ridge), "gp-target": np.stack(process)}
+
+
 def _predict_from_target(
     flux: FloatArray, labels: FloatArray, others: FloatArray
 ) -> tuple[FloatArray, FloatArray]:

@@ -101,11 +101,11 @@ def load_cases(config: Config) -> Iterator[Case]:
     if config.preset == "paper" and config.model is None:
         raise ConfigError("the preset paper needs the folder of converted weights: --model DIR")
     if config.target is not None:
-        yield _case(config, own_target(config))
+        yield make_case(config, own_target(config))
         return
     libraries = fetch_stellar_libraries()
     for target in main_table.make_targets(libraries, config.targets):
-        yield _case(config, _with_label(libraries, target, config.label))
+        yield make_case(config, _with_label(libraries, target, config.label))
 
 
 def _with_label(libraries: Path, target: Target, label: str) -> Target:
@@ -116,7 +116,12 @@ def _with_label(libraries: Path, target: Target, label: str) -> Target:
     return make(libraries, (target.name,), label)[0]
 
 
-def _case(config: Config, target: Target) -> Case:
+def make_case(config: Config, target: Target) -> Case:
+    """Load the model for a target and draw its splits.
+
+    Raises:
+        ConfigError: the model has learned the target's labels.
+    """
     on_miles = target.name in miles.NAMES
     name = config.model or ("mini-physics" if on_miles else "mini")
     if name == "mini" and on_miles:
@@ -143,7 +148,7 @@ def own_target(config: Config) -> Target:
         DataError: the folder lacks spectra or labels, or holds several of them.
     """
     assert config.target is not None
-    spectra, labels = (_only(config.target, name) for name in ("spectra", "labels"))
+    spectra, labels = (only_file(config.target, name) for name in ("spectra", "labels"))
     observed = read(spectra)
     also = ["fe_h"] if config.label != "fe_h" and "fe_h" in read_labels(labels).colnames else []
     columns = [config.label, *also]
@@ -159,7 +164,12 @@ def own_target(config: Config) -> Target:
     )
 
 
-def _only(folder: Path, name: str) -> Path:
+def only_file(folder: Path, name: str) -> Path:
+    """Return the folder or file `name` or `name.*` in a folder.
+
+    Raises:
+        DataError: there is none, or several.
+    """
     found = [path for path in (folder / name, *sorted(folder.glob(f"{name}.*"))) if path.exists()]
     if len(found) != 1:
         raise DataError(f"{folder} must hold one {name} or {name}.*, not {len(found)}")
