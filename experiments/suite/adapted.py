@@ -44,6 +44,10 @@ class Adapted:
         self.say(f"{self.key}: {name}")
         return self._adaptation.run(Configuration.parse(name))
 
+    def zero_shot(self, name: str) -> str:
+        """Return the name of the zero-shot configuration that the gains of another one refer to."""
+        return Configuration.parse(name).zero_shot.name
+
     def predictions(self, name: str) -> FloatArray:
         """Return the predictions (S, n) of a configuration for all labelled stars."""
         return self.kept.array(f"{self.key}/{name}", lambda: self.run(name).predictions)

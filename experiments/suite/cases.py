@@ -159,7 +159,7 @@ def own_target(config: Config) -> Target:
         joined[config.label],
         label=config.label,
         fe_h=joined.get("fe_h"),
-        xp=_own_xp(config.target, observed),
+        xp=own_xp(config.target, observed),
         fwhm=config.fwhm,
     )
 
@@ -176,7 +176,7 @@ def only_file(folder: Path, name: str) -> Path:
     return found[0]
 
 
-def _own_xp(folder: Path, observed: Spectra) -> Spectra | None:
+def own_xp(folder: Path, observed: Spectra) -> Spectra | None:
     """Return the Gaia XP spectra of a user's folder in the order of the observed ones; None without them."""
     files = sorted(folder.glob("xp.*"))
     if not files:
