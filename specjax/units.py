@@ -14,7 +14,7 @@ LABELS = {
 COLUMNS = {**LABELS, "ra": "deg", "dec": "deg", "wavelength": "Angstrom"}
 """Units of columns, by exact name."""
 
-SYMBOLS = {"fe_h": "[Fe/H]", "teff": "Teff", "logg": "log g"}
+SYMBOLS = {"fe_h": "[Fe/H]", "teff": "Teff", "logg": "log g", "alpha_fe": "[alpha/Fe]"}
 
 
 def label_unit(column: str) -> str | None:

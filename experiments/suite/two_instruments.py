@@ -12,7 +12,7 @@ Expected: adaptation removes the offset between the instruments and does not wid
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,8 +27,8 @@ from specjax import load
 from specjax.adapt.splits import Splits
 from specjax.adapt.target import Target
 from specjax.errors import ConfigError, DataError
-from specjax.progress import Say
 from specjax.pretrain.corpus import in_range, label_table, read_miles
+from specjax.progress import Say
 from specjax.report import intervals
 from specjax.report.metrics import bias, robust_sigma
 from specjax.services.stellar_libraries import fetch_stellar_libraries
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 LABELS = "labels of the libraries"
 
+SIDES = ("miles_sigma", "stelib_sigma")
+"""Keys of the scatter against the labels of each library, on the same stars."""
+
 COLUMNS = (
     Column(name="name", heading="row"),
     Column(name="n_stars", heading="stars per seed"),
@@ -47,6 +50,8 @@ COLUMNS = (
     Column(name="sigma", heading="σ of the difference", unit="dex"),
     Column(name="bias", heading="offset", unit="dex", signed=True),
     Column(name="sigma_gain", heading="gain in σ", unit="dex", signed=True),
+    Column(name=SIDES[0], heading="σ of MILES labels", unit="dex"),
+    Column(name=SIDES[1], heading="σ of STELIB labels", unit="dex"),
     *BASELINE,
 )
 
@@ -187,25 +192,36 @@ def _rows(config: Config, shared: Shared, kept: Kept, say: Say) -> list[Row]:
     ]
     stars = shared.targets[0].labelled.id[splits[0].test]
 
-    def difference(values: Sequence[FloatArray]) -> FloatArray:
-        first, second = (_taken(one, own) for one, own in zip(values, splits, strict=True))
-        return first - second
+    truth = [
+        _taken(np.asarray(target.truth), own) for target, own in zip(shared.targets, splits, strict=True)
+    ]
 
-    labels = difference([np.asarray(target.truth) for target in shared.targets])
-    made = [{"name": LABELS, "kind": "labels", **score(labels, stars)}]
-    zero_shot: dict[str, FloatArray] = {}
+    def taken(values: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray]:
+        first, second = (_taken(one, own) for one, own in zip(values, splits, strict=True))
+        return first, second
+
+    def row(name: str, kind: str, pair: tuple[FloatArray, FloatArray], reference: Any = None) -> Row:
+        before = None if reference is None else reference[0] - reference[1]
+        errors = [score(one - true, stars) for one, true in zip(pair, truth, strict=True)]
+        accuracy = {
+            f"{side}{end}": error[f"sigma{end}"]
+            for side, error in zip(SIDES, errors, strict=True)
+            for end in ("", "_lo", "_hi")
+        }
+        made = {"name": name, "kind": kind, **score(pair[0] - pair[1], stars, before)}
+        return made if kind == "labels" else {**made, **accuracy}
+
+    made = [row(LABELS, "labels", (truth[0], truth[1]))]
+    zero_shot: dict[str, tuple[FloatArray, FloatArray]] = {}
     for name in config.configurations:
         reference = both[0].zero_shot(name)
         if reference not in zero_shot:
-            zero_shot[reference] = difference([one.predictions(reference) for one in both])
-            made.append({"name": reference, "kind": "zero-shot", **score(zero_shot[reference], stars)})
-        found = difference([one.predictions(name) for one in both])
-        made.append({"name": name, "kind": "adapted", **score(found, stars, zero_shot[reference])})
+            zero_shot[reference] = taken([one.predictions(reference) for one in both])
+            made.append(row(reference, "zero-shot", zero_shot[reference]))
+        found = taken([one.predictions(name) for one in both])
+        made.append(row(name, "adapted", found, zero_shot[reference]))
     others = [one.baselines() for one in both]
-    for name in others[0]:
-        found = difference([one[name] for one in others])
-        made.append({"name": name, "kind": "baseline", **score(found, stars)})
-    return made
+    return [*made, *(row(name, "baseline", taken([one[name] for one in others])) for name in others[0])]
 
 
 def _taken(values: FloatArray, splits: Splits) -> FloatArray:
@@ -261,7 +277,9 @@ def sentences(config: Config, rows: Sequence[Row]) -> list[str]:
         f" {figure_of(best, 'bias', signed=True)}.",
         f"The labels of the two libraries differ by {figure_of(by[LABELS])}, and the predictions of"
         f" {best['baseline']}, the baseline whose predictions agree best, by"
-        f" {figure_of(best, 'baseline_sigma')}.",
+        f" {figure_of(best, 'baseline_sigma')}. Predictions that agree need not be right: against the labels"
+        f" of MILES, {best['name']} has a scatter of {figure_of(best, SIDES[0])}, {best['baseline']} of"
+        f" {figure_of(by[best['baseline']], SIDES[0])}.",
     ]
 
 
