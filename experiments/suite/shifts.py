@@ -76,6 +76,7 @@ class Config(frame.Config):
     """
 
     targets: tuple[str, ...] = ("miles",)
+    seeds: int = 2
     flaws: tuple[str, ...] = tuple(FLAWS)
     heads: str = "lora2"
     backbone: str = "lora1+lora2"
