@@ -276,16 +276,22 @@ def mixed_case(case: Case, lamost: Spectra, fe_h: FloatArray) -> Case:
         fe_h: (k,) their labels.
     """
     target, splits = case.target, case.splits
-    both = [
-        Spectra.on_grid(one.flux, ivar=one.ivar, mask=one.mask, id=one.id, survey="lamost")
-        for one in (target.labelled, lamost)
-    ]
+    first = target.labelled
+    # Without uncertainties of the target's spectra, those of the others are none either.
+    ivar = lamost.ivar if first.has_ivar else np.where(lamost.mask, 0.0, 1.0)
+    labelled = first.derive(
+        flux=np.concatenate([first.flux, lamost.flux]),
+        ivar=np.concatenate([first.ivar, ivar]),
+        mask=np.concatenate([first.mask, lamost.mask]),
+        id=np.concatenate([first.id, lamost.id]),
+        meta={},
+    )
     n, added = len(target.labelled), np.tile(np.arange(len(lamost)), (len(splits), 1))
     return dataclasses.replace(
         case,
         target=dataclasses.replace(
             target,
-            labelled=Spectra.concatenate(both),
+            labelled=labelled,
             truth=np.concatenate([target.truth, fe_h]),
             fe_h=np.concatenate([target.fe_h, fe_h]),
         ),

@@ -103,12 +103,12 @@ def _two_telescopes(libraries: Path) -> SpectrumPairs:
         ].tolist()
     )
     rest = np.array([row for row in range(len(stars)) if row not in shared])
-    xp = Spectra.concatenate(
-        [
-            xp_partners(stars[rest], stelib.FWHM, library),
-            xp_partners(others[right], miles.FWHM, library),
-        ]
-    )
+    sides = [
+        xp_partners(stars[rest], stelib.FWHM, library),
+        xp_partners(others[right], miles.FWHM, library),
+    ]
+    # They differ in the resolution that they were made of.
+    xp = Spectra.concatenate([side.derive(prepared={"tower": "gaia_xp"}) for side in sides])
     chosen = np.concatenate([rest, left])
     train, validate, _ = _divided(len(rest), 0.0)
     test = len(rest) + np.arange(len(left))

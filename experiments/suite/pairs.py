@@ -65,6 +65,12 @@ def sample_errors(predicted: ArrayLike, true: ArrayLike, valid: BoolArray) -> Fl
     return np.where(usable, np.abs(p / np.where(usable, t, 1.0) - 1), np.nan)
 
 
+def median_errors(errors: FloatArray, axis: int) -> FloatArray:
+    """Return the medians of errors (n, p) along an axis, NaN where there is no valid sample."""
+    medians = np.ma.median(np.ma.masked_invalid(errors), axis=axis)
+    return np.asarray(np.ma.filled(medians.astype(np.float64), np.nan))
+
+
 class Ridge(NamedTuple):
     """A linear map from spectra to spectra, by ridge regression on principal components.
 

@@ -24,6 +24,7 @@ from experiments.suite.pair_targets import SpectrumPairs, load_pairs
 from experiments.suite.pairs import (
     Ridge,
     mean_over_stars,
+    median_errors,
     nearest_ranks,
     partner_ranks,
     sample_errors,
@@ -96,7 +97,7 @@ def run(config: Config, out: Path, say: Say) -> Results:
     for pairs in load_pairs(config):
         found = _outcomes(config, pairs, kept, say)
         rows += _beside_strongest([_row(pairs, name, one) for name, one in found.items()])
-        curves[pairs.name] = {name: np.nanmedian(one["error"], axis=0) for name, one in found.items()}
+        curves[pairs.name] = {name: median_errors(one["error"], axis=0) for name, one in found.items()}
     return Results(
         name="retrieval",
         title="Retrieval and translation",
@@ -244,8 +245,8 @@ def _row(pairs: SpectrumPairs, name: str, outcome: Mapping[str, AnyArray]) -> Ro
         "top5": share_within(outcome["there"], 5),
         "back1": share_within(outcome["back"], 1),
         "back5": share_within(outcome["back"], 5),
-        "error": mean_over_stars(np.nanmedian(outcome["error"], axis=1)),
-        "error_back": mean_over_stars(np.nanmedian(outcome["error_back"], axis=1)),
+        "error": mean_over_stars(median_errors(outcome["error"], axis=1)),
+        "error_back": mean_over_stars(median_errors(outcome["error_back"], axis=1)),
     }
     return row | {f"{key}{end}": value for key, found in scores.items() for end, value in found.items()}
 

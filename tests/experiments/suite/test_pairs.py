@@ -4,6 +4,7 @@ import pytest
 from experiments.suite.pairs import (
     Ridge,
     mean_over_stars,
+    median_errors,
     nearest_ranks,
     partner_ranks,
     sample_errors,
@@ -57,6 +58,12 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
 def test_errors_of_samples_are_relative_and_leave_out_missing_flux():
     found = sample_errors([[2.0, 1.0, 5.0]], [[1.0, 0.0, 4.0]], np.array([[True, True, False]]))
     np.testing.assert_array_equal(found, [[1.0, np.nan, np.nan]])
+
+
+def test_medians_leave_out_what_is_missing():
+    errors = np.array([[1.0, np.nan, 3.0], [5.0, np.nan, np.nan]])
+    np.testing.assert_array_equal(median_errors(errors, axis=0), [3.0, np.nan, 3.0])
+    np.testing.assert_array_equal(median_errors(errors, axis=1), [2.0, 5.0])
 
 
 def test_ridge_recovers_a_linear_map():
