@@ -67,8 +67,9 @@ def sample_errors(predicted: ArrayLike, true: ArrayLike, valid: BoolArray) -> Fl
 
 def median_errors(errors: FloatArray, axis: int) -> FloatArray:
     """Return the medians of errors (n, p) along an axis, NaN where there is no valid sample."""
-    medians = np.ma.median(np.ma.masked_invalid(errors), axis=axis)
-    return np.asarray(np.ma.filled(medians.astype(np.float64), np.nan))
+    known = np.isfinite(errors).any(axis=axis)
+    shape = np.expand_dims(known, axis)
+    return np.where(known, np.nanmedian(np.where(shape, errors, 0.0), axis=axis), np.nan)
 
 
 class Ridge(NamedTuple):

@@ -14,7 +14,6 @@ The sizes are those of an experiment. That instruments have such flaws is known 
 - noise: surveys release spectra down to a signal-to-noise ratio of a few (Luo et al. 2015, RAA 15, 1095).
 """
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,12 +69,6 @@ class Flaws:
         if not abs(self.wavelength_offset) < np.inf:
             raise ConfigError(f"wavelength_offset must be finite, not {self.wavelength_offset:g}")
 
-    def __or__(self, other: "Flaws") -> "Flaws":
-        """Return both together; where both have a flaw, that of the right one."""
-        default = Flaws()
-        given = {name: value for name, value in vars(other).items() if value != getattr(default, name)}
-        return dataclasses.replace(self, **given)
-
 
 def spoil(spectra: Spectra, flaws: Flaws, *, fwhm_from: float) -> Spectra:
     """Observe stars with an instrument that has these flaws, and pixels like those of LAMOST.
@@ -99,7 +92,7 @@ def spoil(spectra: Spectra, flaws: Flaws, *, fwhm_from: float) -> Spectra:
     near = crop(spectra.to_vacuum(), WAVELENGTH[0] - reach, WAVELENGTH[-1] + reach)
     fwhm = flaws.fwhm
     seen = rebin(near, WAVELENGTH) if fwhm is None else smooth(near, fwhm_from, fwhm, WAVELENGTH)
-    level = np.ma.median(np.ma.masked_array(seen.flux, seen.mask), axis=1).filled(0.0)[:, None]
+    level = _median_flux(seen)
     response = np.exp(flaws.throughput * throughput_shape(flaws.seed))
     flux = seen.flux * response + flaws.scattered_light * np.abs(level)
     ivar = seen.ivar / response**2 if seen.has_ivar else seen.ivar  # else a placeholder
@@ -123,7 +116,7 @@ def throughput_shape(seed: int) -> FloatArray:
 
 def _noisy(spectra: Spectra, snr: float, seed: int) -> Spectra:
     """Add photon noise, and noise that is the same in all pixels, with a given S/N at the median flux."""
-    level = np.ma.median(np.ma.masked_array(spectra.flux, spectra.mask), axis=1).filled(0.0)[:, None]
+    level = _median_flux(spectra)
     usable = ~spectra.mask & (level > 0)
     relative = np.maximum(np.divide(spectra.flux, level, out=np.zeros(usable.shape), where=usable), 0.0)
     sigma = np.where(usable, level / snr * np.sqrt(PHOTON_NOISE * relative + 1 - PHOTON_NOISE), 1.0)
@@ -134,3 +127,9 @@ def _noisy(spectra: Spectra, snr: float, seed: int) -> Spectra:
         mask=~usable,
         has_ivar=True,
     )
+
+
+def _median_flux(spectra: Spectra) -> FloatArray:
+    """Return the median flux (n, 1) over unmasked pixels, 0 for a spectrum without any."""
+    rows = zip(spectra.flux, spectra.mask, strict=True)
+    return np.array([np.median(flux[~mask]) if not mask.all() else 0.0 for flux, mask in rows])[:, None]

@@ -102,10 +102,12 @@ def test_noise_depends_only_on_the_star_and_the_seed():
     assert (spoil(stars(), Flaws(snr=10.0, seed=1), fwhm_from=3.0).flux != whole.flux).all()
 
 
-def test_flaws_add_up_and_the_right_one_wins():
-    mixed = Flaws(snr=20.0, throughput=0.1) | Flaws(scattered_light=0.2, throughput=0.3)
-    assert mixed == Flaws(snr=20.0, throughput=0.3, scattered_light=0.2)
-    assert Flaws(fwhm=8.0) | Flaws() == Flaws(fwhm=8.0)
+def test_a_spectrum_without_pixels_stays_without():
+    empty = stars()
+    empty = Spectra.build(GRID, empty.flux, mask=np.ones(empty.flux.shape, bool), id=empty.id)
+    spoilt = spoil(empty, Flaws(scattered_light=0.2, snr=20.0), fwhm_from=3.0)
+    assert spoilt.mask.all()
+    assert not spoilt.ivar.any()
 
 
 def test_masked_pixels_stay_masked():
