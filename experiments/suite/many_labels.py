@@ -246,7 +246,8 @@ def draw(figure: "Figure", rows: Sequence[Row]) -> None:
     figure.set_size_inches(3.5, 1.0 + 0.19 * len(names))
     axis = figure.subplots()
     figures.draw_bars(axis, own, names, "r2")
-    axis.set_xlabel(f"R² ({rows[0]['target']})")
+    axis.set_xlabel("R²")
+    axis.set_title(rows[0]["target"], fontsize=8)
 
 
 if __name__ == "__main__":

@@ -338,7 +338,8 @@ def draw(figure: "Figure", rows: Sequence[Row]) -> None:
     axis = figure.subplots()
     figures.draw_bars(axis, own, [row["name"] for row in own], "r2")
     axis.set_xlim(left=max(-2.5, axis.get_xlim()[0]))
-    axis.set_xlabel(f"R² below [Fe/H] = -1 ({rows[0]['target']})")
+    axis.set_xlabel("R² below [Fe/H] = -1")
+    axis.set_title(rows[0]["target"], fontsize=8)
 
 
 def _of(rows: Sequence[Row], target: str) -> list[Row]:

@@ -284,7 +284,9 @@ def draw(figure: "Figure", curves: Mapping[str, Mapping[str, FloatArray]]) -> No
     for (name, error), colour in zip(next(iter(curves.values())).items(), CURVES, strict=False):
         grid = GAIA_XP_WAVELENGTH if len(error) == len(GAIA_XP_WAVELENGTH) else np.arange(len(error))
         axis.plot(grid / 10, error, color=colour, lw=1, label=name)
-    axis.set(yscale="log", xlabel="wavelength (nm)", ylabel="median error of the Gaia XP flux")
+    axis.set(
+        yscale="log", ylim=(1e-3, None), xlabel="wavelength (nm)", ylabel="median error of the Gaia XP flux"
+    )
     axis.set_title(next(iter(curves)), fontsize=8)
     axis.legend(frameon=False)
 
