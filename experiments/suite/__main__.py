@@ -21,6 +21,12 @@ from specjax.progress import Say, duration, say
 
 MINUTES = {
     "subsets": 5.0,
+    "shifts": 6.0,
+    "many_labels": 3.0,
+    "metal_poor": 3.0,
+    "retrieval": 2.0,
+    "two_instruments": 3.0,
+    "label_noise": 3.0,
 }
 """The experiments in the order of their sections, and about how long each takes on two idle cores."""
 

@@ -320,7 +320,9 @@ def sentences(config: Config, rows: Sequence[Row]) -> tuple[str, str]:
         if strongest
         else ""
     )
-    gain = f", a gain of {figure_of(best, 'r2_gain', '', signed=True)}" if "r2_gain_lo" in best else ""
+    gain = (
+        f", a gain of {figure_of(best, 'r2_gain', '', signed=True)}" if np.isfinite(best["r2_gain"]) else ""
+    )
     return (
         f"Below [Fe/H] = -1 on {plain['target']}, {config.configuration} has σ {figure_of(plain)} and R²"
         f" {figure_of(plain, 'r2', '')}, the model as it is {figure_of(zero)} and"

@@ -52,6 +52,7 @@ def test_labels_of_test_stars_are_never_used(together):
     np.testing.assert_array_equal(jointly(BOTH, truth)[0], together[0])
 
 
+@pytest.mark.slow
 def test_the_order_of_labels_does_not_matter(together):
     swapped = jointly(BOTH[::-1])
     np.testing.assert_allclose(swapped[..., ::-1], together, rtol=1e-4, atol=2e-3)

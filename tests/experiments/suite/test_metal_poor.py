@@ -68,6 +68,7 @@ def test_flaws_are_drawn_in_their_ranges():
     assert len({flaws.scattered_light for flaws in drawn}) == 50
 
 
+@pytest.mark.slow
 def test_the_experiment(monkeypatch, tmp_path):
     small.install(monkeypatch)
 

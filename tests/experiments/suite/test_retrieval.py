@@ -28,6 +28,7 @@ def config():
     return dataclasses.replace(default, aligned=("lora3",), stage=stage)
 
 
+@pytest.mark.slow
 def test_alignment_is_no_worse_on_the_pairs_that_select_it():
     model, made = synthetic.foundation(), pairs()
     models = retrieval.align(model, made, "lora3", config().stage, 2, small.silent)
