@@ -90,8 +90,9 @@ def test_the_experiment(monkeypatch, tmp_path):
     names = [row["name"] for row in results.rows]
     assert names == [
         "zero-shot-mlp1", "lora2", "mean of lora2 and plain network", "lora2 and plain network, validated",
-        "zero-shot-mlp1, offset with prior", "lora2, 8 simulated stars", "lora2, stratified splits",
-        "mlp-lora", "bad",
+        "zero-shot-mlp1, offset with prior", "zero-shot-mlp1, correction",
+        "zero-shot-mlp1, correction with its own scatter", "lora2, 8 simulated stars",
+        "lora2, stratified splits", "mlp-lora", "bad",
     ]  # fmt: skip
     poor = (small.case().target.fe_h < -1).sum()
     assert all(row["n_distinct"] <= poor for row in results.rows)
