@@ -5,7 +5,7 @@
 Half of the stars, drawn at random, get labels with Gaussian errors of up to 0.3 dex, in training and
 validation; test stars are scored with the labels as they are. A row is trained without telling the model,
 with the weights 1/(s^2 + error^2) in training and selection, or without the stars of wrong labels. Expected:
-errors of 0.1 dex cost nothing that can be measured, and weights win back a part of what larger ones cost.
+the robust loss bears such errors, and to know of them helps little.
 """
 
 import dataclasses

@@ -4,8 +4,8 @@
 
 Scattered light, a wavelength solution that is off, a throughput error, a lower resolution and noise, alone
 and mixed, are put into the observed flux before the continuum is divided out (`specjax.simulate.flaws`, which
-cites an instrument for each). Preprocessing is told nothing of them. Expected: heads recover what acts like a
-change of metallicity (scattered light), the backbone also what moves or broadens lines; noise stays.
+cites an instrument for each). Preprocessing is told nothing of them. Expected: heads recover most of what all
+stars of the survey share, the backbone a little more where lines move or broaden; noise stays.
 """
 
 import dataclasses
