@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 
 ZERO_SHOT, RIDGE, MEAN = "zero-shot", "ridge regression", "mean spectrum"
 
+SNAPSHOTS = 3
+"""States of the alignment that are selected from, besides the model as it is."""
+
 COLUMNS = (
     Column(name="target", heading="pairs"),
     Column(name="name", heading="row"),
@@ -69,19 +72,28 @@ class Config(frame.Config):
 
     Attributes:
         aligned: what is aligned, configurations of parts of the tower.
-        stage: of the alignment; its snapshots are selected from.
+        steps: of the alignment, a multiple of 3: the state after each third is selected from.
+        batch: pairs in a step.
+        rate: learning rate.
     """
 
     targets: tuple[str, ...] = ("miles", "miles-grism", "stelib-miles")
     seeds: int = 2
     aligned: tuple[str, ...] = ("lora3", "lora1+lora3")
-    stage: Stage = Stage(
-        steps=60,
-        batch=64,
-        snapshots=3,
-        tower=GroupSchedule(learning_rate=2e-3, warmup=0.5),
-        objective=Objective(label=0.0, contrastive=1.0),
-    )
+    steps: int = 60
+    batch: int = 64
+    rate: float = 2e-3
+
+    @property
+    def stage(self) -> Stage:
+        """Return the stage of the alignment."""
+        return Stage(
+            steps=self.steps,
+            batch=self.batch,
+            snapshots=SNAPSHOTS,
+            tower=GroupSchedule(learning_rate=self.rate, warmup=0.5),
+            objective=Objective(label=0.0, contrastive=1.0),
+        )
 
 
 def get_config() -> Config:
