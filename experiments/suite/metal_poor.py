@@ -104,9 +104,9 @@ def run(config: Config, out: Path, say: Say) -> Results:
         title="Metal-poor stars",
         question="Where does adaptation fail, and what mends it?",
         method=(
-            f"Test stars below [Fe/H] = -1, pooled over {config.seeds} seeds. Gains are over"
-            f" {config.configuration} as `specjax adapt` trains it, paired by star. Weights and counts are"
-            " fixed beforehand or chosen on validation stars."
+            f"Test stars below [Fe/H] = -1; means over {config.seeds} seeds, or all seeds pooled where one"
+            f" has fewer than ten. Gains are over {config.configuration} as `specjax adapt` trains it, paired"
+            " by star. Weights and counts are fixed beforehand or chosen on validation stars."
         ),
         columns=COLUMNS,
         rows=table,

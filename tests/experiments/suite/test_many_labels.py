@@ -21,6 +21,7 @@ def group():
     }
 
 
+@pytest.mark.slow
 def test_the_experiment(monkeypatch, tmp_path):
     small.install(monkeypatch)
     monkeypatch.setattr(many_labels, "AdaptConfig", lambda: synthetic.ADAPT)
