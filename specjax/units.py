@@ -28,6 +28,33 @@ def label_unit(column: str) -> str | None:
     )
 
 
+_DESCRIPTIONS = {
+    "_predicted": "predicted label",
+    "_std": "standard deviation over seeds",
+    "_err": "standard error; of a predicted label, half the width of its 68% interval if it has one",
+    "_lo": "lower end of the 68% interval",
+    "_hi": "upper end of the 68% interval",
+    "_lo95": "lower end of the 95% interval",
+    "_hi95": "upper end of the 95% interval",
+}
+
+
+def column_description(column: str) -> str | None:
+    """Return the description of a column that is derived from a label; None for any other column.
+
+    >>> column_description("fe_h_hi95"), column_description("redshift_err"), column_description("fe_h")
+    ('upper end of the 95% interval', None, None)
+    """
+    return next(
+        (
+            text
+            for end, text in _DESCRIPTIONS.items()
+            if column.removesuffix(end) in LABELS and column not in LABELS
+        ),
+        None,
+    )
+
+
 def symbol_and_unit(label: str) -> tuple[str, str]:
     """Return a label's symbol and unit for plot axes; an unknown label is its own symbol.
 

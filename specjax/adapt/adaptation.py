@@ -36,15 +36,20 @@ class AdaptationResult:
     Attributes:
         configuration: what was adapted and the heads that predict.
         predictions: (S, n) the label of all labelled stars, in physical units.
+        unseen: (S, a + b) that of the training and validation stars of each seed, as predicted without having
+            seen them: the former out of fold. Zero-shot predictions have seen none.
         adapters: the trained leaves (S, ...); {} for zero-shot.
         chosen: "tower" and "head", the factors on the updates, and "step", after which training stopped, each
             (S,), as selected; 0 for what remains as it is.
+        of_seeds: (S, n) the predictions of the seeds from which one prediction (1, n) was made; else None.
     """
 
     configuration: Configuration
     predictions: FloatArray
+    unseen: FloatArray
     adapters: Tree
     chosen: dict[str, FloatArray]
+    of_seeds: FloatArray | None = None
 
 
 class Adaptation:
@@ -94,6 +99,7 @@ class Adaptation:
             return AdaptationResult(
                 configuration=configuration,
                 predictions=np.tile(zero_shot, (seeds, 1)),
+                unseen=zero_shot[self.splits.unseen],
                 adapters={},
                 chosen={name: np.zeros(seeds) for name in ("tower", "head", "step")},
             )
@@ -102,6 +108,7 @@ class Adaptation:
         return AdaptationResult(
             configuration=configuration,
             predictions=np.concatenate([result.predictions for result in results]),
+            unseen=np.concatenate([result.unseen for result in results]),
             adapters=_joined([result.adapters for result in results]),
             chosen=_joined([result.chosen for result in results]),
         )

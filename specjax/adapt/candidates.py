@@ -24,7 +24,7 @@ class Scorer:
     def __init__(self, model: Foundation, target: Target, splits: Splits, zero_shot: FloatArray) -> None:
         """Store the arguments; zero_shot (n,) is the prediction of the model as it is, in physical units."""
         self.model, self.target, self.splits, self.zero_shot = model, target, splits, zero_shot
-        self.unseen = np.concatenate([splits.train, splits.validate], axis=1)  # (S, a + b)
+        self.unseen = splits.unseen  # (S, a + b)
 
     def candidates(
         self,

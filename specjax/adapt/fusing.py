@@ -28,13 +28,18 @@ def fuse_seeds(model: Foundation, target: Target, result: AdaptationResult) -> A
     adapters = lora.fuse(result.adapters)
     heads = result.configuration.heads
     predictions = predict_label(model, heads, adapters, target.labelled, target.label)
-    return _of_all_seeds(dataclasses.replace(result, predictions=predictions, adapters=adapters), FUSED)
+    return _of_all_seeds(
+        dataclasses.replace(result, predictions=predictions, adapters=adapters, of_seeds=result.predictions),
+        FUSED,
+    )
 
 
 def mean_of_seeds(result: AdaptationResult) -> AdaptationResult:
     """Return the mean of the predictions of all seeds, without an adapter."""
     predictions = result.predictions.mean(axis=0, keepdims=True)
-    return _of_all_seeds(dataclasses.replace(result, predictions=predictions, adapters={}), MEAN)
+    return _of_all_seeds(
+        dataclasses.replace(result, predictions=predictions, adapters={}, of_seeds=result.predictions), MEAN
+    )
 
 
 def unseen_split(target: Target, splits: Splits, say: Say) -> Splits | None:

@@ -27,6 +27,8 @@ class GroupResult:
 
     Attributes:
         predictions: (S, n) the label of all labelled stars, in physical units.
+        unseen: (S, a + b) what the selected candidate predicts for the training stars out of fold and for the
+            validation stars, in physical units.
         adapters: the trained leaves (S, ...).
         chosen: "tower", "head" and "step", each (S,), see `AdaptationResult`.
         at_the_end: (S,) True for the seeds that selected the end of the training of the tower, at its full
@@ -34,6 +36,7 @@ class GroupResult:
     """
 
     predictions: FloatArray
+    unseen: FloatArray
     adapters: Tree
     chosen: dict[str, FloatArray]
     at_the_end: BoolArray
@@ -92,6 +95,7 @@ class SeedGroup:
         }
         return GroupResult(
             predictions=np.where(trained[:, None], adapted, zero_shot)[: self.count],
+            unseen=candidates.unseen[np.arange(len(pick)), pick][: self.count],
             adapters=jax.tree.map(lambda leaf: np.asarray(leaf)[: self.count], adapters),
             chosen={name: values[: self.count] for name, values in chosen.items()},
             at_the_end=_at_the_end(fits, candidates)[pick][: self.count],

@@ -31,7 +31,7 @@ from specjax.report.results import plain
 from specjax.spectra import Spectra
 from specjax.typing import AnyArray, IntArray
 
-VERSION = 1
+VERSION = 2
 """Version of the files; those of another version are not resumed."""
 
 Seeds = dict[str, AnyArray]
@@ -93,7 +93,13 @@ def to_seeds(result: AdaptationResult, rows: IntArray) -> Seeds:
         f"adapter/{name}": np.asarray(leaf) for name, leaf in flatten(result.adapters) if leaf is not None
     }
     chosen = {f"chosen/{name}": np.asarray(values) for name, values in result.chosen.items()}
-    return {"seed": np.asarray(rows), "prediction": result.predictions, **chosen, **leaves}
+    return {
+        "seed": np.asarray(rows),
+        "prediction": result.predictions,
+        "unseen": result.unseen,
+        **chosen,
+        **leaves,
+    }
 
 
 def from_seeds(configuration: Configuration, seeds: Seeds) -> AdaptationResult:
@@ -105,6 +111,7 @@ def from_seeds(configuration: Configuration, seeds: Seeds) -> AdaptationResult:
     return AdaptationResult(
         configuration=configuration,
         predictions=seeds["prediction"],
+        unseen=seeds["unseen"],
         adapters=unflatten(part("adapter/").items()),
         chosen=part("chosen/"),
     )
@@ -141,9 +148,9 @@ def hash_of_spectra(spectra: Spectra) -> str:
 def _hash_of_target(target: Target) -> str:
     sides = (target.labelled, target.unlabelled, target.unlabelled_xp)
     hashes = [hash_of_spectra(side) for side in sides if side is not None]
-    weight = np.empty(0) if target.weight is None else target.weight
+    known = [each for each in (target.weight, target.truth_error) if each is not None]
     about = np.array([*hashes, json.dumps(plain(target.preparation))])
-    return _hash(target.truth, target.fe_h, *([weight] if weight.size else []), about)
+    return _hash(target.truth, target.fe_h, *known, about)
 
 
 def _hash(*arrays: AnyArray) -> str:

@@ -7,6 +7,8 @@ import numpy as np
 
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.forward import predict_label
+from specjax.adapt.uncertainties import signal_to_noise
+from specjax.calibration.calibration import Calibration
 from specjax.errors import ConfigError
 from specjax.flags import FLAG_DTYPE, USABLE, Flag
 from specjax.foundation import BackboneFeatures, Foundation
@@ -30,12 +32,16 @@ def predict(
 
     Returns:
         Columns (n,) of a table: id; LABEL, the mean over seeds; LABEL_std, their standard deviation;
-        LABEL_err, that and the scatter of the adaptation's test stars in quadrature, NaN if the latter is
-        unknown, as for an imported adapter; flag and masked_fraction from preprocessing; and distance, above
-        1 for a spectrum unlike those that the model was trained on (NaN if the model has no out-of-domain
-        flags). Out-of-domain spectra without another flag are flagged "unlike_training",
+        LABEL_err, half the width of the 68% interval, and the ends of this interval and of that of 95%,
+        LABEL_lo, LABEL_hi, LABEL_lo95 and LABEL_hi95; flag and masked_fraction from preprocessing; and
+        distance, above 1 for a spectrum unlike those that the model was trained on (NaN if the model has no
+        out-of-domain flags). Out-of-domain spectra without another flag are flagged "unlike_training",
         "hotter_than_training" or "cooler_than_training". These and "masked_fraction" keep their labels;
         spectra with any other flag get NaN.
+
+        An adapter without a calibration (see `calibration_of`) has no intervals. Its LABEL_err is LABEL_std
+        and the scatter of the adaptation's test stars in quadrature, NaN if the latter is unknown, as for an
+        imported adapter.
     """
     configuration = Configuration.parse(config["configuration"])
     blocks = [
@@ -65,16 +71,31 @@ def _predict_block(
         values[:, usable] = predict_label(model, configuration.heads, adapter, rows, label, base)
     distance, flag = _outside(model, base, usable, flag)
     spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(len(lamost), np.nan)
-    scatter = np.nan if config["sigma"] is None else config["sigma"]
+    mean = values.mean(axis=0)
+    calibration = calibration_of(config)
+    if calibration is None:
+        scatter = np.nan if config["sigma"] is None else config["sigma"]
+        errors = {f"{label}_err": np.hypot(np.nan_to_num(spread) + 0 * values[0], scatter)}
+    else:
+        errors = calibration.intervals(mean, signal_to_noise(lamost)).columns(label)
     return {
         "id": lamost.id,
-        label: values.mean(axis=0),
+        label: mean,
         f"{label}_std": spread,
-        f"{label}_err": np.hypot(np.nan_to_num(spread) + 0 * values[0], scatter),
+        **errors,
         "flag": flag,
         "masked_fraction": lamost.meta["masked_fraction"],
         "distance": distance,
     }
+
+
+def calibration_of(config: Mapping[str, Any]) -> Calibration | None:
+    """Return the calibration that is stored with an adapter.
+
+    None for an imported adapter, one that was made before there were calibrations, or one with a calibration
+    of another version.
+    """
+    return Calibration.from_json(config.get("calibration"))
 
 
 def predict_unadapted(model: Foundation, lamost: Spectra, head: str = "mlp2") -> dict[str, AnyArray]:

@@ -37,6 +37,11 @@ class Splits:
         return len(self.train)
 
     @property
+    def unseen(self) -> IntArray:
+        """Training, then validation stars (S, a + b): those that the selection predicts unseen."""
+        return np.concatenate([self.train, self.validate], axis=1)
+
+    @property
     def all_equal(self) -> bool:
         """Whether all seeds have the same training and test stars."""
         parts = (np.sort(rows, axis=1) for rows in (self.train, self.test))

@@ -23,13 +23,21 @@ from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.shares import SharedAdaptation
 from specjax.adapt.splits import Splits, draw_splits
 from specjax.adapt.target import Target
+from specjax.adapt.uncertainties import (
+    calibrate_mean,
+    calibration_scores,
+    intervals_of_mean,
+    intervals_of_seeds,
+)
 from specjax.atomic import atomic_folder, check_folder
+from specjax.calibration.calibration import SUFFIXES, Intervals
 from specjax.checkpoints import save_adapter
 from specjax.errors import ModelError
 from specjax.flags import count_flags
 from specjax.foundation import Foundation
 from specjax.progress import Say, silent
 from specjax.report import metrics, plots, results
+from specjax.report.calibration_plot import plot_calibration
 from specjax.typing import FloatArray, IntArray
 from specjax.units import symbol_and_unit
 
@@ -53,8 +61,9 @@ def run_study(
     """Adapt to each target with each configuration, score all on the same splits, and write the run folder.
 
     Zero-shot rows that gains are measured against are added. The folder holds config.json, table.json,
-    predictions.ecsv (one row per target, configuration, seed and test star; fused adapters and means over
-    seeds have the seed 0), predictions_TARGET.png, sigma.png, and adapters/TARGET/CONFIGURATION. It appears
+    predictions.ecsv (one row per target, configuration, seed and test star, with intervals; fused adapters
+    and means over seeds have the seed 0), calibration.json and .ecsv (coverage of these intervals),
+    predictions_TARGET.png, calibration_TARGET.png, sigma.png, and adapters/TARGET/CONFIGURATION. It appears
     whole or not at all. Until then finished configurations are kept beside it, and the same study resumes
     from them (see `parts.Parts`).
 
@@ -178,25 +187,32 @@ def _write(
 ) -> list[results.Row]:
     """Score what all targets have reached, and write the run folder."""
     rows: list[results.Row] = []
+    covered: list[results.Row] = []
     columns: list[dict[str, Any]] = []
     with atomic_folder(out) as folder:
         for one in adapted:
             target, found = one.target, one.results
             scored = score(target, one.splits, found, one.others)
-            columns.append(_columns(target, one.splits, found, one.others))
+            intervals = [intervals_of_seeds(target, one.splits, each) for each in found]
+            columns.append(_columns(target, one.splits, found, one.others, intervals))
+            own = calibration_scores(target, one.splits, found, intervals)
             fusible = [each for each in found if config.fuse and each.configuration.can_be_fused]
             fused = [fuse_seeds(model, target, each) for each in fusible]
             if fused and (unseen := unseen_split(target, one.splits, say)) is not None:
                 means = [mean_of_seeds(each) for each in fusible]
                 compared = [each for pair in zip(means, fused, strict=True) for each in pair]
                 scored += score(target, unseen, compared, references=found)
-                columns.append(_columns(target, unseen, compared))
+                intervals = [intervals_of_mean(target, one.splits, each, unseen.test[0]) for each in compared]
+                columns.append(_columns(target, unseen, compared, intervals=intervals))
+                own += calibration_scores(target, unseen, compared, intervals)
             rows += scored
+            covered += own
             adapters = folder / "adapters" / target.name
-            _save_adapters(adapters, model, target, config, [*found, *fused], scored)
-            _plot_target(folder, target, one.splits, found, scored)
+            _save_adapters(adapters, model, target, one.splits, config, [*found, *fused], scored)
+            _plot_target(folder, target, one.splits, found, scored, own)
         results.write_config(folder, about)
         results.write_table(folder, rows)
+        results.write_calibration(folder, covered)
         joined = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
         results.write_predictions(folder, joined)
         unit = symbol_and_unit(adapted[0].target.label)[1]
@@ -293,12 +309,14 @@ def _columns(
     splits: Splits,
     adapted: Sequence[AdaptationResult],
     baselines: Mapping[str, FloatArray] | None = None,
+    intervals: Sequence[Intervals] = (),
 ) -> dict[str, Any]:
-    """Return the columns of predictions.ecsv for the test stars of these splits."""
+    """Return the columns of predictions.ecsv for the test stars; baselines have no intervals."""
     predictions = {one.configuration.name: one.predictions for one in adapted} | dict(baselines or {})
     seeds, stars = splits.test.shape
     count = seeds * stars
     repeat = len(predictions)
+    none = Intervals(*np.full((len(SUFFIXES), *splits.test.shape), np.nan))
     return {
         "target": np.full(repeat * count, target.name),
         "configuration": np.repeat(list(predictions), count),
@@ -308,18 +326,28 @@ def _columns(
         f"{target.label}_predicted": np.concatenate(
             [_taken(values, splits.test).ravel() for values in predictions.values()]
         ),
+        **_interval_columns(target.label, [*intervals, *[none] * (repeat - len(intervals))]),
     }
+
+
+def _interval_columns(label: str, intervals: Sequence[Intervals]) -> dict[str, FloatArray]:
+    parts = [each.columns(label) for each in intervals]
+    return {name: np.concatenate([part[name].ravel() for part in parts]) for name in parts[0]}
 
 
 def _save_adapters(
     folder: Path,
     model: Foundation,
     target: Target,
+    splits: Splits,
     config: AdaptConfig,
     adapted: Sequence[AdaptationResult],
     rows: Sequence[results.Row],
 ) -> None:
-    """Write the factors of all seeds of each adapted configuration, with the scatter that they reached."""
+    """Write the factors of all seeds of each adapted configuration, with the scatter that they reached.
+
+    The calibration is that of the mean over seeds, which `specjax predict` reports.
+    """
     sigma = {row["configuration"]: row["sigma"] for row in rows if row["subset"] == "all"}
     for one in adapted:
         if not one.adapters:
@@ -333,6 +361,9 @@ def _save_adapters(
             "preparation": dict(target.preparation),
             "seeds": count_seeds(one.adapters),
             "sigma": sigma.get(name),
+            "calibration": None
+            if (found := calibrate_mean(target, splits, one)) is None
+            else found.to_json(),
             "lora": lora.describe(one.adapters, model.config.loras),
             "chosen": results.plain(one.chosen),
         }
@@ -356,6 +387,7 @@ def _plot_target(
     splits: Splits,
     adapted: Sequence[AdaptationResult],
     rows: Sequence[results.Row],
+    covered: Sequence[results.Row],
 ) -> None:
     stars, truth = target.labelled.id[splits.test], target.truth[splits.test]
     panels = {
@@ -373,3 +405,5 @@ def _plot_target(
         label=label,
         unit=unit,
     )
+    if covered:
+        plot_calibration(folder / f"calibration_{target.name}.png", covered, title=target.name, unit=unit)

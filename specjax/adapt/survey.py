@@ -50,8 +50,9 @@ def adapt_survey(
     Args:
         model: a model folder, or "mini".
         spectra: what `surveys.read` takes; a file from `specjax prepare` is not preprocessed again.
-        labels: a table with the columns id and `label`, in physical units. If the label is not fe_h, a column
-            fe_h divides the stars into the table's subsets. Columns split_0, split_1, ... as
+        labels: a table with the columns id and `label`, in physical units. A column LABEL_err holds errors of
+            the label, which the calibration of the intervals takes into account. If the label is not fe_h, a
+            column fe_h divides the stars into the table's subsets. Columns split_0, split_1, ... as
             `roles.split_table` writes them give the role of each spectrum for each seed, in place of the
             sizes in `config`; the first `config.seeds` of them are used, or the first for all seeds with
             `config.one_split`.
@@ -91,6 +92,7 @@ def adapt_survey(
         joined[label],
         label=label,
         fe_h=joined.get("fe_h"),
+        error=joined.get(f"{label}_err"),
         usable=None if roles is None else roles.labelled(observed.id),
         xp=_xp_side(observed, spectra, xp, fwhm) if needs_xp else None,
         fwhm=fwhm,
@@ -133,10 +135,12 @@ def describe_target(target: Target, say: Say) -> None:
 
 
 def _joined_labels(observed: Spectra, labels: Path, label: str) -> dict[str, FloatArray]:
-    """Return the label and, if the table has it, fe_h, in the order of the spectra; NaN where unknown."""
-    columns = [label]
-    if label != "fe_h" and "fe_h" in read_labels(labels).colnames:
-        columns.append("fe_h")
+    """Return the label and, if the table has them, its error and fe_h, in the order of the spectra.
+
+    They are NaN where unknown.
+    """
+    optional = {f"{label}_err", "fe_h"} - {label}
+    columns = [label, *sorted(optional & set(read_labels(labels).colnames))]
     return join_labels(observed.id, read_labels(labels, columns), columns)
 
 

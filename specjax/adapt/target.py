@@ -9,7 +9,7 @@ import numpy as np
 from specjax.errors import DataError
 from specjax.flags import USABLE, Flag
 from specjax.spectra import Spectra
-from specjax.typing import BoolArray, FloatArray
+from specjax.typing import BoolArray, FloatArray, IntArray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,6 +29,7 @@ class Target:
         fwhm: the spectral resolution that `preprocess.to_lamost` was given, in Angstrom; None if none was.
         weight: (n,) weight of each star in the loss on the labels and in the selection, such as 1/(s^2 +
             error^2) for labels with an error and a model with a scatter s; None weights all stars equally.
+        truth_error: (n,) errors of the label, 0 where unknown; None if all are. They do not set the weights.
 
     Raises:
         DataError: weights that are not one positive number per star.
@@ -44,12 +45,17 @@ class Target:
     refused: dict[str, str] = field(default_factory=dict)
     fwhm: float | None = None
     weight: FloatArray | None = None
+    truth_error: FloatArray | None = None
 
     def __post_init__(self) -> None:
         if self.weight is not None:
             weight = np.asarray(self.weight)
             if weight.shape != self.truth.shape or not (np.isfinite(weight) & (weight > 0)).all():
                 raise DataError(f"{self.name}: weights must be one positive number per labelled star")
+
+    def error_of(self, rows: IntArray) -> FloatArray | None:
+        """Return the errors of the labels of these stars, None if they are unknown."""
+        return None if self.truth_error is None else self.truth_error[rows]
 
     @property
     def preparation(self) -> Mapping[str, Any]:
@@ -67,6 +73,7 @@ def make_target(
     usable: BoolArray | None = None,
     xp: Spectra | None = None,
     fwhm: float | None = None,
+    error: FloatArray | None = None,
 ) -> Target:
     """Divide the spectra of a survey into labelled, unlabelled and refused ones.
 
@@ -79,6 +86,7 @@ def make_target(
         usable: (n,) spectra that may be labelled ones; all by default.
         xp: n Gaia XP spectra from `preprocess.to_gaia_xp`.
         fwhm: the resolution that `to_lamost` was given.
+        error: (n,) errors of the label; not finite or negative where unknown.
 
     Raises:
         DataError: no spectrum is usable and has a label.
@@ -101,4 +109,14 @@ def make_target(
         fe_h=np.asarray(fe_h, np.float64)[labelled],
         refused={str(lamost.id[row]): str(flag[row]) for row in np.flatnonzero(flag != Flag.GOOD)},
         fwhm=fwhm,
+        truth_error=_known_errors(error, labelled),
     )
+
+
+def _known_errors(error: FloatArray | None, rows: IntArray) -> FloatArray | None:
+    """Return the errors of the labels of these spectra, 0 where unknown; None if all are."""
+    if error is None:
+        return None
+    own = np.asarray(error, np.float64)[rows]
+    known = np.isfinite(own) & (own > 0)
+    return np.where(known, own, 0.0) if known.any() else None

@@ -76,7 +76,8 @@ class Adapt:
         from specjax import distributed
         from specjax.adapt.settings import AdaptConfig
         from specjax.adapt.survey import adapt_survey
-        from specjax.report.results import print_table
+        from specjax.report.calibration import calibration_lines
+        from specjax.report.results import print_table, read_calibration
         from specjax.units import symbol_and_unit
 
         rows = adapt_survey(
@@ -107,4 +108,6 @@ class Adapt:
         if not distributed.is_main():
             return
         print_table(rows, unit=symbol_and_unit(self.label)[1])
+        for line in calibration_lines(rows, read_calibration(self.out)):
+            print(line)
         print(self.out)

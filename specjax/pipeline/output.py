@@ -13,7 +13,7 @@ from specjax.pipeline.parts import Columns, read_columns
 from specjax.surveys.arrays import HDF5, for_hdf5
 from specjax.surveys.io.tables import SUFFIXES, require_pyarrow, write_table
 from specjax.typing import AnyArray
-from specjax.units import label_unit
+from specjax.units import column_description, label_unit
 
 _WIDE = (*HDF5, ".parquet", ".fits")
 
@@ -83,6 +83,8 @@ def _write_hdf5(
             file[name] = for_hdf5(column)
             if column.dtype.kind != "U" and (unit := label_unit(name)):
                 file[name].attrs["unit"] = unit
+            if text := column_description(name):
+                file[name].attrs["description"] = text
         for name in wide:
             start, dataset = 0, None
             for block in _blocks(parts, name):

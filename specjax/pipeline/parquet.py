@@ -12,7 +12,7 @@ from astropy.table import Table
 
 from specjax.atomic import atomic_file, atomic_folder, check_folder
 from specjax.pipeline.parts import Columns, read_columns
-from specjax.units import label_unit
+from specjax.units import column_description, label_unit
 
 _PARTITION = 128 << 20  # bytes of parts in one partition: a size that Dask and Spark advise
 _NAME = re.compile(r"part-\d{5,}\.parquet")
@@ -132,6 +132,7 @@ def _schema(narrow: Columns, wide: Columns, meta: Mapping[str, Any], lengths: Ma
     for name, column in narrow.items():
         if column.dtype.kind == "f" and (unit := label_unit(name)):
             header[name].unit = unit
+        header[name].description = column_description(name)
     shapes = {name: list(block.shape[1:]) for name, block in wide.items() if block.ndim > 2}
     header.meta.update({f"{name}_shape": json.dumps(shape) for name, shape in shapes.items()})
     fields = [(name, pyarrow.from_numpy_dtype(column.dtype.type)) for name, column in narrow.items()]

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-from specjax.adapt.predict import predict, predict_unadapted, preparation_of, prepared_as
+from specjax.adapt.predict import calibration_of, predict, predict_unadapted, preparation_of, prepared_as
 from specjax.checkpoints import load_adapter
 from specjax.errors import ConfigError
 from specjax.foundation import DtypeChoice, load
@@ -88,6 +88,10 @@ def predict_survey(
         check_cluster(dask)
     options = raw_options(survey, wavelength_medium, wavelength_unit, fwhm)
     work = _predict_work(model, adapter, head, dtype, options)
+    if adapter is not None and "intervals" not in work.meta:
+        say(
+            f"{adapter} stores no calibration: the table has no intervals, and its errors are nearly constant"
+        )
     return run(
         work,
         spectra,
@@ -126,6 +130,8 @@ def _predict_work(
     stored = load_adapter(adapter, base=foundation.digest)
     wanted = preparation_of(stored.config)
     known = {name: stored.config[name] for name in ("configuration", "target", "seeds", "sigma")}
+    calibration = calibration_of(stored.config)
+    known["intervals"] = None if calibration is None else calibration.summary
     return Work(
         compute=lambda rows: predict(foundation, rows, stored.arrays, stored.config),
         check=lambda rows: prepared_as(rows, stored.config),

@@ -114,7 +114,7 @@ def plot_predictions(
     """
     columns = min(3, len(panels))
     blocks = -(-len(panels) // columns)
-    figure = _figure(3.5 * columns + 0.7, 4.5 * blocks + 0.5)
+    figure = new_figure(3.5 * columns + 0.7, 4.5 * blocks + 0.5)
     grid = figure.subplots(2 * blocks, columns, sharex=True, squeeze=False, height_ratios=[3, 1.3] * blocks)
     pairs = grid.reshape(blocks, 2, columns).swapaxes(1, 2).reshape(-1, 2)
     limits, reach = _limits(panels.values())
@@ -126,14 +126,14 @@ def plot_predictions(
         top.text(0.04, 0.95, _scores(stars, scores.get(name)), transform=top.transAxes, va="top", fontsize=9)
         top.set_title(name, fontsize=11, color=STYLES[stars.kind].colour, fontweight="bold")
         bottom.tick_params(labelbottom=True)
-        bottom.set_xlabel(_with_unit(f"literature {label}", unit))
+        bottom.set_xlabel(with_unit(f"literature {label}", unit))
         for axis, text in ((top, f"predicted {label}"), (bottom, "residual")):
-            axis.set_ylabel(_with_unit(text, unit) if k % columns == 0 else "")
+            axis.set_ylabel(with_unit(text, unit) if k % columns == 0 else "")
             axis.tick_params(labelleft=k % columns == 0)
     for axis in pairs[len(panels) :].ravel():
         axis.remove()
     figure.align_ylabels()
-    return _save(figure, path, title)
+    return save_figure(figure, path, title)
 
 
 def plot_sigma(
@@ -158,17 +158,17 @@ def plot_sigma(
     rows = [row for row in rows if row["subset"] == subset]
     targets = list(dict.fromkeys(row["target"] for row in rows))
     names = list(dict.fromkeys(row["configuration"] for row in rows))
-    figure = _figure(4.8 * len(targets) + 1.8, 0.34 * len(names) + 1.9)
+    figure = new_figure(4.8 * len(targets) + 1.8, 0.34 * len(names) + 1.9)
     axes = figure.subplots(1, len(targets), sharey=True, squeeze=False)[0]
     for target, axis in zip(targets, axes, strict=True):
         own = [row for row in rows if row["target"] == target]
         _draw_sigmas(axis, own, names, (label_scatter or {}).get(target))
         axis.set_title(target, fontsize=12, fontweight="bold")
-        axis.set_xlabel(f"{_with_unit('robust scatter σ', unit)}, lower is better")
+        axis.set_xlabel(f"{with_unit('robust scatter σ', unit)}, lower is better")
     axes[0].set_yticks(range(len(names)), names)
     axes[0].set_ylim(len(names) - 0.4, -0.6)
     _add_legend(figure, axes)
-    return _save(figure, path, title)
+    return save_figure(figure, path, title)
 
 
 def plot_curves(
@@ -186,19 +186,19 @@ def plot_curves(
     """
     rows = [row for row in rows if row["subset"] == "all" and np.isfinite(row["sigma"])]
     levels = sorted({row["snr"] for row in rows})
-    figure = _figure(6.4, 4.4)
+    figure = new_figure(6.4, 4.4)
     axis = figure.subplots()
     for place, snr in enumerate(levels):
         offset = 1.02 ** (place - 0.5 * (len(levels) - 1))  # so that bars do not overlap
         own = [row for row in rows if row["snr"] == snr]
         _draw_curve(axis, own, CURVES[place % len(CURVES)], offset, f"S/N {snr:g}")
     ticks = sorted({row["n_train"] for row in rows if row["n_train"]})
-    axis.set(xscale="log", xlabel="training stars", ylabel=_with_unit("robust scatter σ", unit))
+    axis.set(xscale="log", xlabel="training stars", ylabel=with_unit("robust scatter σ", unit))
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.minorticks_off()
     axis.set_ylim(bottom=0)
     axis.legend(title="dashed: zero-shot", frameon=False)
-    return _save(figure, path, title)
+    return save_figure(figure, path, title)
 
 
 def _draw_curve(
@@ -304,7 +304,8 @@ def _add_legend(figure: "Figure", axes: Iterable["Axes"]) -> None:
     figure.legend(entries, order, loc="outside lower center", ncols=len(order), frameon=False)
 
 
-def _with_unit(text: str, unit: str) -> str:
+def with_unit(text: str, unit: str) -> str:
+    """Return a text with the unit in parentheses, if there is one."""
     return f"{text} ({unit})" if unit else text
 
 
@@ -318,7 +319,7 @@ def _limits(panels: Iterable[StarPredictions]) -> tuple[tuple[float, float], flo
     return (low - margin, high + margin), 4.0 * scatter or 1.0
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     """Make a figure without pyplot's global state, which needs neither the main thread nor a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -328,7 +329,7 @@ def _figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def _save(figure: "Figure", path: str | Path, title: str) -> Path:
+def save_figure(figure: "Figure", path: str | Path, title: str) -> Path:
     """Write the PNG atomically."""
     if title:
         figure.suptitle(title, fontsize=13)

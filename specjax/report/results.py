@@ -29,7 +29,7 @@ Kind = Literal["baseline", "zero-shot", "adapted"]
 
 WIDTH = 120  # columns that the printed tables need
 HEADINGS = dict(zip(SUBSETS, ("all stars", "[Fe/H] ≥ -1", "[Fe/H] < -1"), strict=True))
-CONFIG, TABLE, PREDICTIONS = "config.json", "table.json", "predictions"
+CONFIG, TABLE, PREDICTIONS, CALIBRATION = "config.json", "table.json", "predictions", "calibration"
 
 
 def table_rows(
@@ -56,13 +56,33 @@ def write_table(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     return _write_json(Path(folder) / TABLE, list(rows))
 
 
+def write_calibration(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write the rows of `calibration.calibration_rows` to ``folder``/calibration.json and .ecsv."""
+    path = Path(folder) / CALIBRATION
+    columns = {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else {})}
+    write_columns(path.with_suffix(".ecsv"), columns)
+    return _write_json(path.with_suffix(".json"), list(rows))
+
+
+def read_calibration(folder: str | Path) -> list[Row]:
+    """Read the rows of ``folder``/calibration.json.
+
+    Raises:
+        DataError: there is no such file, or it is not a table of scores.
+    """
+    return _read_rows(Path(folder) / f"{CALIBRATION}.json")
+
+
 def read_table(folder: str | Path) -> list[Row]:
     """Read the rows of ``folder``/table.json, with null as NaN again.
 
     Raises:
         DataError: there is no such file, or it is not a table of scores.
     """
-    path = Path(folder) / TABLE
+    return _read_rows(Path(folder) / TABLE)
+
+
+def _read_rows(path: Path) -> list[Row]:
     try:
         rows = json.loads(path.read_text())
         return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]

@@ -97,10 +97,11 @@ def test_a_study_that_would_differ_is_refused(model, stopped, change, difference
 
 def result_of(rows):
     rng = np.random.default_rng(0)
-    values = {name: rng.normal(size=(5, *shape)) for name, shape in {"p": (7,), "a": (2, 3), "c": ()}.items()}
+    values = {name: rng.normal(size=(5, *shape)) for name, shape in {"p": (7,), "u": (4,), "a": (2, 3), "c": ()}.items()}
     return AdaptationResult(
         configuration=Configuration.parse("lora4"),
         predictions=values["p"][rows],
+        unseen=values["u"][rows],
         adapters={"mlp2": {"dense_0": {"lora_a": values["a"][rows].astype(np.float32)}}},
         chosen={"step": values["c"][rows]},
     )
@@ -119,6 +120,7 @@ def test_seeds_are_found_in_whatever_parts_they_are(tmp_path, model):
         assert found["seed"].tolist() == expected
         again, was = from_seeds(Configuration.parse("lora4"), found), result_of(np.array(expected))
         np.testing.assert_array_equal(again.predictions, was.predictions)
+        np.testing.assert_array_equal(again.unseen, was.unseen)
         leaf = again.adapters["mlp2"]["dense_0"]["lora_a"]
         np.testing.assert_array_equal(leaf, was.adapters["mlp2"]["dense_0"]["lora_a"])
         assert leaf.dtype == np.float32

@@ -12,6 +12,7 @@ from specjax.adapt.forward import predict_label
 from specjax.adapt.splits import draw_splits
 from specjax.adapt.study import run_study, score
 from specjax.atomic import MARKERS
+from specjax.calibration.calibration import SUFFIXES
 from specjax.checkpoints import load_adapter
 from specjax.errors import ConfigError, DataError, ModelError, SpecjaxError
 from specjax.foundation.ood import OutOfDomain
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 CONFIG = synthetic.ADAPT
 SPLITS = draw_splits(40, seeds=3, train=20, validate=4)
+NAMES_OF_TARGETS = ("shallow", "tilted")
 NAMES = ["zero-shot-mlp2", "zero-shot-mlp1", "lora4", "lora1+lora2"]
 
 
@@ -75,12 +77,14 @@ class TestFolder:
         found = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
         adapters = [
             f"adapters/{target}/{name}/{file}"
-            for target in ("shallow", "tilted")
+            for target in NAMES_OF_TARGETS
             for name in ("lora1+lora2", "lora4")
             for file in ("config.json", "manifest.json", "weights.safetensors")
         ]
-        plots = ["predictions_shallow.png", "predictions_tilted.png", "sigma.png"]
-        assert found == sorted([*adapters, "config.json", "predictions.ecsv", *plots, "table.json"])
+        plots = [f"{kind}_{target}.png" for kind in ("calibration", "predictions") for target in NAMES_OF_TARGETS]
+        plots.append("sigma.png")
+        tables = ["calibration.ecsv", "calibration.json", "predictions.ecsv", "table.json"]
+        assert found == sorted([*adapters, "config.json", *tables, *plots])
         for name in plots:
             assert (out / name).read_bytes().startswith(b"\x89PNG")
         assert (out / "table.json").name in MARKERS  # so that a later run may replace the folder
@@ -122,7 +126,11 @@ class TestFolder:
     def test_predictions(self, run):
         out, rows, _ = run
         table = Table.read(out / "predictions.ecsv")
-        assert table.colnames == ["target", "configuration", "seed", "id", "fe_h", "fe_h_predicted"]
+        intervals = [f"fe_h{end}" for end in SUFFIXES]
+        assert table.colnames == [
+            *("target", "configuration", "seed", "id", "fe_h", "fe_h_predicted"),
+            *intervals,
+        ]
         assert str(table["fe_h"].unit) == str(table["fe_h_predicted"].unit) == "dex"
         assert len(table) == 2 * 5 * 3 * 16
         for target in targets():
@@ -267,6 +275,7 @@ def test_splits_that_are_all_equal_have_no_p_value():
             AdaptationResult(
                 configuration=Configuration.parse(name),
                 predictions=target.truth + rng.normal(0, sigma, (3, 40)),
+                unseen=target.truth[splits.unseen],
                 adapters={},
                 chosen={},
             )
@@ -294,7 +303,11 @@ def test_scores_use_test_stars_only():
     for row, train, validate in zip(values, SPLITS.train, SPLITS.validate, strict=True):
         row[np.concatenate([train, validate])] = np.nan
     right = AdaptationResult(
-        configuration=Configuration.parse("zero-shot-mlp1"), predictions=values, adapters={}, chosen={}
+        configuration=Configuration.parse("zero-shot-mlp1"),
+        predictions=values,
+        unseen=target.truth[SPLITS.unseen],
+        adapters={},
+        chosen={},
     )
     rows = score(target, SPLITS, [right], {"also right": values})
     assert [row["kind"] for row in rows[::3]] == ["zero-shot", "baseline"]

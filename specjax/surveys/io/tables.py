@@ -14,7 +14,7 @@ from astropy.table import Table
 from specjax.atomic import atomic_file
 from specjax.errors import DataError
 from specjax.typing import FloatArray, StrArray
-from specjax.units import label_unit
+from specjax.units import column_description, label_unit
 
 _WRITTEN = {".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".fits": "fits", ".parquet": "parquet"}
 SUFFIXES = tuple(_WRITTEN)
@@ -145,6 +145,7 @@ def _with_units(columns: Mapping[str, Any], meta: Mapping[str, Any], form: str) 
         meta = {re.sub(r"\W+", "_", key).strip("_"): value for key, value in meta.items()}
     table = Table(dict(columns), meta=dict(meta))
     for name in table.colnames:
+        table[name].description = column_description(name)
         unit = label_unit(name)
         if unit and table[name].dtype.kind == "f":
             table[name].unit = unit

@@ -1,0 +1,88 @@
+"""The calibration plot of a run: coverage of the intervals by subset, and their widths."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from specjax.report import plots
+from specjax.report.results import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PANELS = (("coverage68", 0.68, "in the 68% interval"), ("coverage95", 0.95, "in the 95% interval"))
+
+
+def plot_calibration(path: str | Path, rows: Sequence[Row], *, title: str = "", unit: str = "dex") -> Path:
+    """Plot the fraction of test labels in their intervals, and the mean half width, by subset.
+
+    Bars are 95% intervals over stars, dashed lines the nominal fractions.
+
+    Args:
+        path: PNG to write.
+        rows: rows of calibration.json, of one target.
+        title: title of the figure.
+        unit: unit of the label.
+    """
+    subsets = list(dict.fromkeys(row["subset"] for row in rows))
+    names = list(dict.fromkeys(row["configuration"] for row in rows))
+    figure = plots.new_figure(11.0, 0.32 * len(subsets) * max(1.0, 0.45 * len(names)) + 1.8)
+    axes = figure.subplots(1, 3, sharey=True)
+    for axis, (column, level, text) in zip(axes, PANELS, strict=False):
+        axis.axvline(level, color=plots.INK, ls="--", lw=1, zorder=1)
+        axis.set_xlabel(f"fraction {text}")
+        for place, name in enumerate(names):
+            _draw(
+                axis,
+                [row for row in rows if row["configuration"] == name],
+                subsets,
+                column,
+                place,
+                len(names),
+            )
+    for place, name in enumerate(names):
+        _draw_widths(
+            axes[2], [row for row in rows if row["configuration"] == name], subsets, place, len(names)
+        )
+    axes[2].set_xlabel(plots.with_unit("mean half width of 68%", unit))
+    axes[2].set_xlim(left=0)
+    counts = {row["subset"]: row["n_stars"] for row in rows}
+    axes[0].set_yticks(range(len(subsets)), [f"{name} ({counts[name]} stars)" for name in subsets])
+    axes[0].set_ylim(len(subsets) - 0.4, -0.6)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(names)))
+    return plots.save_figure(figure, path, title)
+
+
+def _place(subset: int, place: int, count: int) -> float:
+    """Return the height of a marker: those of all configurations are spread about the line of the subset."""
+    return subset + 0.6 * ((place + 0.5) / count - 0.5)
+
+
+def _draw(
+    axis: "Axes", rows: Sequence[Row], subsets: Sequence[str], column: str, place: int, count: int
+) -> None:
+    """Coverage of one configuration with its interval over stars."""
+    values = np.array([[row[f"{column}{end}"] for end in ("", "_lo", "_hi")] for row in rows]).T
+    heights = [_place(subsets.index(row["subset"]), place, count) for row in rows]
+    bars = np.clip(np.stack([values[0] - values[1], values[2] - values[0]]), 0, None)
+    colour = plots.CURVES[place % len(plots.CURVES)]
+    axis.errorbar(
+        values[0], heights, xerr=bars, fmt=_marker(place), ms=4.5, capsize=2.5, lw=1.2, color=colour,
+        label=rows[0]["configuration"],
+    )  # fmt: skip
+    axis.grid(color="#E6E6E6", lw=0.8)
+    axis.set_axisbelow(True)
+
+
+def _draw_widths(axis: "Axes", rows: Sequence[Row], subsets: Sequence[str], place: int, count: int) -> None:
+    heights = [_place(subsets.index(row["subset"]), place, count) for row in rows]
+    widths = [0.5 * row["width68"] for row in rows]
+    axis.plot(widths, heights, _marker(place), ms=4.5, color=plots.CURVES[place % len(plots.CURVES)])
+    axis.grid(color="#E6E6E6", lw=0.8)
+    axis.set_axisbelow(True)
+
+
+def _marker(place: int) -> str:
+    return "osD^vP"[place % 6]
