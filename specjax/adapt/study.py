@@ -26,11 +26,12 @@ from specjax.adapt.target import Target
 from specjax.adapt.uncertainties import (
     calibrate_mean,
     calibration_scores,
+    few_stars,
     intervals_of_mean,
     intervals_of_seeds,
 )
 from specjax.atomic import atomic_folder, check_folder
-from specjax.calibration.calibration import SUFFIXES, Intervals
+from specjax.calibration.calibration import SUFFIXES, Calibration, Intervals
 from specjax.checkpoints import save_adapter
 from specjax.errors import ModelError
 from specjax.flags import count_flags
@@ -207,8 +208,12 @@ def _write(
                 own += calibration_scores(target, unseen, compared, intervals)
             rows += scored
             covered += own
+            saved = [each for each in (*found, *fused) if each.adapters]
+            calibrations = [calibrate_mean(target, one.splits, each) for each in saved]
+            for line in few_stars(target, calibrations):
+                say(line)
             adapters = folder / "adapters" / target.name
-            _save_adapters(adapters, model, target, one.splits, config, [*found, *fused], scored)
+            _save_adapters(adapters, model, target, saved, calibrations, scored)
             _plot_target(folder, target, one.splits, found, scored, own)
         results.write_config(folder, about)
         results.write_table(folder, rows)
@@ -339,19 +344,13 @@ def _save_adapters(
     folder: Path,
     model: Foundation,
     target: Target,
-    splits: Splits,
-    config: AdaptConfig,
     adapted: Sequence[AdaptationResult],
+    calibrations: Sequence[Calibration | None],
     rows: Sequence[results.Row],
 ) -> None:
-    """Write the factors of all seeds of each adapted configuration, with the scatter that they reached.
-
-    The calibration is that of the mean over seeds, which `specjax predict` reports.
-    """
+    """Write the factors of all seeds of each configuration, their scatter and the calibration of their mean."""
     sigma = {row["configuration"]: row["sigma"] for row in rows if row["subset"] == "all"}
-    for one in adapted:
-        if not one.adapters:
-            continue
+    for one, calibration in zip(adapted, calibrations, strict=True):
         name = one.configuration.name
         description = {
             "configuration": name.removesuffix(FUSED),
@@ -361,9 +360,7 @@ def _save_adapters(
             "preparation": dict(target.preparation),
             "seeds": count_seeds(one.adapters),
             "sigma": sigma.get(name),
-            "calibration": None
-            if (found := calibrate_mean(target, splits, one)) is None
-            else found.to_json(),
+            "calibration": None if calibration is None else calibration.to_json(),
             "lora": lora.describe(one.adapters, model.config.loras),
             "chosen": results.plain(one.chosen),
         }

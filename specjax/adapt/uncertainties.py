@@ -12,7 +12,13 @@ import numpy as np
 from specjax.adapt.adaptation import AdaptationResult
 from specjax.adapt.splits import Splits
 from specjax.adapt.target import Target
-from specjax.calibration.calibration import EDGES, Calibration, Intervals, calibrate
+from specjax.calibration.calibration import (
+    EDGES,
+    FEWEST_OF_GROUP,
+    Calibration,
+    Intervals,
+    calibrate,
+)
 from specjax.report.calibration import calibration_rows, calibration_subsets
 from specjax.report.results import Row
 from specjax.spectra import Spectra
@@ -108,6 +114,25 @@ def intervals_of(
     if calibration is None:
         return Intervals(*np.full((5, len(rows)), np.nan))
     return calibration.intervals(predicted, signal_to_noise(target.labelled[rows]), target.error_of(rows))
+
+
+def few_stars(target: Target, calibrations: Sequence[Calibration | None]) -> list[str]:
+    """Return lines on what the labelled stars are too few for; at most one of each kind."""
+    symbol = symbol_and_unit(target.label)[0]
+    known = [each for each in calibrations if each is not None]
+    lines = []
+    if any(each.edges and not each.grouped for each in known):
+        edges = " and ".join(f"{edge:g}" for edge in known[0].edges)
+        fewest = min(min(each.counts) for each in known)
+        lines.append(
+            f"{target.name}: only {fewest} calibration stars on one side of {symbol} = {edges}:"
+            f" {FEWEST_OF_GROUP} are needed for intervals of their own, and their coverage may be off"
+        )
+    if any(each.extrapolated for each in known):
+        lines.append(
+            f"{target.name}: the 95% intervals are extrapolated from {sum(known[0].counts)} calibration stars"
+        )
+    return lines
 
 
 def calibration_scores(

@@ -12,7 +12,7 @@ from specjax.report.metrics import subset_masks
 from specjax.report.results import Row
 from specjax.typing import AnyArray, BoolArray, FloatArray, IntArray
 
-_FEWEST = 20  # stars for a range of S/N
+_RANGE = 1.2  # S/N of the best third over that of the worst, below which thirds are not told apart
 
 
 def calibration_rows(
@@ -82,8 +82,8 @@ def calibration_subsets(
             f"predicted {symbol}<{edge:g}": predicted < edge,
         }
     known = snr[np.isfinite(snr)]
-    if len(np.unique(known)) >= _FEWEST:
-        low, high = np.quantile(known, [1 / 3, 2 / 3])
+    low, high = np.quantile(known, [1 / 3, 2 / 3]) if known.size else (np.nan, np.nan)
+    if high > _RANGE * low:
         masks |= {
             f"snr<{low:.3g}": snr < low,
             f"{low:.3g}<=snr<{high:.3g}": (snr >= low) & (snr < high),

@@ -47,12 +47,17 @@ def plot_calibration(path: str | Path, rows: Sequence[Row], *, title: str = "", 
             axes[2], [row for row in rows if row["configuration"] == name], subsets, place, len(names)
         )
     axes[2].set_xlabel(plots.with_unit("mean half width of 68%", unit))
-    axes[2].set_xlim(left=0)
-    counts = {row["subset"]: row["n_stars"] for row in rows}
-    axes[0].set_yticks(range(len(subsets)), [f"{name} ({counts[name]} stars)" for name in subsets])
+    axes[2].set_xlim(0, 1.1 * max(row["width68"] for row in rows) / 2)
+    axes[0].set_yticks(range(len(subsets)), [_with_count(name, rows) for name in subsets])
     axes[0].set_ylim(len(subsets) - 0.4, -0.6)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(names)))
     return plots.save_figure(figure, path, title)
+
+
+def _with_count(subset: str, rows: Sequence[Row]) -> str:
+    """Add the number of stars, unless it differs between configurations, as for predicted labels."""
+    counts = {row["n_stars"] for row in rows if row["subset"] == subset}
+    return f"{subset} ({counts.pop()} stars)" if len(counts) == 1 else subset
 
 
 def _place(subset: int, place: int, count: int) -> float:

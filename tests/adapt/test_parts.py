@@ -97,7 +97,10 @@ def test_a_study_that_would_differ_is_refused(model, stopped, change, difference
 
 def result_of(rows):
     rng = np.random.default_rng(0)
-    values = {name: rng.normal(size=(5, *shape)) for name, shape in {"p": (7,), "u": (4,), "a": (2, 3), "c": ()}.items()}
+    values = {
+        name: rng.normal(size=(5, *shape))
+        for name, shape in {"p": (7,), "u": (4,), "a": (2, 3), "c": ()}.items()
+    }
     return AdaptationResult(
         configuration=Configuration.parse("lora4"),
         predictions=values["p"][rows],

@@ -12,12 +12,13 @@ from specjax.adapt.forward import predict_label
 from specjax.adapt.splits import draw_splits
 from specjax.adapt.study import run_study, score
 from specjax.atomic import MARKERS
-from specjax.calibration.calibration import SUFFIXES
+from specjax.calibration.calibration import SUFFIXES, Calibration, Intervals
+from specjax.calibration.scoring import covered
 from specjax.checkpoints import load_adapter
 from specjax.errors import ConfigError, DataError, ModelError, SpecjaxError
 from specjax.foundation.ood import OutOfDomain
 from specjax.report.metrics import SCORES, robust_sigma
-from specjax.report.results import read_table
+from specjax.report.results import read_calibration, read_table
 from tests import synthetic
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -81,7 +82,9 @@ class TestFolder:
             for name in ("lora1+lora2", "lora4")
             for file in ("config.json", "manifest.json", "weights.safetensors")
         ]
-        plots = [f"{kind}_{target}.png" for kind in ("calibration", "predictions") for target in NAMES_OF_TARGETS]
+        plots = [
+            f"{kind}_{target}.png" for kind in ("calibration", "predictions") for target in NAMES_OF_TARGETS
+        ]
         plots.append("sigma.png")
         tables = ["calibration.ecsv", "calibration.json", "predictions.ecsv", "table.json"]
         assert found == sorted([*adapters, "config.json", *tables, *plots])
@@ -152,6 +155,22 @@ class TestFolder:
                 assert row["sigma_lo"] < row["sigma"] < row["sigma_hi"]
                 assert row["n_stars"] == 16
 
+    def test_the_calibration_is_that_of_the_intervals(self, run):
+        table, rows = Table.read(run[0] / "predictions.ecsv"), read_calibration(run[0])
+        assert {row["configuration"] for row in rows} == set(NAMES)
+        for row in rows:
+            if row["subset"] == "all":
+                matches = [table[name] == row[name] for name in ("target", "configuration")]
+                part = table[np.logical_and(*matches)]
+                ends = Intervals(*(np.asarray(part[f"fe_h{end}"]) for end in SUFFIXES))
+                inner, outer = covered(np.asarray(part["fe_h"]), ends)
+                assert (row["coverage68"], row["coverage95"]) == (inner.mean(), outer.mean())
+        assert np.isnan(table["fe_h_err"][table["configuration"] == "oracle"]).all()
+        assert len(Table.read(run[0] / "calibration.ecsv")) == len(rows)
+
+    def test_few_stars_are_said_once_per_target(self, run):
+        assert len([line for line in run[2] if "calibration stars on one side of [Fe/H] = -1" in line]) == 2
+
     def test_adapters_give_the_predictions_again(self, run, model):
         out, _, _ = run
         table = Table.read(out / "predictions.ecsv")
@@ -161,6 +180,7 @@ class TestFolder:
                 assert stored.config["configuration"] == name
                 assert stored.config["label"] == "fe_h"
                 assert stored.config["seeds"] == 3
+                assert sum(Calibration.from_json(stored.config["calibration"]).counts) == 40
                 assert set(stored.config["lora"]) == set(name.split("+"))
                 heads = Configuration.parse(name).heads
                 again = predict_label(model, heads, stored.arrays, target.labelled, "fe_h")
@@ -370,6 +390,16 @@ class TestFused:
         assert found.shape == (1, 40)
         # Not the mean of the predictions, as the head is not linear, but near it.
         assert 0 < np.abs(found[0] - many.mean(axis=0)).max() < 0.5
+
+    def test_intervals_are_calibrated_on_other_stars(self, fused):
+        """The rows of the mean and of the fused adapter have some, and the deployed ones use all stars."""
+        table = Table.read(fused[0] / "predictions.ecsv")
+        for name in ("lora4-mean", "lora4-fused"):
+            assert np.isfinite(table["fe_h_lo95"][table["configuration"] == name]).all()
+        folder = fused[0] / "adapters" / "tilted"
+        one, each = (load_adapter(folder / name).config["calibration"] for name in ("lora4-fused", "lora4"))
+        assert one == each
+        assert sum(one["counts"]) == 40
 
     def test_the_stored_ranks_are_those_of_the_factors(self, fused):
         folder = fused[0] / "adapters" / "tilted"

@@ -2,6 +2,7 @@ import dataclasses
 import json
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 from astropy.table import Table, vstack
@@ -9,7 +10,8 @@ from astropy.table import Table, vstack
 from specjax.adapt import predict as predict_module
 from specjax.adapt import survey
 from specjax.adapt.roles import SplitConfig, split_table
-from specjax.checkpoints import load_adapter
+from specjax.calibration.calibration import Calibration
+from specjax.checkpoints import load_adapter, save_adapter
 from specjax.errors import ConfigError, DataError, ModelError
 from specjax.foundation import Foundation, inference, load
 from specjax.foundation.networks import Networks
@@ -77,7 +79,7 @@ def adapted(files, folder):
 
 def predict(files, adapter, spectra, out, **options):
     return predict_survey(
-        model=files["model"], adapter=adapter, spectra=[spectra], out=out, say=lambda text: None,
+        model=files["model"], adapter=adapter, spectra=[spectra], out=out,
         wavelength_medium="vacuum", wavelength_unit="angstrom", **options,
     )  # fmt: skip
 
@@ -177,12 +179,33 @@ def test_metallicity_sorts_the_stars_whatever_the_label(files, tmp_path):
     assert list(survey._joined_labels(observed, tmp_path / "two.ecsv", "fe_h")) == ["fe_h"]
 
 
+@pytest.mark.parametrize("label", ["teff", "fe_h"])
+def test_errors_of_the_labels_are_read(files, tmp_path, monkeypatch, label):
+    """Those that are unknown or not positive count as 0."""
+    ids, errors = read(files["spectra"]).id, np.linspace(0.01, 0.24, 24)
+    errors[:4] = np.nan, -9999.0, -0.1, 0.0
+    table = Table({"id": ids, label: np.linspace(4000, 6300, 24), f"{label}_err": errors, "logg_err": errors})
+    table.write(tmp_path / "labels.ecsv")
+    targets = []
+    monkeypatch.setattr(survey, "run_study", lambda model, given, *_, **__: targets.extend(given))
+    options = {"wavelength_medium": "vacuum", "wavelength_unit": "angstrom", "label": label}
+    for labels in (tmp_path / "labels.ecsv", files["labels"]):
+        given = {**files, "labels": labels}
+        if labels == files["labels"] and label == "teff":
+            continue
+        survey.adapt_survey(**given, out=tmp_path / "run", configurations=["lora4"], config=CONFIG, **options)
+    np.testing.assert_array_equal(targets[0].truth_error, [0, 0, 0, 0, *errors[4:]])
+    assert all(target.truth_error is None for target in targets[1:])
+
+
 def test_predicting_gives_what_was_scored(files, adapted, tmp_path):
     """The same stars through the file and the adapter: what the run wrote for them."""
     out, _, _ = adapted
     (adapter,) = (out / "adapters").glob("*/lora4")
     columns = predict(files, adapter, files["spectra"], tmp_path / "labels.ecsv")
-    assert list(columns) == ["id", "fe_h", "fe_h_std", "fe_h_err", "flag", "masked_fraction", "distance"]
+    ends = ["fe_h_lo", "fe_h_hi", "fe_h_lo95", "fe_h_hi95"]
+    errors = ["fe_h_std", "fe_h_err", *ends]
+    assert list(columns) == ["id", "fe_h", *errors, "flag", "masked_fraction", "distance"]
     scored = Table.read(out / "predictions.ecsv")
     scored = scored[scored["configuration"] == "lora4"]
     config = load_adapter(adapter).config
@@ -196,10 +219,49 @@ def test_predicting_gives_what_was_scored(files, adapted, tmp_path):
             np.testing.assert_allclose(
                 columns["fe_h_std"][row], part["fe_h_predicted"].std(ddof=1), atol=1e-3
             )
-    np.testing.assert_allclose(columns["fe_h_err"], np.hypot(columns["fe_h_std"], config["sigma"]), rtol=1e-6)
+    expected = Calibration.from_json(config["calibration"]).intervals(columns["fe_h"])
+    for name, values in expected.columns("fe_h").items():
+        np.testing.assert_array_equal(columns[name], values)
     table = Table.read(tmp_path / "labels.ecsv")
-    assert str(table["fe_h"].unit) == str(table["fe_h_err"].unit) == "dex"
+    assert {str(table[name].unit) for name in ("fe_h", *errors)} == {"dex"}
+    assert table["fe_h_hi95"].description == "upper end of the 95% interval"
+    assert table.meta["intervals"] == "of the literature label, calibrated on 18 stars"
     np.testing.assert_array_equal(table["fe_h"], columns["fe_h"])
+
+
+@pytest.mark.parametrize("calibration", ["absent", None, {"version": 99}])
+def test_adapters_without_a_calibration_give_what_they_gave(files, adapted, calibration, tmp_path):
+    """Those of earlier versions, imported ones, and those of a later version of the calibration."""
+    (adapter,) = (adapted[0] / "adapters").glob("*/lora4")
+    stored = load_adapter(adapter)
+    config = {name: value for name, value in stored.config.items() if name != "calibration"}
+    if calibration != "absent":
+        config["calibration"] = calibration
+    save_adapter(tmp_path / "old", config=config, arrays=stored.arrays, base=stored.base)
+    said = []
+    columns = predict(files, tmp_path / "old", files["spectra"], tmp_path / "labels.fits", say=said.append)
+    errors = ["fe_h_std", "fe_h_err"]
+    assert list(columns) == ["id", "fe_h", *errors, "flag", "masked_fraction", "distance"]
+    np.testing.assert_allclose(columns["fe_h_err"], np.hypot(columns["fe_h_std"], config["sigma"]), rtol=1e-6)
+    assert any("stores no calibration" in line for line in said)
+
+
+@pytest.mark.parametrize("name", ["labels.fits", "labels.parquet", "labels.csv", "labels.h5"])
+def test_every_format_has_the_intervals(files, adapted, name, tmp_path):
+    (adapter,) = (adapted[0] / "adapters").glob("*/lora4")
+    said = []
+    columns = predict(files, adapter, files["spectra"], tmp_path / name, say=said.append)
+    assert not any("calibration" in line for line in said)
+    if name.endswith(".h5"):
+        with h5py.File(tmp_path / name) as file:
+            np.testing.assert_array_equal(file["fe_h_lo95"], columns["fe_h_lo95"])
+            described = {key: file["fe_h_lo95"].attrs[key] for key in ("unit", "description")}
+            assert described == {"unit": "dex", "description": "lower end of the 95% interval"}
+        return
+    table = Table.read(tmp_path / name)
+    np.testing.assert_array_equal(table["fe_h_lo95"], columns["fe_h_lo95"])
+    if not name.endswith(".csv"):
+        assert table["fe_h_lo95"].description == "lower end of the 95% interval"
 
 
 def test_adapters_that_record_rank_and_alpha_are_read(files, adapted):
