@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FILE_SIDE = (
-    "surveys catalogues services preprocess prepare "
+    "surveys catalogues services preprocess prepare calibration "
     "spectra wavelength flags units typing cache atomic errors progress"
 ).split()
 ACCELERATED = {"jax", "flax", "chex", "optax"}

@@ -348,7 +348,7 @@ def _save_adapters(
     calibrations: Sequence[Calibration | None],
     rows: Sequence[results.Row],
 ) -> None:
-    """Write the factors of all seeds of each configuration, their scatter and the calibration of their mean."""
+    """Write the factors of all seeds of each configuration, their scatter and the mean's calibration."""
     sigma = {row["configuration"]: row["sigma"] for row in rows if row["subset"] == "all"}
     for one, calibration in zip(adapted, calibrations, strict=True):
         name = one.configuration.name

@@ -27,7 +27,7 @@ def stars(n, seed, error=0.0):
 
 
 def coverage(count, n, error=0.0, given=None, seed=0):
-    """Coverage of new stars by `count` calibrations on n stars: of literature labels, 68 and 95, and true ones."""
+    """Coverage of literature labels, 68% and 95%, and of true ones, by `count` calibrations on n stars."""
     found = []
     for number in range(count):
         p, _, literature = stars(n, [seed, number], error)
