@@ -125,7 +125,7 @@ def few_stars(target: Target, calibrations: Sequence[Calibration | None]) -> lis
         edges = " and ".join(f"{edge:g}" for edge in known[0].edges)
         fewest = min(min(each.counts) for each in known)
         lines.append(
-            f"{target.name}: only {fewest} calibration stars on one side of {symbol} = {edges}:"
+            f"{target.name}: only {fewest} calibration stars on one side of predicted {symbol} = {edges}:"
             f" {FEWEST_OF_GROUP} are needed for intervals of their own, and their coverage may be off"
         )
     if any(each.extrapolated for each in known):

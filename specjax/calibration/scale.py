@@ -10,7 +10,8 @@ Form and prior were chosen by the coverage of out-of-fold predictions (docs/unce
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -27,6 +28,7 @@ _BROAD = 3.0  # prior of b0, which has an effect only where the label errors exp
 _FLAT = 0.05  # standard deviation of ln(S/N) below which there is no trend to be learned
 _FLOOR = 1e-6  # of the scale, relative to the range of labels: residuals may all be 0
 _STEPS = 50
+_Values = tuple[float, FloatArray, FloatArray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,10 @@ def fit_scale(
     precision[0] = _BROAD**-2
     prior = np.zeros(terms.shape[1])
     prior[0] = typical
-    found = _maximise(terms, residual, variance, prior, precision)
+    posterior = functools.partial(
+        _posterior, terms=terms, residual=residual, variance=variance, prior=prior, precision=precision
+    )
+    found = _maximise(posterior, prior)
     return dataclasses.replace(start, coefficients=tuple(found.tolist()))
 
 
@@ -126,17 +131,14 @@ def _snr_range(snr: FloatArray | None) -> tuple[float | None, float]:
     return float(np.median(known)), float(known.std())
 
 
-def _maximise(
-    terms: FloatArray, residual: FloatArray, variance: FloatArray, prior: FloatArray, precision: FloatArray
-) -> FloatArray:
+def _maximise(posterior: Callable[[FloatArray], _Values], start: FloatArray) -> FloatArray:
     """Return the coefficients (k,) of the largest posterior density, by Fisher scoring with halved steps."""
-    b = prior.copy()
-    cost, gradient, information = _posterior(b, terms, residual, variance, prior, precision)
+    b, (cost, gradient, information) = start, posterior(start)
     for _ in range(_STEPS):
         step = np.linalg.solve(information, gradient)
         step /= max(1.0, float(np.abs(step).max()))
         for _ in range(_STEPS):
-            tried = _posterior(b - step, terms, residual, variance, prior, precision)
+            tried = posterior(b - step)
             if tried[0] <= cost:
                 break
             step /= 2.0
@@ -148,12 +150,13 @@ def _maximise(
 
 def _posterior(
     b: FloatArray,
+    *,
     terms: FloatArray,
     residual: FloatArray,
     variance: FloatArray,
     prior: FloatArray,
     precision: FloatArray,
-) -> tuple[float, FloatArray, FloatArray]:
+) -> _Values:
     """Return minus the log of the posterior density, its gradient (k,) and its expected curvature (k, k)."""
     model = np.exp(2.0 * terms @ b)
     total = model + variance

@@ -169,7 +169,8 @@ class TestFolder:
         assert len(Table.read(run[0] / "calibration.ecsv")) == len(rows)
 
     def test_few_stars_are_said_once_per_target(self, run):
-        assert len([line for line in run[2] if "calibration stars on one side of [Fe/H] = -1" in line]) == 2
+        lines = [line for line in run[2] if "calibration stars on one side of predicted [Fe/H] = -1" in line]
+        assert len(lines) == 2
 
     def test_adapters_give_the_predictions_again(self, run, model):
         out, _, _ = run

@@ -115,7 +115,7 @@ def test_signal_to_noise_is_that_of_the_good_pixels():
 def test_few_stars_are_reported():
     target, found = synthetic.target(), result(synthetic.target())
     (line,) = few_stars(target, [calibrate_mean(target, SPLITS, found)])
-    assert "on one side of [Fe/H] = -1" in line
+    assert "on one side of predicted [Fe/H] = -1" in line
     small = calibrate_mean(target, SPLITS, found, but=np.arange(25))
     assert any("extrapolated from 15" in line for line in few_stars(target, [small, None]))
     assert few_stars(target, [None]) == []
