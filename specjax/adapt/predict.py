@@ -77,7 +77,7 @@ def _predict_block(
         scatter = np.nan if config["sigma"] is None else config["sigma"]
         errors = {f"{label}_err": np.hypot(np.nan_to_num(spread) + 0 * values[0], scatter)}
     else:
-        errors = calibration.intervals(mean, signal_to_noise(lamost)).columns(label)
+        errors = calibration.intervals(mean, signal_to_noise(lamost), spread=spread).columns(label)
     return {
         "id": lamost.id,
         label: mean,

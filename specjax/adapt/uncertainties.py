@@ -58,14 +58,15 @@ def calibrate_mean(
             that these have not seen.
         but: rows of stars that are not used, because the intervals are to be tested on them.
     """
-    of_seeds = result.predictions if result.of_seeds is None else result.of_seeds
-    predicted = mean_of_unseen(splits, of_seeds, result.unseen)
-    rows = np.setdiff1d(np.arange(len(predicted)), [] if but is None else but)
-    return _calibrated(target, rows, predicted[rows])
+    single = result.of_seeds is not None  # one prediction, without a spread
+    values = unseen_of_seeds(splits, result.of_seeds if single else result.predictions, result.unseen)
+    rows = np.setdiff1d(np.arange(values.shape[1]), [] if but is None else but)
+    spread = None if single or len(values) < 2 else values.std(axis=0, ddof=1)[rows]
+    return _calibrated(target, rows, values.mean(axis=0)[rows], spread)
 
 
-def mean_of_unseen(splits: Splits, predictions: FloatArray, unseen: FloatArray) -> FloatArray:
-    """Return the mean over seeds (n,) of what each seed predicts for a star that it has not seen.
+def unseen_of_seeds(splits: Splits, predictions: FloatArray, unseen: FloatArray) -> FloatArray:
+    """Return what each seed predicts for each star without having seen it, (S, n).
 
     Args:
         splits: S splits.
@@ -74,8 +75,7 @@ def mean_of_unseen(splits: Splits, predictions: FloatArray, unseen: FloatArray) 
     """
     values = predictions.copy()
     np.put_along_axis(values, splits.unseen, unseen, axis=1)
-    mean: FloatArray = values.mean(axis=0)
-    return mean
+    return values
 
 
 def intervals_of_seeds(target: Target, splits: Splits, result: AdaptationResult) -> Intervals:
@@ -113,7 +113,8 @@ def intervals_of(
     """
     if calibration is None:
         return Intervals(*np.full((5, len(rows)), np.nan))
-    return calibration.intervals(predicted, signal_to_noise(target.labelled[rows]), target.error_of(rows))
+    snr = signal_to_noise(target.labelled[rows])
+    return calibration.intervals(predicted, snr, label_error=target.error_of(rows))
 
 
 def few_stars(target: Target, calibrations: Sequence[Calibration | None]) -> list[str]:
@@ -164,11 +165,14 @@ def calibration_scores(
     return rows
 
 
-def _calibrated(target: Target, rows: IntArray, predicted: FloatArray) -> Calibration | None:
+def _calibrated(
+    target: Target, rows: IntArray, predicted: FloatArray, spread: FloatArray | None = None
+) -> Calibration | None:
     return calibrate(
         predicted,
         target.truth[rows],
         snr=signal_to_noise(target.labelled[rows]),
+        spread=spread,
         label_error=target.error_of(rows),
         edges=EDGES.get(target.label, ()),
     )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from specjax.calibration.conformal import conformal_quantile, group_quantiles
-from specjax.calibration.scale import Scale, fit_scale, with_label_error
+from specjax.calibration.scale import Scale, fit_scale, with_known
 from specjax.typing import FloatArray, IntArray
 
 VERSION = 1
@@ -78,17 +78,23 @@ class Calibration:
     extrapolated: bool
 
     def intervals(
-        self, predicted: FloatArray, snr: FloatArray | None = None, label_error: FloatArray | None = None
+        self,
+        predicted: FloatArray,
+        snr: FloatArray | None = None,
+        *,
+        spread: FloatArray | None = None,
+        label_error: FloatArray | None = None,
     ) -> Intervals:
         """Return the intervals of n predictions; NaN where a prediction is NaN.
 
         Args:
             predicted: (n,) predicted labels.
             snr: (n,) S/N per pixel, NaN where unknown.
+            spread: (n,) standard deviations over seeds, if the calibration had them.
             label_error: (n,) errors of literature labels. The intervals then contain these labels, which
                 scatter about the true ones.
         """
-        scale = with_label_error(self.scale(predicted, snr), label_error)
+        scale = with_known(self.scale(predicted, snr), quadrature(spread, label_error))
         half, half95 = (np.array(self.factors)[groups_of(predicted, self.edges)] * scale[:, None]).T
         return Intervals(half, predicted - half, predicted + half, predicted - half95, predicted + half95)
 
@@ -124,6 +130,7 @@ def calibrate(
     truth: FloatArray,
     *,
     snr: FloatArray | None = None,
+    spread: FloatArray | None = None,
     label_error: FloatArray | None = None,
     edges: Sequence[float] = (),
 ) -> Calibration | None:
@@ -133,6 +140,7 @@ def calibrate(
         predicted: (n,) predicted labels, in random order.
         truth: (n,) literature labels.
         snr: (n,) S/N per pixel, NaN where unknown.
+        spread: (n,) standard deviations of the predictions over seeds, for a mean over seeds.
         label_error: (n,) errors of the literature labels, 0 where unknown; None if all are.
         edges: predicted labels that separate groups.
 
@@ -143,8 +151,9 @@ def calibrate(
     if finite.sum() < FEWEST:
         return None
     predicted, truth = predicted[finite], truth[finite]
-    snr, label_error = (None if each is None else each[finite] for each in (snr, label_error))
-    scores = cross_scores(predicted, truth, snr=snr, label_error=label_error)
+    known = quadrature(spread, label_error)
+    snr, known = (None if each is None else each[finite] for each in (snr, known))
+    scores = cross_scores(predicted, truth, snr=snr, known=known)
     groups = groups_of(predicted, edges)
     counts = np.bincount(groups, minlength=len(edges) + 1)
     factors = [
@@ -154,7 +163,7 @@ def calibrate(
     if extrapolated:
         factors[-1] = np.full(len(counts), _beyond(scores))
     return Calibration(
-        scale=fit_scale(predicted, truth - predicted, snr=snr, label_error=label_error),
+        scale=fit_scale(predicted, truth - predicted, snr=snr, known=known),
         factors=tuple(zip(*(each.tolist() for each in factors), strict=True)),
         edges=tuple(edges),
         counts=tuple(counts.tolist()),
@@ -164,12 +173,18 @@ def calibrate(
     )
 
 
+def quadrature(*errors: FloatArray | None) -> FloatArray | None:
+    """Return the quadrature sum (n,) of those errors that are given, None if none is; NaN counts as 0."""
+    given = [np.nan_to_num(each) for each in errors if each is not None]
+    return None if not given else np.sqrt(sum(each**2 for each in given))
+
+
 def cross_scores(
     predicted: FloatArray,
     truth: FloatArray,
     *,
     snr: FloatArray | None = None,
-    label_error: FloatArray | None = None,
+    known: FloatArray | None = None,
 ) -> FloatArray:
     """Return the scores (n,), each with a scale that was fitted to the other nine tenths of the stars."""
     residual, scores = truth - predicted, np.empty(len(predicted))
@@ -184,9 +199,9 @@ def cross_scores(
             predicted[fitted],
             residual[fitted],
             snr=part(snr, fitted),
-            label_error=part(label_error, fitted),
+            known=part(known, fitted),
         )
-        size = with_label_error(scale(predicted[left_out], part(snr, left_out)), part(label_error, left_out))
+        size = with_known(scale(predicted[left_out], part(snr, left_out)), part(known, left_out))
         scores[left_out] = np.abs(residual[left_out]) / size
     return scores
 

@@ -3,8 +3,8 @@
 log s = b0 + b1 z + b2 t, with z the predicted label and t the logarithm of the S/N, both standardised over
 the calibration stars. Residuals follow Student's t distribution with `FREEDOM` degrees of freedom, and b1 and
 b2 are drawn towards 0, a constant scale, by a normal prior of width `PRIOR`: seventy stars can show a trend,
-but not its details. Given errors of the labels are added in quadrature, so that s is the scatter of the model
-alone.
+but not its details. Known contributions to a residual, which are the error of its label and the spread of the
+prediction over seeds, are added in quadrature, so that s is what remains.
 
 Form and prior were chosen by the coverage of out-of-fold predictions (docs/uncertainties.md).
 """
@@ -24,7 +24,7 @@ REACH = 2.5
 """The scale is constant beyond this many standard deviations of the predicted label and of the S/N."""
 
 _NORMAL = 0.8708  # a normal error has this scale of a t distribution: then 68% are within the same distance
-_BROAD = 3.0  # prior of b0, which has an effect only where the label errors explain all residuals
+_BROAD = 3.0  # prior of b0, which has an effect only where known errors explain all residuals
 _FLAT = 0.05  # standard deviation of ln(S/N) below which there is no trend to be learned
 _FLOOR = 1e-6  # of the scale, relative to the range of labels: residuals may all be 0
 _STEPS = 50
@@ -82,7 +82,7 @@ def fit_scale(
     residual: FloatArray,
     *,
     snr: FloatArray | None = None,
-    label_error: FloatArray | None = None,
+    known: FloatArray | None = None,
 ) -> Scale:
     """Fit the scale to calibration stars by the maximum of the posterior density.
 
@@ -90,7 +90,7 @@ def fit_scale(
         predicted: (n,) predicted labels.
         residual: (n,) literature minus predicted labels.
         snr: (n,) S/N per pixel, NaN where unknown.
-        label_error: (n,) errors of the literature labels.
+        known: (n,) standard deviations of known normal contributions to the residuals.
     """
     log_snr, log_snr_width = _snr_range(snr)
     start = Scale(
@@ -101,7 +101,7 @@ def fit_scale(
     )
     terms = start.terms(predicted, snr)
     floor = _FLOOR * start.width
-    variance = np.zeros(len(residual)) if label_error is None else (_NORMAL * label_error) ** 2
+    variance = np.zeros(len(residual)) if known is None else (_NORMAL * known) ** 2
     variance = variance + floor**2
     typical = np.log(max(1.4826 * float(np.median(np.abs(residual))), floor))
     precision = np.full(terms.shape[1], PRIOR**-2)
@@ -115,9 +115,9 @@ def fit_scale(
     return dataclasses.replace(start, coefficients=tuple(found.tolist()))
 
 
-def with_label_error(scale: FloatArray, label_error: FloatArray | None) -> FloatArray:
-    """Return the scale (n,) of residuals against literature labels with these normal errors (n,)."""
-    result: FloatArray = scale if label_error is None else np.hypot(scale, _NORMAL * label_error)
+def with_known(scale: FloatArray, known: FloatArray | None) -> FloatArray:
+    """Return the scale (n,) of residuals to which these normal errors (n,) contribute."""
+    result: FloatArray = scale if known is None else np.hypot(scale, _NORMAL * known)
     return result
 
 

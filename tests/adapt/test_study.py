@@ -399,8 +399,7 @@ class TestFused:
             assert np.isfinite(table["fe_h_lo95"][table["configuration"] == name]).all()
         folder = fused[0] / "adapters" / "tilted"
         one, each = (load_adapter(folder / name).config["calibration"] for name in ("lora4-fused", "lora4"))
-        assert one == each
-        assert sum(one["counts"]) == 40
+        assert sum(one["counts"]) == sum(each["counts"]) == 40
 
     def test_the_stored_ranks_are_those_of_the_factors(self, fused):
         folder = fused[0] / "adapters" / "tilted"

@@ -219,7 +219,9 @@ def test_predicting_gives_what_was_scored(files, adapted, tmp_path):
             np.testing.assert_allclose(
                 columns["fe_h_std"][row], part["fe_h_predicted"].std(ddof=1), atol=1e-3
             )
-    expected = Calibration.from_json(config["calibration"]).intervals(columns["fe_h"])
+    expected = Calibration.from_json(config["calibration"]).intervals(
+        columns["fe_h"], spread=columns["fe_h_std"]
+    )
     for name, values in expected.columns("fe_h").items():
         np.testing.assert_array_equal(columns[name], values)
     table = Table.read(tmp_path / "labels.ecsv")

@@ -13,8 +13,8 @@ from specjax.adapt.uncertainties import (
     intervals_of,
     intervals_of_mean,
     intervals_of_seeds,
-    mean_of_unseen,
     signal_to_noise,
+    unseen_of_seeds,
 )
 from specjax.calibration.scoring import covered
 from tests import synthetic
@@ -60,7 +60,7 @@ def test_intervals_of_test_stars():
 def test_the_mean_is_calibrated_on_what_no_seed_has_seen():
     """Every star counts once, with what each seed predicts for it unseen."""
     target, found = synthetic.target(), result(synthetic.target())
-    mean = mean_of_unseen(SPLITS, found.predictions, found.unseen)
+    mean = unseen_of_seeds(SPLITS, found.predictions, found.unseen).mean(axis=0)
     assert (np.abs(mean - target.truth) > 1e-6).all()  # the training stars are exact where they were seen
     star = SPLITS.train[0][3]
     single = []

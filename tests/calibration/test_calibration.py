@@ -57,6 +57,22 @@ def test_with_known_label_errors_the_true_labels_are_covered():
     )  # ignored errors make the intervals too wide for true labels
 
 
+def test_spread_over_seeds_is_added_in_quadrature():
+    """It widens the intervals of the stars on which the seeds disagree, and no other ones."""
+    rng = np.random.default_rng(8)
+    predicted = rng.uniform(-2.5, 0.5, 2000)
+    spread = rng.choice([0.02, 0.3], 2000)
+    truth = predicted + 0.1 * rng.standard_t(5, 2000) + spread * rng.normal(size=2000)
+    calibration = calibrate(predicted[:200], truth[:200], spread=spread[:200])
+    new = covered(truth[200:], calibration.intervals(predicted[200:], spread=spread[200:]))[0]
+    for size in (0.02, 0.3):
+        # 1800 stars, and 200 scores for both sizes: 0.02 and 0.03; the shapes of both distributions differ
+        assert new[spread[200:] == size].mean() == pytest.approx(0.68, abs=0.07)
+    assert not calibration.label_errors
+    unknown = calibration.intervals(predicted[:2], spread=np.full(2, np.nan))
+    np.testing.assert_array_equal(unknown.err, calibration.intervals(predicted[:2]).err)
+
+
 def test_groups_have_quantiles_of_their_own_where_there_are_enough_stars():
     predicted, _, truth = stars(400, 1)
     calibration = calibrate(predicted, truth, edges=EDGES)

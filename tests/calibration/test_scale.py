@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from specjax.calibration.scale import FREEDOM, Scale, fit_scale, with_label_error
+from specjax.calibration.scale import FREEDOM, Scale, fit_scale, with_known
 
 RNG = np.random.default_rng(0)
 PREDICTED = RNG.uniform(-2.5, 0.5, 4000)
@@ -21,13 +21,13 @@ def test_a_trend_is_found_again():
 def test_label_errors_are_taken_off():
     error = RNG.choice([0.0, 0.2], 4000)
     residual = RESIDUAL + error * RNG.normal(size=4000)
-    known, ignored = (fit_scale(PREDICTED, residual, snr=SNR, label_error=each) for each in (error, None))
+    known, ignored = (fit_scale(PREDICTED, residual, snr=SNR, known=each) for each in (error, None))
     ratio = [np.median(each(PREDICTED, SNR) / TRUE(PREDICTED, SNR)) for each in (known, ignored)]
     assert ratio[0] == pytest.approx(1, abs=0.1)  # a sum of t(4) and a normal error is not t(4)
     assert ratio[1] > 1.3
-    total = with_label_error(np.array([0.3]), np.array([0.4]))
+    total = with_known(np.array([0.3]), np.array([0.4]))
     assert 0.4 < total[0] < 0.5
-    assert with_label_error(total, None) is total
+    assert with_known(total, None) is total
 
 
 @pytest.mark.parametrize("n", [10, 63])
