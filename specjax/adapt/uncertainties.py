@@ -59,7 +59,8 @@ def calibrate_mean(
         but: rows of stars that are not used, because the intervals are to be tested on them.
     """
     single = result.of_seeds is not None  # one prediction, without a spread
-    values = unseen_of_seeds(splits, result.of_seeds if single else result.predictions, result.unseen)
+    of_seeds = result.predictions if result.of_seeds is None else result.of_seeds
+    values = unseen_of_seeds(splits, of_seeds, result.unseen)
     rows = np.setdiff1d(np.arange(values.shape[1]), [] if but is None else but)
     spread = None if single or len(values) < 2 else values.std(axis=0, ddof=1)[rows]
     return _calibrated(target, rows, values.mean(axis=0)[rows], spread)

@@ -88,7 +88,7 @@ def predict_survey(
         check_cluster(dask)
     options = raw_options(survey, wavelength_medium, wavelength_unit, fwhm)
     work = _predict_work(model, adapter, head, dtype, options)
-    if adapter is not None and "intervals" not in work.meta:
+    if adapter is not None and not dry_run and "intervals" not in work.meta:
         say(
             f"{adapter} stores no calibration: the table has no intervals, and its errors are nearly constant"
         )

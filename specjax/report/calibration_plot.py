@@ -28,26 +28,18 @@ def plot_calibration(path: str | Path, rows: Sequence[Row], *, title: str = "", 
     """
     subsets = list(dict.fromkeys(row["subset"] for row in rows))
     names = list(dict.fromkeys(row["configuration"] for row in rows))
+    own = [[row for row in rows if row["configuration"] == name] for name in names]
     figure = plots.new_figure(11.0, 0.32 * len(subsets) * max(1.0, 0.45 * len(names)) + 1.8)
     axes = figure.subplots(1, 3, sharey=True)
     for axis, (column, level, text) in zip(axes, PANELS, strict=False):
         axis.axvline(level, color=plots.INK, ls="--", lw=1, zorder=1)
         axis.set_xlabel(f"fraction {text}")
-        for place, name in enumerate(names):
-            _draw(
-                axis,
-                [row for row in rows if row["configuration"] == name],
-                subsets,
-                column,
-                place,
-                len(names),
-            )
-    for place, name in enumerate(names):
-        _draw_widths(
-            axes[2], [row for row in rows if row["configuration"] == name], subsets, place, len(names)
-        )
+        for place, part in enumerate(own):
+            _draw(axis, part, subsets, column, place, len(names))
+    for place, part in enumerate(own):
+        _draw_widths(axes[2], part, subsets, place, len(names))
     axes[2].set_xlabel(plots.with_unit("mean half width of 68%", unit))
-    axes[2].set_xlim(0, 1.1 * max(row["width68"] for row in rows) / 2)
+    axes[2].set_xlim(0, 0.55 * max(row["width68"] for row in rows) or 1.0)
     axes[0].set_yticks(range(len(subsets)), [_with_count(name, rows) for name in subsets])
     axes[0].set_ylim(len(subsets) - 0.4, -0.6)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(names)))
