@@ -9,6 +9,7 @@ import pytest
 
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.start import initial_leaves
+from specjax.calibration.calibration import calibrate
 from specjax.checkpoints import save_adapter
 from specjax.foundation import Foundation
 from specjax.foundation.ood import OutOfDomain
@@ -67,6 +68,9 @@ def _save_model(folder, spectra):
     leaves = initial_leaves(SMALL, configuration)(keys, model.variables)
     moved = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.05, leaves)
     about = {"configuration": "lora4", "target": "stars", "label": "fe_h", "seeds": SEEDS, "sigma": 0.1}
+    truth = np.linspace(-2, 0.4, 30)
+    calibration = calibrate(truth + 0.1 * np.cos(np.arange(30)), truth, snr=np.geomspace(5, 80, 30))
+    about["calibration"] = calibration.to_json()
     how = {"method": "rebin", "fwhm": 6.0, "fwhm_to": None, "velocity_column": None}
     save_adapter(
         folder / "adapter",

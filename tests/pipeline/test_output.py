@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
+from specjax.calibration.calibration import SUFFIXES
 from specjax.cli import main
 from specjax.errors import ConfigError, DataError
 from specjax.flags import USABLE
@@ -47,11 +48,8 @@ def test_labels_are_read_back(files, tmp_path, suffix):
     out = tmp_path / f"labels{suffix}"
     made = predict_survey(model=files.model, adapter=files.adapter, spectra=[files.raw], out=out, workers=1)
     columns, notes = read_back(out)
-    assert (
-        set(columns)
-        == set(made)
-        == {"id", "fe_h", "fe_h_std", "fe_h_err", "flag", "masked_fraction", "distance"}
-    )
+    errors = {f"fe_h{end}" for end in ("_std", *SUFFIXES)}
+    assert set(columns) == set(made) == {"id", "fe_h", *errors, "flag", "masked_fraction", "distance"}
     for name, column in made.items():
         np.testing.assert_array_equal(columns[name].astype(column.dtype), column)
     if suffix != ".csv":
