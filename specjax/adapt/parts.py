@@ -148,9 +148,10 @@ def hash_of_spectra(spectra: Spectra) -> str:
 def _hash_of_target(target: Target) -> str:
     sides = (target.labelled, target.unlabelled, target.unlabelled_xp)
     hashes = [hash_of_spectra(side) for side in sides if side is not None]
-    known = [each for each in (target.weight, target.truth_error) if each is not None]
-    about = np.array([*hashes, json.dumps(plain(target.preparation))])
-    return _hash(target.truth, target.fe_h, *known, about)
+    optional = {"weight": target.weight, "truth_error": target.truth_error}
+    given = {name: values for name, values in optional.items() if values is not None}
+    about = np.array([*hashes, json.dumps(plain(target.preparation)), *given])
+    return _hash(target.truth, target.fe_h, *given.values(), about)
 
 
 def _hash(*arrays: AnyArray) -> str:
