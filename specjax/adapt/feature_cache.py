@@ -9,8 +9,6 @@ removed when they exceed $SPECJAX_FEATURES_MIB, 256 by default. 0 keeps nothing.
 import functools
 import hashlib
 import os
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from specjax.atomic import atomic_file
 from specjax.cache import cache_folder
 from specjax.errors import ConfigError
 from specjax.foundation import BackboneFeatures, Foundation, ModelInput
+from specjax.npz import NpzError, read_npz
 
 VARIABLE = "SPECJAX_FEATURES_MIB"
 DEFAULT_MIB = 256
@@ -79,10 +78,10 @@ def _code() -> str:
 def _read(path: Path) -> BackboneFeatures | None:
     """Read a file and mark it as used now; None if it is missing or damaged."""
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            found = BackboneFeatures(**{name: file[name] for name in BackboneFeatures._fields})
+        arrays = read_npz(path)
+        found = BackboneFeatures(**{name: arrays[name] for name in BackboneFeatures._fields})
         os.utime(path)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (OSError, NpzError, KeyError):
         return None
     return found
 

@@ -9,8 +9,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from specjax.adapt.target import Target
 from specjax.atomic import atomic_file
 from specjax.checkpoints.trees import flatten, unflatten
 from specjax.foundation import Foundation
+from specjax.npz import NpzError, read_npz
 from specjax.prepare.resume import begin_or_resume, check_resumable, parts_folder
 from specjax.report.results import plain
 from specjax.spectra import Spectra
@@ -81,9 +80,8 @@ class Parts:
 def _read(path: Path) -> Seeds | None:
     """Read a file; None if it is damaged, so that its seeds are trained again."""
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return read_npz(path)
+    except (OSError, NpzError):
         return None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from specjax.atomic import atomic_file
+from specjax.npz import read_npz
 from specjax.typing import AnyArray
 
 Columns = dict[str, AnyArray]
@@ -25,13 +26,15 @@ def write_part(path: Path, columns: Columns, refused: Sequence[tuple[str, str]])
 
 def read_columns(path: Path, names: Collection[str] | None = None, *, but: Collection[str] = ()) -> Columns:
     """Read the columns of a part: those of `names`, or all `but` some; others are not loaded."""
-    with np.load(path, allow_pickle=False) as file:
-        found = [key.removeprefix(_COLUMN) for key in file.files if key.startswith(_COLUMN)]
-        wanted = [name for name in found if name not in but and (names is None or name in names)]
-        return {name: file[_COLUMN + name] for name in wanted}
+
+    def wanted(key: str) -> bool:
+        name = key.removeprefix(_COLUMN)
+        return key.startswith(_COLUMN) and name not in but and (names is None or name in names)
+
+    return {key.removeprefix(_COLUMN): array for key, array in read_npz(path, wanted).items()}
 
 
 def read_refused(path: Path) -> list[tuple[str, str]]:
     """Read what was refused."""
-    with np.load(path, allow_pickle=False) as file:
-        return [(name, reason) for name, reason in file["refused"].tolist()]
+    refused = read_npz(path, lambda name: name == "refused")["refused"]
+    return [(name, reason) for name, reason in refused.tolist()]

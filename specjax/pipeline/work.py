@@ -18,6 +18,7 @@ from specjax.prepare.parts import stack_columns
 from specjax.prepare.plan import Options, Source
 from specjax.spectra import Spectra
 from specjax.surveys import prepared
+from specjax.surveys.io.many import collecting
 from specjax.typing import Float32Array
 
 VERSION = 1
@@ -105,11 +106,13 @@ def write_chunk(work: Work, chunk: OnGrid, path: Path) -> int:
 
 def _read_prepared(source: Source) -> OnGrid:
     """Read rows of a prepared file, which is the only source of its chunk."""
-    try:
-        spectra = prepared.read(source.path, rows=source.rows)
-    except DataError as error:
-        return OnGrid(None, [(str(source.path), str(error))])
-    return OnGrid(spectra.with_meta(file=np.full(len(spectra), str(source.path))), [])
+    with collecting() as left_out:
+        try:
+            spectra = prepared.read(source.path, rows=source.rows)
+        except DataError as error:
+            return OnGrid(None, [(str(source.path), str(error))])
+    refused = [(str(source.path), reason) for reason in left_out]
+    return OnGrid(spectra.with_meta(file=np.full(len(spectra), str(source.path))), refused)
 
 
 def _compute(work: Work, spectra: Spectra) -> tuple[list[Columns], list[tuple[str, str]]]:

@@ -19,6 +19,7 @@ from specjax.preprocess import to_gaia_xp
 from specjax.spectra import Spectra
 from specjax.surveys import prepared
 from specjax.surveys.arrays import for_hdf5
+from specjax.surveys.io import checksums
 from specjax.surveys.io.tables import write_table
 from specjax.typing import AnyArray, BoolArray, FloatArray, IntArray, StrArray
 from specjax.wavelength import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH
@@ -72,7 +73,7 @@ def assemble(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Spectra]
     with atomic_file(out) as temporary:
         import h5py  # imported here because it is slow
 
-        with h5py.File(temporary, "w") as file:
+        with h5py.File(temporary, "w", libver=checksums.LIBVER) as file:
             file.attrs.update(format=prepared.FORMAT, version=prepared.VERSION, plan=plan.digest)
             file.attrs["creator"] = f"specjax {__version__}"
             file["id"] = for_hdf5(ids)
@@ -80,6 +81,7 @@ def assemble(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Spectra]
             _write_columns(file, meta)
             _write_pixels(file, LAMOST_WAVELENGTH, len(ids), _blocks(parts, rows, "lamost"))
             partners = xp_side.write(file, plan, parts, headers, rows)
+            checksums.seal(file)
     flagged = zip(meta["file"], ids, meta["flag"], strict=True)
     report += [(str(name), str(star), "flagged", str(flag)) for name, star, flag in flagged if flag]
     without_ivar = sum(header.without_ivar for header in headers)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from specjax.atomic import atomic_file
+from specjax.npz import read_npz
 from specjax.typing import AnyArray, StrArray
 
 
@@ -62,21 +63,25 @@ def write_part(path: Path, part: Part) -> None:
 
 
 def read_part(path: Path, *, pixels: bool = True) -> Part:
-    """Read a file of `write_part`; without `pixels`, the sides are empty."""
+    """Read a file of `write_part`; without `pixels`, the sides are empty.
+
+    Raises:
+        OSError, ValueError, KeyError: the file is damaged.
+    """
     part = Part()
-    with np.load(path, allow_pickle=False) as file:
-        part.id, part.without_ivar = file["id"], int(file["bare"])
-        part.surveys, part.prepared = file["surveys"].tolist(), json.loads(str(file["prepared"]))
-        part.refused = [(name, reason) for name, reason in file["refused"].tolist()]
-        for key in file.files:
-            first, _, rest = key.partition("/")
-            if first == "meta":
-                side, _, name = rest.partition("/")
-                part.meta.setdefault(side, {})[name] = file[key]
-            elif rest:
-                part.sides.setdefault(first, {})
-                if pixels:
-                    part.sides[first][rest] = file[key]
+    file = read_npz(path, lambda key: pixels or key.startswith("meta/") or "/" not in key)
+    part.id, part.without_ivar = file["id"], int(file["bare"])
+    part.surveys, part.prepared = file["surveys"].tolist(), json.loads(str(file["prepared"]))
+    part.refused = [(name, reason) for name, reason in file["refused"].tolist()]
+    for key, array in file.items():
+        first, _, rest = key.partition("/")
+        if first == "meta":
+            side, _, name = rest.partition("/")
+            part.meta.setdefault(side, {})[name] = array
+            part.sides.setdefault(side, {})
+            part.sides.setdefault(side, {})
+        elif rest:
+            part.sides.setdefault(first, {})[rest] = array
     return part
 
 

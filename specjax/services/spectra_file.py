@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 
 from specjax.spectra import Spectra
+from specjax.surveys.io import checksums
 from specjax.typing import AnyArray, FloatArray
 
 _GRID_TOLERANCE = 1e-9  # relative; wavelengths that went through text differ by less
@@ -18,11 +19,11 @@ class SpectraFile:
     """An open file to which spectra on one grid are appended, so that memory holds one page at a time.
 
     The file has wavelength (p,), flux, ivar and mask (n, p), id (n,) and one dataset per column of
-    `Spectra.meta`, with units as attributes.
+    `Spectra.meta`, with units as attributes, and checksums of them all.
     """
 
     def __init__(self, path: Path, grid: FloatArray, survey: str, flux_unit: str):
-        self._file = h5py.File(path, "w")
+        self._file = h5py.File(path, "w", libver=checksums.LIBVER)
         self._file.attrs.update(wavelength_medium="vacuum", wavelength_unit="angstrom", survey=survey)
         self._units = {"flux": flux_unit, "ivar": f"({flux_unit})-2", "ra": "deg", "dec": "deg"}
         self._grid = grid
@@ -35,7 +36,11 @@ class SpectraFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        try:
+            if error is None:
+                checksums.seal(self._file)
+        finally:
+            self._file.close()
 
     def has_grid_of(self, spectra: Spectra) -> bool:
         """Return whether spectra are on the file's grid."""

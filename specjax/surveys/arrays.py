@@ -3,8 +3,7 @@
 import io
 import shutil
 import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,9 @@ import numpy as np
 
 from specjax.atomic import atomic_file
 from specjax.errors import DataError
+from specjax.npz import NpzError, read_npz
 from specjax.spectra import Spectra
+from specjax.surveys.io import checksums
 from specjax.surveys.io.many import assume_vacuum
 from specjax.typing import AnyArray, FloatArray, StrArray
 
@@ -211,10 +212,13 @@ def stream(
     import h5py
 
     with atomic_file(path) as temporary, _Disk(temporary, path) as disk:
-        with h5py.File(disk, "w") as file:
+        with h5py.File(disk, "w", libver=checksums.LIBVER) as file:
             file.attrs.update(wavelength_medium="vacuum", wavelength_unit="angstrom", survey=survey, **notes)
             file["wavelength"] = wavelength
             yield Stream(disk, file, count, wavelength.size)
+            file.flush()
+            disk.check()
+            checksums.seal(file)
         disk.check()
 
 
@@ -242,24 +246,17 @@ def open_hdf5(path: Path) -> Iterator["h5py.File"]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except OSError as error:
-        raise DataError(f"{path} is not a readable HDF5 file: {error}") from None
+    except MemoryError:
+        raise DataError(f"the arrays of {path} do not fit into memory") from None
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # h5py raises all of these
+        line = (str(error).strip("'\"").splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} is not a readable HDF5 file: {line}") from None
 
 
 def _read_npz(path: Path, rows: tuple[int, int] | None) -> dict[str, Any]:
     try:
-        # The stream is opened and closed here: np.load leaves its own open when it fails.
-        with path.open("rb") as stream:
-            with zipfile.ZipFile(stream) as archive:
-                unpacked = sum(member.file_size for member in archive.infolist())
-            if unpacked > max(_MAX_UNPACKED, _MAX_RATIO * path.stat().st_size):
-                raise DataError(f"{path} would unpack to {unpacked / 1e9:.0f} GB, too much for spectra")
-            stream.seek(0)
-            with np.load(stream, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-    except MemoryError:
-        raise DataError(f"the arrays of {path} do not fit into memory") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        arrays = read_npz(path, limit=max(_MAX_UNPACKED, _MAX_RATIO * path.stat().st_size))
+    except (OSError, NpzError) as error:
         raise DataError(f"{path} is not a readable .npz file: {error}") from None
     count = _row_count(arrays)
     return {name: _part(name, array, count, rows) for name, array in arrays.items()}
@@ -269,10 +266,35 @@ def _read_hdf5(path: Path, rows: tuple[int, int] | None) -> dict[str, Any]:
     with open_hdf5(path) as file:
         arrays = {name: item for name, item in file.items() if hasattr(item, "dtype")}  # groups have none
         count = _row_count(arrays)
-        return {
-            **{name: file.attrs[name] for name in _DECLARED if name in file.attrs},
-            **{name: _part(name, item, count, rows)[()] for name, item in arrays.items()},
-        }
+        checksums.check_attributes(file, path)
+        values = {name: _part(name, item, count, rows)[()] for name, item in arrays.items()}
+        kept = _intact(path, file, values, {n for n, a in arrays.items() if _is_shared(n, a, count)}, rows)
+        return {**{name: file.attrs[name] for name in _DECLARED if name in file.attrs}, **kept}
+
+
+def _intact(
+    path: Path,
+    file: "h5py.File",
+    values: dict[str, Any],
+    shared: Collection[str],
+    rows: tuple[int, int] | None,
+) -> dict[str, Any]:
+    """Return the arrays without the rows that differ from their checksums, which are reported.
+
+    Raises:
+        DataError: an array that all spectra share is damaged, or all rows are.
+    """
+    part = slice(*(rows or (None,)))
+    bad = [checksums.damaged_rows(file, name, part, v) for name, v in values.items() if name not in shared]
+    for name in shared:
+        checksums.check_whole(file, name, path, values[name])
+    if not bad or not (lost := np.logical_or.reduce(bad)).any():
+        return values
+    first = part.start or 0
+    values.setdefault("id", np.arange(first, first + len(lost)).astype(np.str_))
+    ids = np.array([v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values["id"]])
+    checksums.report_damaged(path, lost, ids, first)
+    return {name: array if name in shared else array[~lost] for name, array in values.items()}
 
 
 def _row_count(arrays: Mapping[str, Any]) -> int | None:
@@ -282,8 +304,12 @@ def _row_count(arrays: Mapping[str, Any]) -> int | None:
 
 def _part(name: str, array: Any, count: int | None, rows: tuple[int, int] | None) -> Any:
     """Select the rows of an array with one row per spectrum; shared arrays are returned unchanged."""
-    shared = array.ndim == 0 or array.shape[0] != count or (name == "wavelength" and array.ndim == 1)
-    return array if rows is None or shared else array[slice(*rows)]
+    return array if rows is None or _is_shared(name, array, count) else array[slice(*rows)]
+
+
+def _is_shared(name: str, array: Any, count: int | None) -> bool:
+    """Return whether an array belongs to all spectra, rather than one row of it to each."""
+    return array.ndim == 0 or array.shape[0] != count or (name == "wavelength" and array.ndim == 1)
 
 
 def _word(path: Path, name: str, value: Any) -> str:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from specjax.errors import DataError
+from specjax.surveys.io import checksums
 from specjax.surveys.io.tables import require_pyarrow
 from specjax.typing import AnyArray
 
@@ -33,7 +34,7 @@ class Files:
         """Read rows of a dataset of an HDF5 file, or of a column of a Parquet file.
 
         Raises:
-            DataError: they cannot be read.
+            DataError: they cannot be read, or differ from their checksums.
         """
         try:
             if path not in self._open:
@@ -57,7 +58,11 @@ class _Hdf5File:
         self._file = h5py.File(path, "r")
 
     def read(self, dataset: str, rows: slice) -> AnyArray:
-        return np.asarray(self._file[dataset][rows])
+        values = np.asarray(self._file[dataset][rows])
+        bad = checksums.damaged_rows(self._file, dataset, rows, values)
+        if bad.any():
+            raise ValueError(f"row {rows.start + int(bad.argmax())} is damaged: it differs from its checksum")
+        return values
 
     def close(self) -> None:
         self._file.close()
@@ -76,7 +81,7 @@ class ParquetFile:
         import pyarrow.parquet
 
         try:
-            self._file = pyarrow.parquet.ParquetFile(path)
+            self._file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: {str(error).splitlines()[0]}") from None
         self.path, self.schema = path, self._file.schema_arrow

@@ -281,6 +281,8 @@ def test_a_damaged_prepared_file_is_refused_and_does_not_stop_the_run(files, tmp
         path = tmp_path / f"{number}.h5"
         path.write_bytes(files.prepared.read_bytes())
         with h5py.File(path, "r+") as file:
+            del file["crc32"]
+            file.attrs["version"] = 1
             if change is None:
                 del file[name]
             else:
@@ -290,6 +292,21 @@ def test_a_damaged_prepared_file_is_refused_and_does_not_stop_the_run(files, tmp
     report = Table.read(tmp_path / "labels.report.ecsv")
     assert [name.rsplit("/")[-1] for name in report["file"]] == ["0.h5", "1.h5", "1.h5", "2.h5"]
     assert "2 spectra from star 6: flux and ivar must be finite" in report["reason"][3]
+
+
+def test_damaged_rows_are_in_the_report_and_the_others_are_predicted(files, tmp_path):
+    path = tmp_path / "damaged.h5"
+    path.write_bytes(files.prepared.read_bytes())
+    with h5py.File(path, "r+") as file:
+        file["flux"][5, 100] *= 1.001
+    expected, found = run(files, files.prepared, tmp_path / "a.fits"), run(files, path, tmp_path / "b.fits")
+    kept = np.arange(len(expected["id"])) != 5
+    assert found["id"].tolist() == expected["id"][kept].tolist()
+    # Other numbers of rows at once round differently.
+    np.testing.assert_allclose(found["fe_h"], expected["fe_h"][kept], atol=1e-5)
+    (row,) = Table.read(tmp_path / "b.report.ecsv")
+    assert (row["file"], row["outcome"]) == (str(path), "refused")
+    assert f"row 5 ({expected['id'][5]}) of the spectra is damaged" in row["reason"]
 
 
 def test_a_file_that_the_model_refuses_spares_the_others_of_its_chunk(files, tmp_path, monkeypatch):

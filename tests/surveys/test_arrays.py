@@ -8,6 +8,7 @@ from specjax.errors import DataError
 from specjax.preprocess import to_lamost
 from specjax.spectra import Spectra
 from specjax.surveys import arrays, read
+from tests.damage import outcomes, same_spectra, some_bits
 
 GRID = np.arange(3700.0, 5700.0, 1.0)
 
@@ -195,3 +196,38 @@ def test_notes_of_an_npz_file_are_not_columns(tmp_path):
     assert arrays.read(tmp_path / "s.npz").meta == {}
     with np.load(tmp_path / "s.npz") as file:
         assert str(file["made"]) == "by hand"
+
+
+@pytest.fixture
+def streamed(tmp_path):
+    """An HDF5 file that specjax wrote."""
+    path, rng, shape = tmp_path / "written.h5", np.random.default_rng(2), (6, GRID.size)
+    with arrays.stream(path, 6, GRID, survey="mine", notes={}) as stream:
+        stream.append(rng.random(shape), rng.random(shape), rng.random(shape) > 0.9)
+        stream.add_columns({"id": np.array([f"s{k}" for k in range(6)]), "fe_h": rng.normal(size=6)})
+    return path
+
+
+def test_no_flipped_bit_of_a_written_file_changes_spectra_without_a_word(streamed):
+    expected = arrays.read(streamed)
+    bits = some_bits(streamed.read_bytes(), 160)
+    counts, silent = outcomes(streamed, arrays.read, lambda found: same_spectra(found, expected), bits)
+    assert silent == []
+    assert counts["refused"] > 0 < counts["reported"]
+
+
+def test_damaged_rows_of_a_written_file_are_left_out_of_a_part_of_it(streamed, caplog):
+    expected = arrays.read(streamed)
+    with h5py.File(streamed, "a") as file:
+        file["flux"][3, 5] += 1
+    assert same_spectra(arrays.read(streamed, rows=(2, 5)), expected[[2, 4]])
+    assert "row 3 (s3) of the spectra is damaged" in caplog.text
+
+
+def test_no_flipped_bit_of_an_npz_file_changes_spectra_without_a_word(tmp_path):
+    path = save(tmp_path / "a.npz", content(3, ivar=np.ones((3, GRID.size)), wavelength_medium="air"))
+    expected = arrays.read(path)
+    bits = some_bits(path.read_bytes(), 160)
+    counts, silent = outcomes(path, arrays.read, lambda found: same_spectra(found, expected), bits)
+    assert silent == []
+    assert counts["refused"] > 0

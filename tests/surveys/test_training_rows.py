@@ -5,7 +5,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from specjax.errors import DataError
+from specjax.prepare import prepare_spectra
+from specjax.progress import silent
 from specjax.surveys.training_rows import Rows, find, held_out, label_scale
+from tests.prepare.stars import write_stars
 from tests.pretrain.files import write
 
 BOTH = ("lamost", "gaia_xp")
@@ -177,3 +180,16 @@ def test_parquet_tables_of_another_layout_are_refused(pairs, tmp_path, monkeypat
     monkeypatch.setattr("specjax.surveys.training_files.LARGEST_GROUP", 1 << 14)
     with pytest.raises(DataError, match="a row group of 20 rows is read as a whole and too large"):
         find([as_parquet(pairs[0], path, rows_per_group=20)])
+
+
+def test_damaged_rows_of_a_prepared_file_are_an_error(tmp_path):
+    prepare_spectra([write_stars(tmp_path / "raw", 3)], tmp_path / "p.h5", workers=1, say=silent)
+    rows = Rows(find([tmp_path / "p.h5"]), ("lamost",))
+    before = rows.read(0, 3)
+    rows._files.close()
+    with h5py.File(tmp_path / "p.h5", "a") as file:
+        file["flux"][1, 9] *= 2
+    rows = Rows(find([tmp_path / "p.h5"]), ("lamost",))
+    np.testing.assert_array_equal(rows.read(2, 1)["flux"], before["flux"][2:])
+    with pytest.raises(DataError, match=r"p\.h5: rows 0 to 3 of flux: row 1 is damaged"):
+        rows.read(0, 3)

@@ -15,6 +15,7 @@ from astropy.io.votable.exceptions import VOWarning
 from astropy.table import Table
 
 from specjax.errors import DataError
+from specjax.npz import NpzError, read_npz
 from specjax.surveys.io.fits import open_fits
 from specjax.surveys.io.sniff import SUFFIXES, contents_of, is_fits
 from specjax.typing import FloatArray
@@ -122,9 +123,8 @@ def _read(path: Path) -> Columns:
         return _read_text(path)
     if name.endswith(".npz"):
         try:
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                return {key: file[key] for key in file.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            return {name: list(array) for name, array in read_npz(path).items()}
+        except (OSError, NpzError) as error:
             raise DataError(f"{path} is not a readable .npz file: {error}") from None
     if name.endswith(_VOTABLE):
         return _read_votable(path)

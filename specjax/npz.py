@@ -1,0 +1,68 @@
+"""Reading .npz files, with every fault of a file turned into one clear error."""
+
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from specjax.typing import AnyArray
+
+_DAMAGE = (
+    *(OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""Raised by zipfile and NumPy for damaged files."""
+
+
+class NpzError(ValueError):
+    """A damaged .npz file; the message is one line without the name of the file."""
+
+
+def read_npz(
+    path: Path, wanted: Callable[[str], bool] = lambda name: True, *, limit: int | None = None
+) -> dict[str, AnyArray]:
+    """Read the arrays of a file, each of which is compared with its CRC-32.
+
+    Args:
+        path: the file.
+        wanted: whether an array is read, by its name.
+        limit: bytes that all arrays may have, without limit by default.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        NpzError: it is damaged or unreadable, or its arrays are too large.
+    """
+    try:
+        # The stream is opened and closed here: np.load leaves its own open when it fails.
+        with path.open("rb") as stream:
+            _check_members(stream, limit)
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files if wanted(name)}
+    except FileNotFoundError:
+        raise
+    except MemoryError:
+        raise NpzError("its arrays do not fit into memory") from None
+    except _DAMAGE as error:
+        raise NpzError(_line(error)) from None
+
+
+def _check_members(stream: Any, limit: int | None) -> None:
+    """Check the size of all arrays, and that their names in the directory are those before their data.
+
+    An array whose name in the directory is damaged is otherwise overlooked.
+    """
+    with zipfile.ZipFile(stream) as archive:
+        members = archive.infolist()
+        size = sum(member.file_size for member in members)
+        if limit is not None and size > limit:
+            raise NpzError(f"it would unpack to {size / 1e9:.0f} GB, too much for spectra")
+        for member in members:
+            archive.open(member).close()
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
