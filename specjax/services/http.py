@@ -1,8 +1,12 @@
-"""A JSON client over HTTP with retries: every failure is either retried or reported in one line."""
+"""A JSON client over HTTP with retries: every failure is either retried or reported in one line.
+
+Responses are bounded in time and in bytes, as sent and as unpacked, so that no service can fill the memory.
+"""
 
 import json
 import re
 import urllib.request
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -10,7 +14,6 @@ from urllib.parse import unquote, urlencode, urlsplit
 
 import urllib3
 from urllib3.exceptions import (
-    DecodeError,
     HTTPError,
     InvalidHeader,
     LocationParseError,
@@ -29,6 +32,8 @@ T = TypeVar("T")
 
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _CHUNK = 1 << 16
+_LIMIT = 64 << 20  # bytes of a response of which nothing else is known
+_GZIP = 16 + zlib.MAX_WBITS  # lets zlib read the format of gzip, with its CRC
 _QUOTED = 120  # characters of a service's own message that are quoted in an error
 
 
@@ -62,6 +67,8 @@ class JsonService:
         body: Any,
         interpret: Callable[[Any], T],
         query: Mapping[str, Any] | None = None,
+        *,
+        limit: int = _LIMIT,
     ) -> T:
         """Send a POST request with a JSON body and return its interpreted response.
 
@@ -70,20 +77,28 @@ class JsonService:
             body: anything that JSON can represent.
             interpret: converts the parsed response; it raises `TransientError` to have the request repeated.
             query: parameters appended to the path.
+            limit: bytes that the response may have, both as sent and as unpacked.
 
         Raises:
-            DownloadError: the service refuses the request, or all attempts failed; the message has the
-                address.
+            DownloadError: the service refuses the request, its response is too long, or all attempts failed;
+                the message has the address.
         """
-        return self._request("POST", path + (f"?{urlencode(query)}" if query else ""), body, interpret)
+        path += f"?{urlencode(query)}" if query else ""
+        return self._request("POST", path, body, interpret, limit)
 
-    def _request(self, method: str, path: str, body: Any, interpret: Callable[[Any], T]) -> T:
+    def _request(
+        self, method: str, path: str, body: Any, interpret: Callable[[Any], T], limit: int = _LIMIT
+    ) -> T:
         url = self.root + path
         sent = None if body is None else json.dumps(body).encode()
         shown = self.root + path.partition("?")[0]
-        return self.retry.call(lambda: interpret(self._attempt(method, url, sent, shown)), shown, self.say)
 
-    def _attempt(self, method: str, url: str, body: bytes | None, shown: str) -> Any:
+        def attempt() -> T:
+            return interpret(self._attempt(method, url, sent, shown, limit))
+
+        return self.retry.call(attempt, shown, self.say)
+
+    def _attempt(self, method: str, url: str, body: bytes | None, shown: str, limit: int) -> Any:
         """Send the request once and return the parsed response."""
         try:
             response = self._manager().request(
@@ -97,24 +112,39 @@ class JsonService:
                 preload_content=False,
             )
             try:
-                content = self._read(response)
+                content = self._read(response, limit)
             finally:
                 response.close()
+        except _TooLongError:
+            raise DownloadError(
+                f"{shown}: the response is longer than {limit / 1e6:,.0f} MB, more than was asked for"
+            ) from None
         except HTTPError as error:
             raise _connection_error(error, shown) from None
         if response.status != 200:
             raise _status_error(response.status, response.headers.get("Retry-After"), content, shown)
         return _parse(content)
 
-    def _read(self, response: urllib3.BaseHTTPResponse) -> bytes:
-        """Read and decompress the body; a server that sends byte by byte is abandoned after `retry.total`."""
-        end = self.retry.clock() + self.retry.total
-        chunks = []
-        while chunk := response.read1(_CHUNK, decode_content=True):
-            chunks.append(chunk)
+    def _read(self, response: urllib3.BaseHTTPResponse, limit: int) -> bytes:
+        """Read and unpack the body; a server that sends byte by byte is abandoned after `retry.total`.
+
+        Raises:
+            _TooLongError: the body has more than `limit` bytes, as announced, as sent or as unpacked.
+            TransientError: the body is damaged, or takes too long.
+        """
+        announced = response.headers.get("Content-Length", "")
+        if announced.isdecimal() and int(announced) > limit:
+            raise _TooLongError
+        end, sent = self.retry.clock() + self.retry.total, 0
+        body = _Body(response.headers.get("Content-Encoding", ""), limit)
+        while chunk := response.read1(_CHUNK, decode_content=False):
+            sent += len(chunk)
+            if sent > limit:
+                raise _TooLongError
+            body.add(chunk)
             if self.retry.clock() > end:
                 raise TransientError(f"the response took more than {self.retry.total:.0f} s")
-        return b"".join(chunks)
+        return body.content()
 
     def _manager(self) -> urllib3.PoolManager:
         """Return the connection pool, which uses the proxy of the environment if there is one."""
@@ -136,6 +166,44 @@ class JsonService:
         return self._pool[0]
 
 
+class _TooLongError(Exception):
+    """A response with more bytes than allowed."""
+
+
+class _Body:
+    """The body of a response, unpacked as it arrives, so that never more than `limit` bytes are in memory."""
+
+    def __init__(self, encoding: str, limit: int) -> None:
+        encoding = encoding.strip().lower()
+        if encoding not in ("", "identity", "gzip", "x-gzip"):
+            raise TransientError(
+                f"the response is in the encoding {_line(encoding)}, which was not asked for"
+            )
+        self._unpack = zlib.decompressobj(_GZIP) if "gzip" in encoding else None
+        self._parts: list[bytes] = []
+        self._free = limit
+
+    def add(self, chunk: bytes) -> None:
+        """Take the next bytes."""
+        if self._unpack is None:
+            self._parts.append(chunk)
+            return
+        try:
+            part = self._unpack.decompress(chunk, self._free + 1)
+        except zlib.error:
+            raise TransientError("the compressed response is damaged") from None
+        self._free -= len(part)
+        if self._free < 0:
+            raise _TooLongError
+        self._parts.append(part)
+
+    def content(self) -> bytes:
+        """Return all bytes."""
+        if self._unpack is not None and self._parts and not self._unpack.eof:
+            raise TransientError("the compressed response is truncated")
+        return b"".join(self._parts)
+
+
 def _connection_error(error: HTTPError, shown: str) -> Exception:
     """Convert an exception of urllib3 to a transient or a final error."""
     cause = error.reason if isinstance(error, MaxRetryError) and error.reason else error
@@ -145,8 +213,6 @@ def _connection_error(error: HTTPError, shown: str) -> Exception:
         isinstance(cause, SSLError) and "CERTIF" in str(cause).upper()
     ):
         return DownloadError(f"{shown}: {_line(str(cause))}")
-    if isinstance(cause, DecodeError):
-        return TransientError("the compressed response is damaged")
     # The class says what happened (ReadTimeoutError, ProtocolError); its text has addresses of objects.
     what = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(cause).__name__.removesuffix("Error")).lower()
     return TransientError(f"no response ({what})" if "timeout" in what else f"the connection failed ({what})")

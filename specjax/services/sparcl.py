@@ -41,6 +41,10 @@ METADATA = (
 
 SPECTRUM = ("wavelength", "flux", "ivar", "mask")
 
+# Upper limits of a response. A record of DESI has about 300 bytes of metadata, and a spectrum of 7781 pixels
+# with all digits 0.4 MB.
+_OVERHEAD, _METADATA_BYTES, _SPECTRUM_BYTES = 1 << 20, 4096, 2 << 20
+
 Search = Mapping[str, Sequence[Any]]
 """Constraints, each {field: [values]} or, for a coordinate or the redshift, {field: [lower, upper]}."""
 
@@ -71,7 +75,13 @@ class Sparcl:
 
     def find(self, search: Search, limit: int) -> list[Record]:
         """Return the metadata of at most `limit` records that fulfil the constraints."""
-        return self.service.post("/find/", self._query(search), self._records, query={"limit": limit})
+        return self.service.post(
+            "/find/",
+            self._query(search),
+            self._records,
+            query={"limit": limit},
+            limit=_OVERHEAD + limit * _METADATA_BYTES,
+        )
 
     def retrieve(self, ids: Sequence[str]) -> list[Record]:
         """Return the records of sparcl_ids as the service sends them: unordered, perhaps fewer or more."""
@@ -81,7 +91,8 @@ class Sparcl:
             "format": "json",
             "dataset_list": self.release,
         }
-        return self.service.post("/spectras/", list(ids), self._records, query=query)
+        limit = _OVERHEAD + len(ids) * _SPECTRUM_BYTES
+        return self.service.post("/spectras/", list(ids), self._records, query=query, limit=limit)
 
     def _query(self, search: Search) -> dict[str, Any]:
         constraints = {"data_release": [self.release], **search}

@@ -5,7 +5,9 @@ import json
 import socket
 import struct
 import time
+import zlib
 from email.utils import formatdate
+from functools import cache
 
 from tests.services.archive_server import reply
 
@@ -70,6 +72,34 @@ def cut_gzip(handler, answer):
     reply(handler, packed[: len(packed) // 2], Content_Encoding="gzip")
 
 
+@cache
+def packed_spaces():
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+    return b"".join([*(packer.compress(b" " * (1 << 20)) for _ in range(80)), packer.flush()])
+
+
+def bomb(handler, answer):
+    """Send 80 MiB of spaces in 0.4 MB."""
+    reply(handler, packed_spaces(), Content_Encoding="gzip")
+
+
+def endless(handler, answer):
+    """Send chunks for as long as the client listens."""
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    handler.close_connection = True
+    for _ in range(1 << 20):
+        handler.wfile.write(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
+
+
+def announces_too_much(handler, answer):
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(1 << 40))
+    handler.end_headers()
+    handler.close_connection = True
+
+
 def good_gzip(handler, answer):
     reply(handler, gzip.compress(json.dumps(answer).encode()), Content_Encoding="gzip")
 
@@ -108,6 +138,7 @@ TRANSIENT = {  # {name: (action, message if the failure persists)}
     "less-than-content-length": (less_than_promised, "the connection failed"),
     "damaged-gzip": (damaged_gzip, "damaged|truncated"),
     "cut-gzip": (cut_gzip, "damaged|truncated"),
+    "gzip-in-gzip": (sends(200, b"x", Content_Encoding="gzip, gzip"), "encoding gzip, gzip"),
     "slow-drip": (drip, "took more than 8 s"),
     "json-null": (sends(200, b"null"), "not a list of records"),
     "json-object": (sends(200, b'{"records": []}'), "not a list of records"),
@@ -136,6 +167,8 @@ FINAL = {
     "401": (sends(401, b'{"errorMessage": "ANONYMOUS is declined access"}'), "declined access"),
     "404": (sends(404, b""), "status 404"),
     "redirect-loop": (sends(307, Location="/api/spectras/"), "too many redirects"),
+    "gzip-bomb": (bomb, "longer than [0-9]+ MB"),
+    "announces-a-terabyte": (announces_too_much, "longer than [0-9]+ MB"),
     "asks-to-wait-a-day": (sends(429, Retry_After="7200"), "asks to wait 7200 s; run the same command"),
 }
 """Failures that are not retried."""

@@ -1,5 +1,6 @@
 """Requests to a server that fails; time is injected, so that nothing waits."""
 
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -50,6 +51,20 @@ def test_final_failures_are_not_retried(archive, ask, waits, name):
         ask()
     assert waits == []
     assert archive.count(PATH) == (6 if name == "redirect-loop" else 1)
+
+
+@pytest.mark.parametrize("action", [failures.bomb, failures.endless, failures.announces_too_much])
+def test_no_response_takes_more_memory_than_what_was_asked_for(archive, retry, action):
+    service = JsonService(root=archive.url, retry=replace(retry, total=1e6))
+    archive.fail(action, PATH)
+    failures.packed_spaces()
+    tracemalloc.start()
+    try:
+        with pytest.raises(DownloadError, match="longer than 1 MB"):
+            service.post(PATH, {}, rows, limit=1_000_000)
+        assert tracemalloc.get_traced_memory()[1] < 8e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_waits_double_up_to_the_maximum_and_the_last_failure_is_reported(archive, ask, waits):
