@@ -1,9 +1,20 @@
-"""Training states for resuming interrupted runs, in Orbax's format."""
+"""Training states for resuming interrupted runs, in Orbax's format, with a SHA-256 of each of their files.
 
+Orbax's own format has no checksum of the arrays: almost any flipped bit would change a number without a word.
+"""
+
+import json
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from specjax.checkpoints.tensor_file import sha256_of
 from specjax.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+SUMS = "sha256.json"
+"""The file in the folder of a state that has the SHA-256 of the others by their names."""
 
 
 class Restored(NamedTuple):
@@ -27,7 +38,12 @@ class TrainingStates:
         import orbax.checkpoint as ocp
 
         self.folder = Path(folder)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self._saving = 0
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            enable_async_checkpointing=True,
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+        )
         self._manager = ocp.CheckpointManager(self.folder.resolve(), options=options)
 
     def __enter__(self) -> "TrainingStates":
@@ -56,6 +72,8 @@ class TrainingStates:
         if jax.default_backend() == "cpu":  # where Orbax writes from the buffers themselves
             state = jax.tree.map(jax.numpy.copy, state)
         items = {"state": ocp.args.StandardSave(state), "position": ocp.args.JsonSave(position or {})}
+        self._manager.wait_until_finished()  # before the number changes
+        self._saving = step
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def wait(self) -> None:
@@ -70,22 +88,56 @@ class TrainingStates:
                 devices the state is placed.
 
         Raises:
-            ModelError: there is no state, or its structure differs from that of `like`.
+            ModelError: there is no state, it is damaged, or its structure differs from that of `like`.
         """
         import orbax.checkpoint as ocp
 
         step = self.latest_step()
         if step is None:
             raise ModelError(f"there is no training state in {self.folder}")
+        _check(self.folder / str(step))
         items = {"state": ocp.args.StandardRestore(_abstract(like)), "position": ocp.args.JsonRestore()}
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except Exception as error:  # Orbax raises many types, and Exception itself
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ModelError(
                 f"the training state {self.folder} at step {step} does not fit: {reason}"
             ) from None
         return Restored(found["state"], found["position"], step)
+
+    def _seal(self) -> None:
+        """Write the hashes of a state that is complete but for its name, which Orbax changes last."""
+        for folder in self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
+            sums = {name: sha256_of(folder / name) for name in _files(folder)}
+            (folder / SUMS).write_text(json.dumps(sums, indent=1))
+
+
+def _files(folder: Path) -> list[str]:
+    """List the files below a folder that have arrays and what describes them, by their names from there."""
+    inner = (path for path in folder.glob("*/**/*") if path.is_file())  # above are the times of Orbax's steps
+    return sorted(path.relative_to(folder).as_posix() for path in inner)
+
+
+def _check(folder: Path) -> None:
+    """Compare the files of a state with their hashes; several processes divide them.
+
+    Raises:
+        ModelError: a file is damaged or missing.
+    """
+    import jax
+
+    if not (folder / SUMS).exists():
+        log.warning("%s has no checksums, so damage to it is not noticed", folder)
+        return
+    try:
+        sums = json.loads((folder / SUMS).read_text())
+        for name in sorted(sums)[jax.process_index() :: jax.process_count()]:
+            if sha256_of(folder / name) != sums[name]:
+                raise ValueError(f"{name} differs from its SHA-256")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        advice = "remove it to continue from the state before it, if there is one"
+        raise ModelError(f"the training state {folder} is damaged: {error}; {advice}") from None
 
 
 def _abstract(tree: Any) -> Any:

@@ -1,3 +1,5 @@
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from specjax.checkpoints import TrainingStates
 from specjax.errors import ModelError
 from tests.checkpoints.arrays import assert_same
+from tests.damage import flip
 
 
 def training_state(value):
@@ -55,3 +58,50 @@ def test_a_training_state_of_another_structure_is_refused_in_one_line(tmp_path):
             with pytest.raises(ModelError, match="does not fit") as caught:
                 states.restore(like)
             assert "\n" not in str(caught.value)
+
+
+def test_no_flipped_bit_changes_a_restored_state_without_a_word(tmp_path):
+    rng = np.random.default_rng(0)
+    state = {"w": jnp.asarray(rng.normal(size=(40, 30)), jnp.float32), "key": jax.random.key(1)}
+    with TrainingStates(tmp_path) as states:
+        states.save(1, state, {"next": 5})
+        states.wait()
+        files = sorted(path for path in (tmp_path / "1").rglob("*") if path.is_file())
+        sizes = np.array([path.stat().st_size for path in files])
+        refused = 0
+        for bit in rng.integers(0, 8 * sizes.sum(), 200).tolist():
+            index = int(np.searchsorted(8 * sizes.cumsum(), bit, side="right"))
+            data = files[index].read_bytes()
+            files[index].write_bytes(flip(data, bit - 8 * int(sizes[:index].sum())))
+            try:
+                found = states.restore(state)
+            except ModelError as error:
+                refused += "\n" not in str(error)
+            else:
+                assert found.position == {"next": 5}
+                assert_same(found.state, state)
+            files[index].write_bytes(data)
+        assert refused > 150
+
+
+def test_a_damaged_state_is_named_with_the_one_before_it(tmp_path):
+    with TrainingStates(tmp_path) as states:
+        for step in (1, 2):
+            states.save(step, {"w": jnp.full(3, float(step))})
+    damaged = next((tmp_path / "2" / "state").rglob("d/*"))
+    damaged.write_bytes(flip(damaged.read_bytes(), 100))
+    with TrainingStates(tmp_path) as states:
+        with pytest.raises(ModelError, match=r"2 is damaged: state/\S+ differs from its SHA-256; remove it"):
+            states.restore({"w": jnp.zeros(3)})
+        shutil.rmtree(tmp_path / "2")
+    with TrainingStates(tmp_path) as states:
+        np.testing.assert_array_equal(states.restore({"w": jnp.zeros(3)}).state["w"], 1)
+
+
+def test_states_of_earlier_versions_are_restored_with_a_warning(tmp_path, caplog):
+    with TrainingStates(tmp_path) as states:
+        states.save(1, {"w": jnp.ones(3)})
+        states.wait()
+        (tmp_path / "1" / "sha256.json").unlink()
+        np.testing.assert_array_equal(states.restore({"w": jnp.zeros(3)}).state["w"], 1)
+    assert "has no checksums" in caplog.text
