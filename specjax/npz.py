@@ -1,5 +1,6 @@
 """Reading .npz files, with every fault of a file turned into one clear error."""
 
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -15,6 +16,9 @@ _DAMAGE = (
     *(zipfile.BadZipFile, zlib.error),
 )
 """Raised by zipfile and NumPy for damaged files."""
+
+_END = struct.Struct("<4s4H2LH")  # the end of a zip file; the fifth field is the number of members
+_MANY = 0xFFFF  # that number in a file with more members, which has it elsewhere
 
 
 class NpzError(ValueError):
@@ -51,12 +55,16 @@ def read_npz(
 
 
 def _check_members(stream: Any, limit: int | None) -> None:
-    """Check the size of all arrays, and that their names in the directory are those before their data.
+    """Check the size of all arrays, and that the directory names all of them as they are before their data.
 
-    An array whose name in the directory is damaged is otherwise overlooked.
+    An array that damage to the directory hides or renames is otherwise overlooked.
     """
     with zipfile.ZipFile(stream) as archive:
         members = archive.infolist()
+        stream.seek(-_END.size - len(archive.comment), 2)
+        count = _END.unpack(stream.read(_END.size))[4]
+        if count not in (len(members), _MANY):
+            raise NpzError(f"its directory lists {len(members)} of {count} arrays")
         size = sum(member.file_size for member in members)
         if limit is not None and size > limit:
             raise NpzError(f"it would unpack to {size / 1e9:.0f} GB, too much for spectra")

@@ -2,7 +2,7 @@
 
 The folder gets `spectra.h5`, which `specjax.read` and `specjax adapt` take (ids are sparcl_ids), and
 `spectra.ecsv`, with one row per record found, including those that were left out and why. It keeps
-`query.json`, `found.json` and the pages of records as the archive returned them, each a file that
+`query.json`, `found.json.gz` and the pages of records as the archive returned them, each a file that
 `specjax.read` takes, so that the same command resumes an interrupted download.
 """
 
@@ -66,7 +66,7 @@ def fetch_desi(
     _check_options(query, stars)
     archive = Sparcl.connect(query.release, url, retry, say)
     folder = DownloadFolder.open(Path(out), _description(query, stars), say)
-    found = folder.cached("found.json", lambda: find(archive, query, stars, say))
+    found = folder.cached("found.json.gz", lambda: find(archive, query, stars, say))
     metadata = {str(record["sparcl_id"]): record for record in found["records"]}
     fetched = folder.fetch(
         list(metadata), query.page, lambda chunk: _fetch_page(archive, chunk, metadata, query.min_snr, say)

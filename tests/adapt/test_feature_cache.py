@@ -10,6 +10,7 @@ import pytest
 from specjax.adapt import feature_cache
 from specjax.errors import ConfigError
 from specjax.foundation import BackboneFeatures, Foundation, ModelInput
+from tests.damage import flip
 from tests.models.tiny import TINY, random_system
 
 FLUX = np.random.default_rng(0).normal(1, 0.1, (5, TINY.specformer.num_pixels)).astype(np.float32)
@@ -113,3 +114,17 @@ def test_a_folder_that_cannot_be_written_is_no_trouble(model, folder):
     folder.write_text("a file")
     assert ask(model)[0]
     assert ask(model)[0]
+
+
+def test_features_with_a_flipped_bit_are_made_anew(model, folder):
+    ask(model)
+    (path,) = folder.glob("*.npz")
+    data = path.read_bytes()
+    made = 0
+    for bit in range(100, 8 * len(data), 211):
+        path.write_bytes(flip(data, bit))
+        anew, found = ask(model)
+        made += anew
+        for one, other in zip(found, MADE, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert made > 40

@@ -91,6 +91,13 @@ def _unpacked(stream: BinaryIO) -> BinaryIO:
     return stream if large else content
 
 
+def add_checksums(path: Path) -> None:
+    """Add CHECKSUM and DATASUM to each HDU of a file."""
+    with fits.open(path, mode="update") as hdus:
+        for hdu in hdus:
+            hdu.add_checksum()
+
+
 def linear_axis(header: fits.Header, pixels: int) -> FloatArray:
     """Return (pixels,) coordinates along the first axis from CRVAL1, CDELT1 and CRPIX1."""
     first, step, reference = (float(header[key]) for key in ("CRVAL1", "CDELT1", "CRPIX1"))

@@ -13,6 +13,8 @@ from astropy.table import Table
 
 from specjax.atomic import atomic_file
 from specjax.errors import DataError
+from specjax.surveys.io.fits import add_checksums, open_fits
+from specjax.surveys.io.sniff import is_fits
 from specjax.typing import FloatArray, StrArray
 from specjax.units import column_description, label_unit
 
@@ -33,11 +35,14 @@ def read_table(path: str | Path, *, texts: Sequence[str] = ("id",)) -> Table:
         texts: columns to read as text: an id such as 00123 is not a number.
 
     Raises:
-        DataError: the file does not exist or is not a table, or a package for its format is missing.
+        DataError: the file does not exist, is damaged or no table, or a package for its format is missing.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"there is no table at {path}")
+    if is_fits(path):
+        with open_fits(path, "a table", odd_cards=True) as hdus:
+            list(hdus)  # which compares their checksums
     options: dict[str, Any] = {}
     if form := _TEXT.get(path.suffix.lower()):
         options = {"format": form, "converters": {name: str for name in texts}}
@@ -95,6 +100,8 @@ def write_table(path: str | Path, columns: Mapping[str, Any], meta: Mapping[str,
             _write_in_parts(table, temporary)
         else:
             table.write(temporary, format=form, overwrite=True)
+            if form == "fits":
+                add_checksums(temporary)
 
 
 def id_texts(column: Any) -> StrArray:

@@ -4,7 +4,8 @@ from astropy.table import Table
 
 from specjax.errors import DataError
 from specjax.surveys.io import tables
-from specjax.surveys.io.tables import write_table
+from specjax.surveys.io.tables import read_table, write_table
+from tests.damage import flip
 
 
 def test_errors_of_a_label_carry_its_unit(tmp_path):
@@ -27,3 +28,13 @@ def test_a_long_ecsv_table_is_the_same_as_a_short_one(tmp_path, monkeypatch):
         monkeypatch.setattr(tables, "_ROWS_AT_ONCE", rows)
         tables.write_table(tmp_path / name, columns, {"made": "by hand"})
     assert (tmp_path / "parts.ecsv").read_bytes() == (tmp_path / "whole.ecsv").read_bytes()
+
+
+def test_a_flipped_bit_of_a_written_fits_table_is_refused(tmp_path):
+    path = tmp_path / "labels.fits"
+    write_table(path, {"id": np.array(["a", "b"]), "fe_h": np.array([0.1, -2.0])})
+    data = path.read_bytes()
+    assert read_table(path)["fe_h"].tolist() == [0.1, -2.0]
+    path.write_bytes(flip(data, 8 * (data.rindex(np.array([0.1], ">f8").tobytes()) + 5)))
+    with pytest.raises(DataError, match=r"labels\.fits is damaged: .*sum verification failed"):
+        read_table(path)
