@@ -9,7 +9,7 @@ from checkpoints_convert.convert import convert
 from checkpoints_convert.keys import IGNORED, check, table
 from checkpoints_convert.recognise import recognise
 from checkpoints_convert.torch_file import open_torch_file
-from specjax.errors import ModelError, SpecjaxError
+from specjax.errors import ModelError, SpecjaxError, one_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,10 +33,10 @@ def run(action: Callable[[], None]) -> int:
     try:
         action()
     except SpecjaxError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        print(f"error: {one_line(f'{error.filename or str()}: {error.strerror or error}')}", file=sys.stderr)
         return 1
     return 0
 
@@ -88,12 +88,13 @@ def _list(path: Path) -> None:
         print(f"{path}: {recognised.title}")
         check("it", shapes, rows)
     except ModelError as error:
-        print(f"{path}: not convertible: {error}")
-    width = max(map(len, state))
+        print(one_line(f"{path}: not convertible: {error}"))
+    names = {key: one_line(key) for key in state}
+    width = max(map(len, names.values()))
     for key, tensor in state.items():
         place = ", ".join(places.get(key, ["ignored" if IGNORED.fullmatch(key) else "unknown"]))
         shape = "x".join(map(str, tensor.shape)) or "scalar"
-        print(f"{key:{width}}  {tensor.dtype!s:8}  {shape:12}  {place}")
+        print(f"{names[key]:{width}}  {tensor.dtype!s:8}  {shape:12}  {place}")
 
 
 if __name__ == "__main__":

@@ -161,6 +161,7 @@ def open_torch_file(path: str | Path) -> TorchFile:
         raise ModelError(f"{path} is not a PyTorch file: it has no data.pkl")
     if any(name == "constants.pkl" or name.startswith("code/") for name in archive.names):
         raise ModelError(f"{path} is a TorchScript program, not a file of weights")
+    _check_byte_order(archive)
     try:
         content = unpickle(archive.read("data.pkl"), _CONSTRUCTORS, lambda id_: _storage(archive, id_))
     except ModelError as error:
@@ -170,6 +171,12 @@ def open_torch_file(path: str | Path) -> TorchFile:
 
 def _is_big_endian(archive: Archive) -> bool:
     return "byteorder" in archive and bytes(archive.read("byteorder")) == b"big"
+
+
+def _check_byte_order(archive: Archive) -> None:
+    order = bytes(archive.read("byteorder")[:20]) if "byteorder" in archive else b"little"
+    if order not in (b"little", b"big"):
+        raise ModelError(f"{archive.path} has the unknown byte order {order.decode(errors='replace')!r}")
 
 
 def _storage(archive: Archive, persistent_id: Any) -> Storage:

@@ -4,8 +4,9 @@ It reads every opcode that CPython's pickler writes, but never imports a global:
 `Global`, and calling or building it gives an inert `Opaque` with the name, arguments and state, unless the
 caller supplied a constructor for exactly that name. Thus nothing in a file can choose what runs.
 
-Every opcode takes a bounded amount of time and memory, so that a small file cannot occupy the machine:
-containers are shared and never copied, sets become lists, and only plain values are used as keys.
+Every opcode takes a bounded amount of time and memory, and their number is bounded, so that a file cannot
+occupy the machine: containers are shared and never copied, sets become lists, and only values whose hashes a
+file cannot make collide are used as keys.
 """
 
 import pickletools
@@ -18,6 +19,11 @@ from typing import Any
 from specjax.errors import ModelError
 
 MAX_BYTES = 32 << 20
+MAX_OPCODES = 2_000_000
+"""About 40 are written for a tensor."""
+
+_MAX_KEY = 1 << 60  # larger integers may have the hash of a smaller one
+_MAX_ARGUMENTS = 64
 _MAX_INT_BITS = 2048
 _MAX_NAME = 1000
 
@@ -88,7 +94,9 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self, data: bytes) -> Any:
-        for opcode, argument, _ in pickletools.genops(data):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+            if count >= MAX_OPCODES:
+                raise ValueError(f"it has more than {MAX_OPCODES:,} opcodes, too many for a model")
             if opcode.name == "STOP":
                 return self.pop()
             if opcode.name in _LITERALS:
@@ -183,6 +191,8 @@ class _Machine:
         if not isinstance(function, Global):
             self.push(Opaque("unknown", args))
         elif function.name in self.constructors:
+            if len(args) > _MAX_ARGUMENTS:
+                raise ValueError(f"{function.name} is called with {len(args)} arguments")
             self.push(self.constructors[function.name](*args))
         else:
             self.push(Opaque(function.name, args))
@@ -210,13 +220,16 @@ class _Machine:
 
 
 def _as_key(key: Any) -> Any:
-    """Return a key that is cheap to hash: a plain value, or an `Opaque` in place of a nested one."""
-    plain = str | bytes | int | float | bool | None
-    if isinstance(key, plain | Opaque | Global):
+    """Return a key whose hash is cheap and not chosen by the file, or an `Opaque` in its place.
+
+    Python mixes a secret into the hashes of texts only. Those of large numbers and tuples can be made equal,
+    and a dictionary of n such keys takes n squared steps.
+    """
+    if isinstance(key, str | bytes | None | Opaque | Global):
         return key
-    if type(key) is tuple and len(key) <= 16 and all(isinstance(item, plain) for item in key):
+    if isinstance(key, int | float) and abs(key) < _MAX_KEY:
         return key
-    return Opaque(type(key).__name__)
+    return Opaque(type(key).__name__, key)
 
 
 def _pair(machine: _Machine, _: Any) -> None:

@@ -23,7 +23,7 @@ from specjax.commands.prepare import Prepare
 from specjax.commands.pretrain import Pretrain
 from specjax.commands.simulate import Simulate
 from specjax.commands.split import Split
-from specjax.errors import SpecjaxError
+from specjax.errors import SpecjaxError, one_line
 from specjax.interrupt import Terminated
 
 # In the order in which `specjax --help` lists them.
@@ -61,7 +61,7 @@ def _exit_status(program: Callable[[], object], debug: bool) -> int:
     except (SpecjaxError, OSError) as error:
         if debug:
             raise
-        print(f"specjax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"specjax: error: {one_line(str(error))}", file=sys.stderr)
         return 1
     except Terminated as end:
         print(f"specjax: {end}", file=sys.stderr)

@@ -8,9 +8,11 @@ import sys
 
 import pytest
 
-from checkpoints_convert.torch_file import _CONSTRUCTORS
+from checkpoints_convert.__main__ import main, run
+from checkpoints_convert.torch_file import _CONSTRUCTORS, open_torch_file
 from checkpoints_convert.unpickle import Opaque, unpickle
 from specjax.errors import SpecjaxError
+from tests.checkpoints_convert.smallest import members, rewrite, small_model
 
 RAN = "specjax_test_code_from_a_file_ran"
 
@@ -115,6 +117,22 @@ def test_malformed_pickles_are_refused(name):
     assert "\n" not in str(caught.value)
 
 
+PRIME = (1 << 61) - 1  # Python's hash of an integer is its remainder
+
+
+def colliding(number):
+    """A key whose hash is 1, and None."""
+    return b"\x8a\x20" + (1 + PRIME * (number << 100)).to_bytes(32, "little") + b"N"
+
+
+def colliding_pair(number):
+    """A tuple of two such integers, and None."""
+    item = colliding(number)[:-1]
+    return item + item + b"\x86N"
+
+
+LONG_CALL = b"ctorch._utils\n_rebuild_parameter\nh\x00R0"
+
 BOMBS = {
     "marks": b"(" * 200_000 + b".",
     "a list that holds itself": b"(lp0\n" + b"h\x00a" * 10 + b".",
@@ -127,16 +145,21 @@ BOMBS = {
     "the largest extension code": b"\x84\xff\xff\xff\x7f.",
     "a frame longer than the file": b"\x95" + struct.pack("<Q", 1 << 60) + b"N.",
     "a long tuple": b"(" + b"N" * 1_000_000 + b"t0N.",
+    "nested lists": b"]" * (8 << 20),
+    "lists in lists": b"(" * 4 + b"]a" * (4 << 20) + b".",
+    "integers with the hash of 1": b"}(" + b"".join(map(colliding, range(60_000))) + b"u.",
+    "tuples with one hash": b"}(" + b"".join(map(colliding_pair, range(60_000))) + b"u.",
+    "long arguments, often": b"(" + b"N" * 500_000 + b"tp0\n" + LONG_CALL * 150_000 + b".",
 }
 
-# Limits of 30 s of CPU time and 2 GiB; expanded, the bombs would take hours or all memory.
+# Limits of 30 s of CPU time and 1 GiB; expanded, the bombs would take hours or all memory.
 DEFUSE = """
 import contextlib, resource, sys
 from checkpoints_convert.torch_file import _CONSTRUCTORS
 from checkpoints_convert.unpickle import unpickle
 from specjax.errors import SpecjaxError
 resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
-resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 for line in sys.stdin:
     with contextlib.suppress(SpecjaxError):
         unpickle(bytes.fromhex(line), _CONSTRUCTORS, None)
@@ -157,3 +180,34 @@ def test_an_opaque_records_its_call_and_does_nothing():
     found = read(b"cos\nsystem\n(S'true'\ntR.")
     assert isinstance(found, Opaque)
     assert (found.name, found.args) == ("os.system", ("true",))
+
+
+def test_keys_whose_hashes_a_file_can_choose_are_not_used_as_such():
+    found = read(b"}(K\x07N" + colliding(1) + colliding_pair(1) + b"G?\xf0\x00\x00\x00\x00\x00\x00Nu.")
+    assert [type(key) for key in found] == [int, Opaque, Opaque, float]
+
+
+def test_names_in_a_file_cannot_control_the_terminal(tmp_path, capsys):
+    content = members(small_model(tmp_path / "a.ckpt"))
+    name = b"input_proj.weight"
+    assert name in content["archive/data.pkl"]
+    content["archive/data.pkl"] = content["archive/data.pkl"].replace(name, b"\x1b[2J\r" + name[5:])
+    rewrite(tmp_path / "b.ckpt", content)
+    assert main([str(tmp_path / "b.ckpt"), "--list"]) == 0
+
+    def fail():
+        raise SpecjaxError("no tensor \x1b[2J\rinput")
+
+    assert run(fail) == 1
+    shown = capsys.readouterr()
+    assert r"\x1b[2J" in shown.out
+    assert r"\x1b[2J" in shown.err
+    assert (shown.out + shown.err).replace("\n", "").isprintable()
+
+
+def test_an_unknown_byte_order_is_refused(tmp_path):
+    content = members(small_model(tmp_path / "a.ckpt"))
+    content["archive/byteorder"] = b"middle"
+    rewrite(tmp_path / "b.ckpt", content)
+    with pytest.raises(SpecjaxError, match=r"b\.ckpt has the unknown byte order 'middle'"):
+        open_torch_file(tmp_path / "b.ckpt")
