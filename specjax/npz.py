@@ -2,7 +2,6 @@
 
 import struct
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,6 @@ from typing import Any
 import numpy as np
 
 from specjax.typing import AnyArray
-
-_DAMAGE = (
-    *(OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, SyntaxError),
-    *(zipfile.BadZipFile, zlib.error),
-)
-"""Raised by zipfile and NumPy for damaged files."""
 
 _END = struct.Struct("<4s4H2LH")  # the end of a zip file; the fifth field is the number of members
 _MANY = 0xFFFF  # that number in a file with more members, which has it elsewhere
@@ -50,7 +43,7 @@ def read_npz(
         raise
     except MemoryError:
         raise NpzError("its arrays do not fit into memory") from None
-    except _DAMAGE as error:
+    except Exception as error:  # zipfile, zlib, NumPy and its parser of headers raise many types
         raise NpzError(_line(error)) from None
 
 

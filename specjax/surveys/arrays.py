@@ -264,6 +264,7 @@ def _read_npz(path: Path, rows: tuple[int, int] | None) -> dict[str, Any]:
 
 def _read_hdf5(path: Path, rows: tuple[int, int] | None) -> dict[str, Any]:
     with open_hdf5(path) as file:
+        checksums.check_links(file, path)
         arrays = {name: item for name, item in file.items() if hasattr(item, "dtype")}  # groups have none
         count = _row_count(arrays)
         checksums.check_attributes(file, path)

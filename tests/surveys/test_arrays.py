@@ -8,7 +8,7 @@ from specjax.errors import DataError
 from specjax.preprocess import to_lamost
 from specjax.spectra import Spectra
 from specjax.surveys import arrays, read
-from tests.damage import outcomes, same_spectra, some_bits
+from tests.damage import flip, outcomes, same_spectra, some_bits
 
 GRID = np.arange(3700.0, 5700.0, 1.0)
 
@@ -231,3 +231,11 @@ def test_no_flipped_bit_of_an_npz_file_changes_spectra_without_a_word(tmp_path):
     counts, silent = outcomes(path, arrays.read, lambda found: same_spectra(found, expected), bits)
     assert silent == []
     assert counts["refused"] > 0
+
+
+def test_a_dataset_that_cannot_be_opened_is_not_overlooked(streamed):
+    with h5py.File(streamed) as file:
+        header = h5py.h5o.get_info(file["mask"].id).addr
+    streamed.write_bytes(flip(streamed.read_bytes(), 8 * (header + 20)))
+    with pytest.raises(DataError, match="is damaged: its mask cannot be opened"):
+        arrays.read(streamed)

@@ -73,6 +73,17 @@ def check_attributes(file: Any, path: Path, group: str = "") -> None:
         raise DataError(f"{path} is damaged: it lacks {missing[0]}")
 
 
+def check_links(file: Any, path: Path) -> None:
+    """Check that everything that an HDF5 file lists can be opened; h5py lists what it cannot open as None.
+
+    Raises:
+        DataError: the header of a dataset or of a group is damaged.
+    """
+    for name, item in file.items():
+        if item is None and type(file.get(name, getlink=True)).__name__ == "HardLink":
+            raise DataError(f"{path} is damaged: its {name} cannot be opened")
+
+
 def damaged_rows(file: Any, name: str, rows: slice, values: AnyArray) -> BoolArray:
     """Compare rows of a dataset with their checksums.
 

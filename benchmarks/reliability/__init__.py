@@ -1,0 +1,1 @@
+"""How specjax fails: damaged files, killed processes, and machines that run out of something."""
