@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -163,3 +164,11 @@ def test_names_of_any_length_can_be_written(tmp_path):
     with atomic_file(tmp_path / f"{'x' * 250}.json") as temporary:
         temporary.write_text("x")
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path):
+    with (
+        pytest.raises(OSError, match=r"No space left on device: .*table\.json"),
+        atomic_file(tmp_path / "table.json"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

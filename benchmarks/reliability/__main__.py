@@ -41,7 +41,7 @@ class Options:
     """kills of each command, and of each of two processes that share the cache"""
     commands: tuple[str, ...] = ("prepare", "adapt", "predict", "pretrain")
     """commands to kill and to limit; predict uses the adapters of adapt"""
-    memory: int = 1500
+    memory: int = 3000
     """MB of address space in the campaign of limits"""
     seed: int = 0
     """random seed"""

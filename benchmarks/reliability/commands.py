@@ -105,7 +105,7 @@ def _labels(path: Path) -> AnyArray:
 
 
 def _scores(path: Path) -> AnyArray:
-    return np.asarray(read_table(path / "predictions.ecsv")["prediction"], dtype=np.float64)
+    return np.asarray(read_table(path / "predictions.ecsv")["fe_h_predicted"], dtype=np.float64)
 
 
 def _parameters(path: Path) -> AnyArray:

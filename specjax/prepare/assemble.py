@@ -74,8 +74,8 @@ def assemble(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Spectra]
         import h5py  # imported here because it is slow
 
         with h5py.File(temporary, "w", libver=checksums.LIBVER) as file:
-            file.attrs.update(format=prepared.FORMAT, version=prepared.VERSION, plan=plan.digest)
-            file.attrs["creator"] = f"specjax {__version__}"
+            about = {"format": prepared.FORMAT, "plan": plan.digest, "creator": f"specjax {__version__}"}
+            checksums.set_attributes(file, {**about, "version": prepared.VERSION})
             file["id"] = for_hdf5(ids)
             _write_attributes(file, headers)
             _write_columns(file, meta)
@@ -134,8 +134,9 @@ class _XPSide:
         if not count:
             return 0
         group = file.create_group(prepared.XP_GROUP)
-        group.attrs["survey"], group.attrs["has_ivar"] = "gaia_xp", self.has_ivar
-        group.attrs["prepared"] = json.dumps({"tower": "gaia_xp", "fwhm_from": plan.options.fwhm_from})
+        how = json.dumps({"tower": "gaia_xp", "fwhm_from": plan.options.fwhm_from})
+        about = {"survey": "gaia_xp", "has_ivar": self.has_ivar, "prepared": how}
+        checksums.set_attributes(group, about)
         _write_columns(group, {"flag": flags, "masked_fraction": fractions})
         _write_pixels(group, GAIA_XP_WAVELENGTH, len(flags), self._blocks(parts, rows, flags != Flag.GOOD))
         return count
@@ -185,9 +186,12 @@ def _rows(columns: dict[str, AnyArray], rows: IntArray) -> dict[str, AnyArray]:
 
 def _write_attributes(file: Any, headers: Sequence[Part]) -> None:
     some = [header for header in headers if len(header)]
-    file.attrs["survey"] = "+".join(sorted({survey for header in some for survey in header.surveys}))
-    file.attrs["has_ivar"] = not any(header.without_ivar for header in some)
-    file.attrs["prepared"] = json.dumps(some[0].prepared)
+    about = {
+        "survey": "+".join(sorted({survey for header in some for survey in header.surveys})),
+        "has_ivar": not any(header.without_ivar for header in some),
+        "prepared": json.dumps(some[0].prepared),
+    }
+    checksums.set_attributes(file, about)
 
 
 def _write_pixels(group: Any, grid: FloatArray, count: int, blocks: Iterator[dict[str, AnyArray]]) -> None:

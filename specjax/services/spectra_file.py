@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import h5py
 import numpy as np
 
 from specjax.spectra import Spectra
+from specjax.surveys.arrays import for_hdf5
 from specjax.surveys.io import checksums
 from specjax.typing import AnyArray, FloatArray
 
@@ -24,7 +25,9 @@ class SpectraFile:
 
     def __init__(self, path: Path, grid: FloatArray, survey: str, flux_unit: str):
         self._file = h5py.File(path, "w", libver=checksums.LIBVER)
-        self._file.attrs.update(wavelength_medium="vacuum", wavelength_unit="angstrom", survey=survey)
+        about = {"wavelength_medium": "vacuum", "wavelength_unit": "angstrom", "survey": survey}
+        checksums.set_attributes(self._file, about)
+        self._texts: dict[str, list[AnyArray]] = {}
         self._units = {"flux": flux_unit, "ivar": f"({flux_unit})-2", "ra": "deg", "dec": "deg"}
         self._grid = grid
         self._file["wavelength"] = grid
@@ -38,6 +41,8 @@ class SpectraFile:
     ) -> None:
         try:
             if error is None:
+                for name, pieces in self._texts.items():
+                    self._file[name] = for_hdf5(np.concatenate(pieces))
                 checksums.seal(self._file)
         finally:
             self._file.close()
@@ -60,19 +65,20 @@ class SpectraFile:
             self._extend(name, np.concatenate(pieces), self._units.get(name))
 
     def _extend(self, name: str, rows: AnyArray, unit: str | None) -> None:
-        is_text = rows.dtype.kind == "U"
-        dtype: Any = h5py.string_dtype() if is_text else rows.dtype
+        if rows.dtype.kind == "U":  # of an unknown length before the last page
+            self._texts.setdefault(name, []).append(rows)
+            return
         if name not in self._file:
             self._file.create_dataset(
                 name,
                 shape=(0, *rows.shape[1:]),
                 maxshape=(None, *rows.shape[1:]),
                 chunks=(8 if rows.ndim > 1 else 1024, *rows.shape[1:]),
-                dtype=dtype,
+                dtype=rows.dtype,
             )
             if unit is not None:
                 self._file[name].attrs["unit"] = unit
         data = self._file[name]
         before = len(data)
         data.resize(before + len(rows), axis=0)
-        data[before:] = rows.astype(object) if is_text else rows
+        data[before:] = rows

@@ -213,7 +213,8 @@ def stream(
 
     with atomic_file(path) as temporary, _Disk(temporary, path) as disk:
         with h5py.File(disk, "w", libver=checksums.LIBVER) as file:
-            file.attrs.update(wavelength_medium="vacuum", wavelength_unit="angstrom", survey=survey, **notes)
+            about = {"wavelength_medium": "vacuum", "wavelength_unit": "angstrom", "survey": survey}
+            checksums.set_attributes(file, {**about, **notes})
             file["wavelength"] = wavelength
             yield Stream(disk, file, count, wavelength.size)
             file.flush()

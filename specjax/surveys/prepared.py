@@ -37,7 +37,7 @@ def recognise(path: Path) -> bool:
         return False
     try:
         with open_hdf5(path) as file:
-            return bool(file.attrs.get("format") == FORMAT)
+            return checksums.text(file.attrs.get("format", "")) == FORMAT
     except DataError:
         return False
 
@@ -90,7 +90,7 @@ def read_xp(path: Path) -> Spectra | None:
 def read_plan(path: Path) -> str:
     """Return the digest of the inputs and options from which a prepared file was made."""
     with open_hdf5(path) as file:
-        return str(file.attrs.get("plan", ""))
+        return checksums.text(file.attrs.get("plan", ""))
 
 
 _Columns = dict[str, AnyArray]
@@ -168,9 +168,9 @@ def _spectra(file: "h5py.File", group: str, columns: _Columns) -> Spectra:
             for name, column in columns.items()
             if name.startswith(prefix)
         },
-        survey=str(side.attrs["survey"]),
+        survey=checksums.text(side.attrs["survey"]),
         has_ivar=bool(side.attrs["has_ivar"]),
-        prepared=json.loads(side.attrs["prepared"]),
+        prepared=json.loads(checksums.text(side.attrs["prepared"])),
     )
 
 

@@ -21,6 +21,7 @@ from specjax.simulate.observe import Optics
 from specjax.simulate.population import LabelTable, MilkyWay, Ranges
 from specjax.simulate.survey import simulate, simulate_spectra, simulate_survey
 from specjax.surveys import arrays, prepared
+from specjax.surveys.io.checksums import text
 
 LAMOST = PRESETS["lamost"]
 
@@ -58,7 +59,7 @@ def test_the_metadata_say_that_it_is_simulated(written):
     assert expected["emulator"] == shipped().digest != ""
     assert json.loads(expected["instrument"])["resolving_power"] == 1800
     with h5py.File(path) as file:
-        assert {name: file.attrs[name] for name in expected} == expected
+        assert {name: text(file.attrs[name]) for name in expected} == expected
     assert dict(Table.read(table).meta) == expected
 
 

@@ -153,7 +153,7 @@ def test_a_file_written_in_parts_is_read_back(tmp_path):
     assert (spectra.survey, spectra.medium, spectra.id.tolist()) == ("mine", "vacuum", list("abcde"))
     assert spectra.meta["teff"].tolist() == [0, 1, 2, 3, 4]
     with arrays.open_hdf5(path) as file:
-        assert file.attrs["made"] == "by hand"
+        assert file.attrs["made"] == b"by hand"
 
 
 def test_an_error_between_parts_leaves_no_file(tmp_path):

@@ -9,7 +9,7 @@ itself guards the structure of a file in the format of `LIBVER`.
 
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,24 @@ def seal(file: Any) -> None:
             group = sums.require_group(name) if name else sums
             for key, value in item.attrs.items():
                 group.attrs[key] = _sum_of_value(value)
+
+
+def set_attributes(item: Any, values: Mapping[str, Any]) -> None:
+    """Set attributes; texts are stored with fixed lengths, which h5py returns as bytes, see `text`.
+
+    Those of variable length are elsewhere in the file without a checksum, where damage can let HDF5 read on
+    without end.
+    """
+    for name, value in values.items():
+        if isinstance(value, str):
+            encoded = value.encode()
+            value = np.array(encoded, dtype=f"S{max(len(encoded), 1)}")
+        item.attrs[name] = value
+
+
+def text(value: Any) -> str:
+    """Return an attribute as text."""
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def is_sealed(file: Any) -> bool:
