@@ -1,11 +1,11 @@
 """Measure how specjax fails, and write the counts as JSON.
 
-    python -m benchmarks.reliability [--only flips edits kills limits] [--flips 200] [--kills 10]
+    python -m benchmarks.reliability [--only flips edits peers kills limits] [--flips 200]
 
-Flips and edits damage an example of each kind of file and count the outcomes. Kills end commands at random
-times and continue them. Limits take away space on the disk, the home folder and memory. All inputs are
-small and made here; the model is the one that ships. The aim is zero under "silent", "crash", "damaged" and
-"wrong".
+Flips and edits damage an example of each kind of file and count the outcomes; peers are other packages on
+files of their own formats. Kills end commands at random times and continue them. Limits take away space on
+the disk, the home folder and memory. All inputs are small and made here; the model is the one that ships.
+The aim is zero under "silent", "crash", "damaged" and "wrong".
 """
 
 import dataclasses
@@ -21,17 +21,18 @@ import tyro
 from benchmarks.reliability import damage, kills, limits
 from benchmarks.reliability.commands import make_commands
 from benchmarks.reliability.kinds import make_kinds
+from benchmarks.reliability.peers import make_peers
 from specjax.atomic import atomic_file
 from specjax.progress import say
 
-Campaign = Literal["flips", "edits", "kills", "limits"]
+Campaign = Literal["flips", "edits", "peers", "kills", "limits"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """What to run."""
 
-    only: tuple[Campaign, ...] = ("flips", "edits", "kills", "limits")
+    only: tuple[Campaign, ...] = ("flips", "edits", "peers", "kills", "limits")
     """campaigns to run"""
     flips: int = 200
     """flipped bits for each kind of file"""
@@ -57,7 +58,13 @@ def main(options: Options) -> None:
         for name in options.only:
             place = Path(folder) / name
             place.mkdir()
-            campaign = {"flips": _damage, "edits": _damage, "kills": _kill, "limits": _limit}[name]
+            campaign = {
+                "flips": _damage,
+                "edits": _damage,
+                "peers": _peers,
+                "kills": _kill,
+                "limits": _limit,
+            }[name]
             found[name] = found.get(name, {})
             for kind, counts in campaign(name, place, options):
                 say(f"{name} {kind}: {json.dumps(counts)}")
@@ -71,6 +78,12 @@ def _damage(name: str, place: Path, options: Options) -> Any:
     for kind, example in make_kinds(place).items():
         rng = np.random.default_rng(options.seed)
         yield kind, {"guarded": example.guarded, **damage.campaign(example, change, count, rng)}
+
+
+def _peers(_: str, place: Path, options: Options) -> Any:
+    for name, example in make_peers(place).items():
+        rng = np.random.default_rng(options.seed)
+        yield name, damage.campaign(example, damage.flip, options.flips, rng)
 
 
 def _kill(_: str, place: Path, options: Options) -> Any:

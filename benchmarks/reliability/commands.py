@@ -46,7 +46,7 @@ def make_commands(place: Path) -> dict[str, Command]:
     prepare_spectra([stars], ready, workers=1, say=silent)
     adapt = ("adapt", "--spectra", str(ready), "--labels", str(stars.with_suffix(".csv")), "--out", "OUT")
     sizes = ("--seeds", "2", "--train", "20", "--validate", "6", "--steps", "10")
-    adapter = place / "reference" / "run" / "adapters" / "lora4"
+    adapter = place / "reference" / "run" / "adapters" / "stars" / "lora4"
     return {
         "prepare": Command(
             words=("prepare", str(stars), "--out", "OUT", "--workers", "1"), out="p.h5", read=_pixels

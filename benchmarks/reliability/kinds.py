@@ -66,6 +66,7 @@ def write_stars(folder: Path, count: int) -> Path:
             flux=flux[None],
             ivar=np.full((1, GRID.size), 1e4),
             id=[f"star{number}"],
+            survey="stars",
             wavelength_medium="vacuum",
         )
     write_table(
@@ -212,7 +213,7 @@ def _fits(path: Path, **options: Any) -> Path:
     rng = np.random.default_rng(0)
     images = {"FLUX": rng.random((3, 500)), "IVAR": rng.random((3, 500)), "WAVE": 4000.0 + np.arange(500)}
     hdus = [fits.ImageHDU(data.astype(np.float32), name=name) for name, data in images.items()]
-    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(path, **options)
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(path, overwrite=True, **options)
     return path
 
 

@@ -21,7 +21,7 @@ from astropy.utils.exceptions import AstropyUserWarning
 from specjax.errors import DataError
 from specjax.typing import FloatArray
 
-_DAMAGE = (OSError, KeyError, IndexError, TypeError, ValueError, EOFError, zlib.error)
+_DAMAGE = (OSError, LookupError, TypeError, AttributeError, ValueError, EOFError, zlib.error)
 """Raised by astropy, and by the code inside the block, on truncated, empty or foreign files."""
 
 _SUMS = "(Check|Data)sum verification failed"
