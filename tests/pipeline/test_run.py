@@ -19,7 +19,7 @@ from specjax.flags import Flag
 from specjax.foundation import inference, load
 from specjax.pipeline import embed_survey, predict_survey, work
 from specjax.pipeline import run as run_module
-from specjax.prepare import plan
+from specjax.prepare import Options, plan, prepare_spectra
 from specjax.preprocess import to_lamost
 from specjax.surveys import read
 from tests.prepare.stars import write_star, write_stars
@@ -292,6 +292,15 @@ def test_a_damaged_prepared_file_is_refused_and_does_not_stop_the_run(files, tmp
     report = Table.read(tmp_path / "labels.report.ecsv")
     assert [name.rsplit("/")[-1] for name in report["file"]] == ["0.h5", "1.h5", "1.h5", "2.h5"]
     assert "2 spectra from star 6: flux and ivar must be finite" in report["reason"][3]
+
+
+def test_a_damaged_first_row_does_not_hide_how_a_file_was_prepared(files, tmp_path):
+    path = tmp_path / "other.h5"
+    prepare_spectra([files.raw], path, options=Options(fwhm_from=9.0), workers=1)
+    with h5py.File(path, "r+") as file:
+        file["flux"][0, 100] *= 1.001
+    with pytest.raises(ConfigError, match="prepared with fwhm"):
+        run(files, path, tmp_path / "labels.fits")
 
 
 def test_damaged_rows_are_in_the_report_and_the_others_are_predicted(files, tmp_path):
