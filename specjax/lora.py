@@ -247,6 +247,12 @@ def adaptable_layers(params: Mapping[str, Any]) -> list[str]:
     return [layer for layer, _, _ in _targets(params, _TARGETS)]
 
 
+def adapted_layers(adapters: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the paths of the dense layers that a tree has low-rank factors for, in its order."""
+    ending = f"/{FACTORS[0]}"
+    return tuple(path.removesuffix(ending) for path in _leaves(adapters) if path.endswith(ending))
+
+
 def layer_ranks(
     params: Mapping[str, Any], configs: Mapping[str, LoRAConfig], ranks: Sequence[tuple[str, int]] = ()
 ) -> dict[str, int]:

@@ -58,7 +58,7 @@ class SeedGroup:
         self.count, self.splits = len(splits), splits.cycled(size)
         self.model, self.target, self.inputs, self.config = model, inputs.target, inputs, config
         keys = _seed_keys(jnp.asarray(self.splits.seeds))
-        self.trainer = Trainer(model, inputs, self.splits, keys, config.ranks, say)
+        self.trainer = Trainer(model, inputs, self.splits, keys, config.ranks, config.start, say)
         self._towers: dict[tuple[str, ...], Tree] = {}
         self._heads: dict[tuple[tuple[str, ...], tuple[str, ...], Stage], Fitted] = {}
 
@@ -70,7 +70,7 @@ class SeedGroup:
             zero_shot: (n,) the predictions of the model as it is, in physical units.
         """
         heads = configuration.heads
-        fits, lengths = self._fits(configuration)
+        fits, lengths = self.fits(configuration)
         scorer = Scorer(self.model, self.target, self.splits, zero_shot)
         scales = self.config.tower_scales, (1.0,) if configuration.from_scratch else self.config.head_scales
         candidates = scorer.candidates(heads, fits, *scales)
@@ -101,7 +101,7 @@ class SeedGroup:
             at_the_end=_at_the_end(fits, candidates)[pick][: self.count],
         )
 
-    def _fits(self, configuration: Configuration) -> tuple[list[Fitted], list[float]]:
+    def fits(self, configuration: Configuration) -> tuple[list[Fitted], list[float]]:
         """Train what a configuration names, and return the steps between two snapshots of each training."""
         config, trainer = self.config, self.trainer
         heads_only = configuration.part(configuration.head_groups)

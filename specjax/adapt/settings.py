@@ -7,7 +7,7 @@ from typing import Literal
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.objectives import Objective
 from specjax.adapt.stage import Stage, served
-from specjax.adapt.start import Ranks
+from specjax.adapt.start import Ranks, Start
 from specjax.errors import ConfigError
 from specjax.train.optimizer import GroupSchedule
 
@@ -30,6 +30,7 @@ class AdaptConfig:
         head_scales: factors on the updates of heads that are offered to the selection, besides 0.
         tower_scales: the same for the tower.
         ranks: (regular expression, rank) by layer, see `lora.init_adapters`.
+        start: where the low-rank factors start, see `start`; "pissa" makes adapters of twice the rank.
         one_split: all seeds share one split and differ in the rest, as in the paper.
         fuse: also average the products of the factors of all seeds into one adapter, and score it beside the
             mean of the seeds' predictions on stars that no seed has trained or been selected on. Only
@@ -66,6 +67,7 @@ class AdaptConfig:
     head_scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     tower_scales: tuple[float, ...] = (0.25, 0.5, 1.0)
     ranks: Ranks = ()
+    start: Start = "random"
     one_split: bool = False
     fuse: bool = False
 

@@ -16,14 +16,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from specjax.adapt import forward, objectives
+from specjax import lora
+from specjax.adapt import activations, forward, objectives
 from specjax.adapt.buckets import padded
 from specjax.adapt.configuration import TOWER_LABELS, Configuration
 from specjax.adapt.inputs import TargetInputs
 from specjax.adapt.objectives import Objective, Problem
 from specjax.adapt.selection import fold_of
 from specjax.adapt.splits import Splits
-from specjax.adapt.start import Ranks, initial_leaves
+from specjax.adapt.start import (
+    Ranks,
+    Start,
+    as_updates,
+    initial_leaves,
+    principal_factors,
+    spanning_factors,
+)
 from specjax.adapt.tower import Entry, entry_of
 from specjax.batching import micro_batch_size
 from specjax.config import LORA_GROUPS
@@ -113,11 +121,12 @@ class Trainer:
         splits: Splits,
         keys: jax.Array,
         ranks: Ranks = (),
+        start: Start = "random",
         say: Say = silent,
     ) -> None:
         """Store the arguments; keys (S,) are those of the seeds."""
         self.model, self.inputs, self.splits, self.keys = model, inputs, splits, keys
-        self.ranks, self.say = ranks, say
+        self.ranks, self.start, self.say = ranks, start, say
         self.target = inputs.target
 
     def untrained(self, heads: tuple[str, ...], below: Tree, scale: float) -> Fitted:
@@ -154,6 +163,8 @@ class Trainer:
         objective = served(stage.objective, configuration)
         heads = configuration.heads if objective.label else ()
         inputs, own_inputs = self.inputs.labelled_at(entry, configuration.heads, below)
+        frozen = self._frozen(entry, configuration.heads)
+        start, frozen = self._started(start, frozen, entry, inputs, own_inputs)
         shared: Tree = {}
         own: Tree = {}
         if objective.label:
@@ -182,7 +193,7 @@ class Trainer:
         result = fit(
             objectives.make_loss(problem),
             _optimizer(tuple(sorted(stage.schedules(configuration.groups).items())), stage.steps),
-            frozen=self._frozen(entry, configuration.heads),
+            frozen=frozen,
             trainable=_repeated(start, runs),
             shared=jax.tree.map(jnp.asarray, shared),
             per_seed=jax.tree.map(jnp.asarray, own),
@@ -202,7 +213,25 @@ class Trainer:
         leaves = jax.tree.map(
             lambda leaf: np.asarray(leaf).reshape(len(self.keys), runs, *leaf.shape[1:]), result.snapshots
         )
+        if self.start == "pissa":
+            leaves = as_updates(leaves, start)
         return Fitted(leaves, below, scale, entry, inputs, own_inputs)
+
+    def _started(self, start: Tree, frozen: Tree, entry: Entry, inputs: Tree, own: bool) -> tuple[Tree, Tree]:
+        """Put low-rank factors where they are to start; returns the leaves and what is frozen beside them."""
+        layers = lora.adapted_layers(start)
+        if self.start == "random" or not layers:
+            return start, frozen
+        model = self.model
+        if self.start == "pissa":
+            start = principal_factors(start, dict(model.params), model.config)
+            factors = jax.tree.map(lambda leaf: leaf[0], lora.split(start, LORA_GROUPS)[1])
+            rest = lora.unmerge(frozen["params"], factors, model.config.loras)
+            return start, {**frozen, "params": rest}
+        directions = activations.leading_directions(
+            model.config, model.dtype, frozen, layers, inputs, entry, self.splits.train, own=own
+        )
+        return spanning_factors(start, directions), frozen
 
     def _labels(self, heads: tuple[str, ...], folds: int) -> Tree:
         """Return rows, y and weight, leaves (S x runs, a); runs use all stars, then all but one fold.

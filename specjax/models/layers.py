@@ -53,8 +53,9 @@ class LoRADense(nn.Module):
         return dense(x, self)[0]
 
     @nn.compact
-    def leaves(self, inputs: int) -> Leaves:
-        """Return the parameters for `inputs` input features."""
+    def leaves(self, x: jax.Array) -> Leaves:
+        """Return the parameters for the input x (..., in)."""
+        inputs = x.shape[-1]
         kernel = self.param("kernel", self.kernel_init, (inputs, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         if self.lora is None or not (self.is_initializing() or self.has_variable("params", "lora_a")):
@@ -80,7 +81,7 @@ def dense(x: jax.Array, *layers: LoRADense, cuts: Sequence[int] = ()) -> list[ja
         All parts of the first layer, then those of the next: (..., features/parts).
     """
     cuts, (first, *_) = cuts or (1,) * len(layers), layers
-    x, every = promote((x, [layer.leaves(x.shape[-1]) for layer in layers]), first.dtype)
+    x, every = promote((x, [layer.leaves(x) for layer in layers]), first.dtype)
     outputs = [
         [
             products.matmul(x, kernel) + bias

@@ -370,7 +370,7 @@ class TestCrossValidation:
     def unseen(target, name):
         adaptation, configuration = make(target, folds=2), Configuration.parse(name)
         (group,) = adaptation._groups
-        fits, _ = group._fits(configuration)
+        fits, _ = group.fits(configuration)
         scorer = Scorer(adaptation.model, target, group.splits, adaptation._as_it_is(configuration.heads))
         return scorer.candidates(configuration.heads, fits, (0.5, 1.0), (0.5, 1.0))
 
