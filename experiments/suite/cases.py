@@ -19,11 +19,13 @@ from specjax.errors import ConfigError, DataError
 from specjax.foundation import Foundation
 from specjax.prepare.pool import core_count
 from specjax.preprocess import to_gaia_xp, to_lamost
-from specjax.pretrain.corpus import LABELS
+from specjax.pretrain.corpus import LABELS, read_miles
 from specjax.report.metrics import summarise
 from specjax.report.results import Kind
 from specjax.services.stellar_libraries import fetch_stellar_libraries
+from specjax.simulate import grism
 from specjax.spectra import Spectra
+from specjax.surveys import miles as miles_survey
 from specjax.surveys import read, read_xp
 from specjax.typing import FloatArray
 
@@ -227,3 +229,27 @@ def _of_other_label(case: Case, splits: Splits, source: Source) -> dict[str, Flo
 @functools.lru_cache(maxsize=2)
 def _source(libraries: Path, simulated: bool) -> Source:
     return (simulated_source if simulated else observed_source)(libraries)
+
+
+def miles_at(case: Case, fwhm: float, snr: float = grism.SNR) -> Case:
+    """Return MILES with its splits as a survey of another resolution would observe it.
+
+    Args:
+        case: MILES as observed.
+        fwhm: resolution in Angstrom.
+        snr: signal to noise per pixel.
+    """
+    libraries = fetch_stellar_libraries()
+    stars = read_miles(libraries).select(case.target.labelled.id)
+    lamost = to_lamost(grism.degrade(stars, fwhm, snr, fwhm_from=miles_survey.FWHM), fwhm=fwhm)
+    target = make_target(
+        f"miles-{fwhm:g}A",
+        lamost,
+        case.target.truth,
+        label=case.target.label,
+        fe_h=case.target.fe_h,
+        fwhm=fwhm,
+    )
+    if len(target.labelled) != len(case.target.labelled):
+        raise DataError(f"{target.name}: some spectra of MILES cannot be used at this resolution")
+    return dataclasses.replace(case, target=target)

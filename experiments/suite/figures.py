@@ -13,6 +13,7 @@ from specjax.report.plots import CURVES, STYLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 WIDTH = 3.5
 """Inches, the width of a column of a journal."""
@@ -42,6 +43,12 @@ def save(path: Path, draw: Draw) -> None:
         for form, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
             with atomic_file(path.with_suffix(f".{form}")) as temporary:
                 figure.savefig(temporary, format=form, metadata=metadata)
+
+
+def tall(figure: "Figure", lines: int) -> "Axes":
+    """Make room for that many lines of `draw_bars`; returns the axes."""
+    figure.set_size_inches(WIDTH, 0.9 + 0.16 * lines)
+    return figure.subplots()
 
 
 def draw_bars(axis: "Axes", rows: Sequence[Row], names: Sequence[str], value: str = "sigma") -> None:

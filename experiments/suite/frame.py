@@ -258,13 +258,20 @@ def command(name: str, config: Config, run: Callable[..., Results], description:
 
     from specjax import cli
 
-    fields = [
-        ("out", Path, dataclasses.field(default=Path("runs/experiments") / name)),
-        ("config", type(config), dataclasses.field(default=config)),
-    ]
-    arguments: Any = dataclasses.make_dataclass("Arguments", fields, frozen=True, kw_only=True)
-    given = tyro.cli(arguments, description=description, config=(tyro.conf.OmitArgPrefixes,))
-    cli.run(lambda: finish(run, given.config, given.out))
+    folder = Path("runs/experiments") / name
+    kind, given = type(config), arguments(config, folder)
+    given = tyro.cli(type(given), default=given, description=description)
+    settings = kind(**{field.name: getattr(given, field.name) for field in dataclasses.fields(kind)})
+    cli.run(lambda: finish(run, settings, given.out))
+
+
+def arguments(config: Config, out: Path) -> Any:
+    """Return the settings of an experiment with a further field, `out`, for its command line."""
+    kind = type(config)
+    fields = [("out", Path, dataclasses.field(default=out))]
+    made: Any = dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True)
+    made.__doc__ = (kind.__doc__ or "").rstrip() + "\n        out: folder to write.\n    "
+    return made(out=out, **{field.name: getattr(config, field.name) for field in dataclasses.fields(kind)})
 
 
 def finish(run: Callable[[Any, Path, Say], Results], config: Config, out: Path, tell: Say = say) -> Results:
@@ -288,7 +295,9 @@ def _write_ecsv(path: Path, results: Results) -> None:
             name = column.name + end
             if end and not any(name in row for row in results.rows):
                 continue
-            table[name] = [row.get(name, math.nan) for row in results.rows]
+            values = [row.get(name, math.nan) for row in results.rows]
+            is_text = any(isinstance(value, str) for value in values)
+            table[name] = [value if isinstance(value, str) else "" for value in values] if is_text else values
             if table[name].dtype.kind == "f":
                 table[name].unit = column.unit or None
     with atomic_file(path) as temporary:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
+from experiments.suite import few_shot
 from experiments.suite.frame import (
     BASELINE,
     SCORES,
@@ -13,6 +14,7 @@ from experiments.suite.frame import (
     Kept,
     Results,
     beside_strongest,
+    command,
     figure_of,
 )
 from specjax.errors import ConfigError, DataError
@@ -126,3 +128,22 @@ def test_figures_in_sentences_have_interval_and_unit():
     row = {"sigma": 0.17, "sigma_lo": 0.154, "sigma_hi": 0.186, "gain": 0.5}
     assert figure_of(row) == "0.170 [0.154, 0.186] dex"
     assert figure_of(row, "gain", "", signed=True) == "+0.500"
+
+
+def test_the_command_line_has_the_settings_and_the_folder(monkeypatch, tmp_path):
+    ran = []
+
+    def run(config, out, say):
+        ran.append((config, out))
+        return results()
+
+    words = ["few_shot", "--seeds", "2", "--counts", "5", "25", "--adapt.folds", "3", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", words)
+    monkeypatch.setattr("specjax.cache.use_compilation_cache", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        command("few_shot", few_shot.get_config(), run, few_shot.__doc__)
+    assert ended.value.code in (0, None)
+    ((config, out),) = ran
+    assert type(config) is few_shot.FewShot
+    assert (config.seeds, config.counts, config.adapt.folds, out) == (2, (5, 25), 3, tmp_path)
+    assert (tmp_path / "table.json").exists()
