@@ -21,12 +21,17 @@ from specjax.progress import Say, duration, say
 
 MINUTES = {
     "subsets": 5.0,
+    "few_shot": 5.0,
+    "factors": 5.0,
+    "dose": 5.0,
     "shifts": 6.0,
     "many_labels": 3.0,
     "metal_poor": 3.0,
+    "fusing": 4.0,
     "retrieval": 2.0,
     "two_instruments": 3.0,
     "label_noise": 3.0,
+    "time_to_result": 4.0,
 }
 """The experiments in the order of their sections, and about how long each takes on two idle cores."""
 
