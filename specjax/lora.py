@@ -247,10 +247,11 @@ def adaptable_layers(params: Mapping[str, Any]) -> list[str]:
     return [layer for layer, _, _ in _targets(params, _TARGETS)]
 
 
-def adapted_layers(adapters: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the paths of the dense layers that a tree has low-rank factors for, in its order."""
+def adapted_layers(adapters: Mapping[str, Any]) -> dict[str, int]:
+    """Return the rank of each dense layer that a tree has low-rank factors for, by path, in its order."""
     ending = f"/{FACTORS[0]}"
-    return tuple(path.removesuffix(ending) for path in _leaves(adapters) if path.endswith(ending))
+    found = {path: leaf for path, leaf in _leaves(adapters).items() if path.endswith(ending)}
+    return {path.removesuffix(ending): leaf.shape[-1] for path, leaf in found.items()}
 
 
 def layer_ranks(

@@ -2,8 +2,9 @@
 
     python -m experiments.suite [--only few_shot fusing] [--out runs/experiments]
 
-Finished rows are kept, so that the same command goes on with a run that was killed; an experiment that fails
-is named in the page with its error and does not stop the others. Expected: under an hour on two cores.
+Finished rows are kept in the folder of results, so that the same command goes on with a run that was killed;
+remove the folder to measure anew after a change of the code. An experiment that fails is named in the page
+with its error and does not stop the others. Expected: under an hour on two cores.
 """
 
 import dataclasses

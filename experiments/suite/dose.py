@@ -40,7 +40,7 @@ from specjax.adapt.group import SeedGroup
 from specjax.adapt.selection import select
 from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.splits import Splits
-from specjax.progress import Say
+from specjax.progress import Say, silent
 from specjax.train.losses import pseudo_huber
 from specjax.typing import AnyArray, FloatArray
 
@@ -53,7 +53,7 @@ COLUMNS = (
     Column(name="gap", heading="σ of zero-shot", unit="dex"),
     *SCORES,
     Column(name="stops", heading="stops after (steps)"),
-    Column(name="heads_alone", heading="chose heads alone (%)"),
+    Column(name="heads_alone", heading="chose heads alone or nothing (%)"),
     Column(name="regret", heading="regret", unit="dex", signed=True),
     Column(name="best_stops", heading="best stops after (steps)"),
     *BASELINE,
@@ -161,9 +161,9 @@ def _rows(config: Dose, runner: Runner) -> list[Row]:
         }
         about = {
             "gap": zero["sigma"],
-            "stops": float(made["step"].mean()),
-            "best_stops": float(made["best_step"].mean()),
-            "heads_alone": 100 * float((made["tower"] == 0).mean()),
+            "stops": round(float(made["step"].mean())),
+            "best_stops": round(float(made["best_step"].mean())),
+            "heads_alone": round(100 * float((made["tower"] == 0).mean())),
         }
         rows.append({**row, **lost, **about})
     return rows + (runner.baseline_rows() if config.baselines else [])
@@ -202,7 +202,7 @@ def _judge(
     zero: FloatArray,
 ) -> dict[str, AnyArray]:
     """Train a group of seeds, and score all candidates on unseen stars and on test stars."""
-    group = SeedGroup(case.model, runner.inputs, splits, size, settings, runner.say)
+    group = SeedGroup(case.model, runner.inputs, splits, size, settings, silent)
     fits, lengths = group.fits(configuration)
     splits = group.splits
     # The scorer predicts what follows the training stars with the fit to all of these.
@@ -259,8 +259,8 @@ def sentences(rows: Sequence[Row]) -> list[str]:
         found.append("; ".join(part for part in (text, against_baseline(best)) if part) + ".")
         longest = max(_steps(mine), key=lambda row: int(row["steps"]))
         found.append(
-            f"With {longest['steps']} steps on offer there, the selection stops after {longest['stops']:.0f}"
-            f" on average, the state that is best on the test stars after {longest['best_stops']:.0f};"
+            f"With {longest['steps']} steps on offer there, the selection stops after {longest['stops']}"
+            f" on average, the state that is best on the test stars after {longest['best_stops']};"
             f" the regret is {figure_of(longest, 'regret')}."
         )
     return found

@@ -23,6 +23,7 @@ MARKERS = "osD^vP"
 _FONTS: dict[Any, Any] = {
     "font.size": 8,
     "axes.labelsize": 8,
+    "axes.titlesize": 8,
     "legend.fontsize": 6.5,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
@@ -68,6 +69,7 @@ def draw_bars(axis: "Axes", rows: Sequence[Row], names: Sequence[str], value: st
         )  # fmt: skip
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.set_xlabel("σ (dex)" if value == "sigma" else value)
     axis.grid(axis="x", color="#E6E6E6", lw=0.6)
     axis.set_axisbelow(True)
     handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))

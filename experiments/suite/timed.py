@@ -3,8 +3,9 @@
     python -m experiments.suite.timed MODEL CONFIGURATION SEEDS
 
 MODEL is a preset, or the folder of a model. The spectra are random, and so are the weights of presets that do
-not ship; times do not depend on either. On a CPU, a configuration that trains the backbone of a model of the published sizes would take hours:
-there a few steps are timed, and `arithmetic` says what the whole adaptation is made of.
+not ship; times do not depend on either. On a CPU, a configuration that trains the backbone of a model of the
+published sizes would take hours: there a few steps are timed, and `arithmetic` says what the whole adaptation
+is made of.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ def leading_directions(
     config: ModelConfig,
     dtype: str,
     frozen: Tree,
-    layers: tuple[str, ...],
+    ranks: Mapping[str, int],
     inputs: Tree,
     entry: Entry,
     rows: IntArray,
@@ -42,24 +42,24 @@ def leading_directions(
         config: of the model.
         dtype: type of the tower's matrix products.
         frozen: "params" from the entry on, "batch_stats" and "stats" of heads, as `stage.Trainer` makes them.
-        layers: paths of dense layers at or beyond the entry.
+        ranks: number of vectors by path of a dense layer at or beyond the entry, at most all of them.
         inputs: of n spectra at the entry, leaves (n, ...), or (S, n, ...) if `own`.
         entry: where the tower is entered.
         rows: (S, a) training stars of each seed.
         own: see `inputs`.
 
     Returns:
-        {layer: (S, in, in)}, or (S, members, in, in) in a head of several members; vectors are columns.
+        {layer: (S, in, r)}, or (S, members, in, r) in a head of several members; vectors are columns.
     """
-    program = _program(config, dtype, entry, layers)
-    grams = []
+    program = _program(config, dtype, entry, tuple(ranks))
+    found: dict[str, list[FloatArray]] = {layer: [] for layer in ranks}
     for seed, stars in enumerate(rows):
         mine = jax.tree.map(lambda leaf, seed=seed: leaf[seed], inputs) if own else inputs
-        grams.append(program(frozen, mine, stars))
-    return {
-        layer: np.linalg.eigh(np.stack([np.asarray(one[layer], np.float64) for one in grams]))[1][..., ::-1]
-        for layer in layers
-    }
+        grams = program(frozen, mine, stars)
+        for layer, rank in ranks.items():
+            vectors = np.linalg.eigh(np.asarray(grams[layer], np.float64))[1]  # by increasing eigenvalue
+            found[layer].append(vectors[..., ::-1][..., :rank])
+    return {layer: np.stack(vectors) for layer, vectors in found.items()}
 
 
 @functools.cache

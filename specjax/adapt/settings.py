@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import Literal
+from typing import Literal, get_args
 
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.objectives import Objective
@@ -37,7 +37,8 @@ class AdaptConfig:
             configurations of low-rank factors are fused.
 
     Raises:
-        ConfigError: no seeds, fewer than two folds, factors outside 0 to 1, or ranks that cannot be read.
+        ConfigError: no seeds, fewer than two folds, factors outside 0 to 1, an unknown start, or ranks
+            that cannot be read.
     """
 
     seeds: int = 16
@@ -78,6 +79,8 @@ class AdaptConfig:
             raise ConfigError(f"cross-validation needs at least two folds: {self.folds}, {self.tower_folds}")
         if not all(0 <= scale <= 1 for scale in (*self.head_scales, *self.tower_scales)):
             raise ConfigError("factors on the updates must be between 0 and 1")
+        if self.start not in get_args(Start):
+            raise ConfigError(f"factors start by {', '.join(get_args(Start))}, not {self.start!r}")
         for rule, rank in self.ranks:
             try:
                 re.compile(rule)

@@ -219,8 +219,8 @@ class Trainer:
 
     def _started(self, start: Tree, frozen: Tree, entry: Entry, inputs: Tree, own: bool) -> tuple[Tree, Tree]:
         """Put low-rank factors where they are to start; returns the leaves and what is frozen beside them."""
-        layers = lora.adapted_layers(start)
-        if self.start == "random" or not layers:
+        ranks = lora.adapted_layers(start)
+        if self.start == "random" or not ranks:
             return start, frozen
         model = self.model
         if self.start == "pissa":
@@ -229,7 +229,7 @@ class Trainer:
             rest = lora.unmerge(frozen["params"], factors, model.config.loras)
             return start, {**frozen, "params": rest}
         directions = activations.leading_directions(
-            model.config, model.dtype, frozen, layers, inputs, entry, self.splits.train, own=own
+            model.config, model.dtype, frozen, ranks, inputs, entry, self.splits.train, own=own
         )
         return spanning_factors(start, directions), frozen
 

@@ -14,6 +14,7 @@ from specjax.adapt.forward import predict_label, standardise_features
 from specjax.adapt.splits import draw_splits
 from specjax.adapt.start import as_updates, initial_leaves, principal_factors
 from specjax.adapt.tower import entry_of, tower_features
+from specjax.errors import ConfigError
 from specjax.models.specformer import SpecFormer
 from tests import synthetic
 
@@ -149,3 +150,8 @@ def test_an_adapter_predicts_what_its_training_did(model, start, name):
     truth = synthetic.target().truth
     errors = [np.abs(p - truth)[SPLITS.test].mean() for p in (result.predictions[0], as_it_is)]
     assert errors[0] < errors[1]
+
+
+def test_an_unknown_start_is_refused():
+    with pytest.raises(ConfigError, match="factors start by random, pissa, eva, not 'svd'"):
+        dataclasses.replace(synthetic.ADAPT, start="svd")
