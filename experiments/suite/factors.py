@@ -85,7 +85,8 @@ def run(config: Factors, out: Path, say: Say) -> Results:
         title="Rank, rates, layers and starts of the factors",
         question="Do the rank, the scale, the rates, the layers and the start of the factors matter?",
         method=f"{config.configuration}, means of {config.seeds} random splits, one change of the default in"
-        " each row; gains are paired by star and seed.",
+        " each row: of the backbone's factors, and for LoRA+, LoRA-FA (freeze-a) and the starts of the"
+        " heads' factors too. Gains are paired by star and seed.",
         columns=COLUMNS,
         rows=rows,
         sentences=sentences(rows),
