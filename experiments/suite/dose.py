@@ -52,7 +52,7 @@ COLUMNS = (
     Column(name="name", heading="training"),
     Column(name="gap", heading="σ of zero-shot", unit="dex"),
     *SCORES,
-    Column(name="stops", heading="stops after (steps)"),
+    Column(name="stops", heading="tower stops after (steps)"),
     Column(name="heads_alone", heading="chose heads alone or nothing (%)"),
     Column(name="regret", heading="regret", unit="dex", signed=True),
     Column(name="best_stops", heading="best stops after (steps)"),
@@ -161,8 +161,9 @@ def _rows(config: Dose, runner: Runner) -> list[Row]:
         }
         about = {
             "gap": zero["sigma"],
-            "stops": round(float(made["step"].mean())),
-            "best_stops": round(float(made["best_step"].mean())),
+            # Where heads alone were chosen, the tower has made no step.
+            "stops": round(float(np.where(made["tower"] > 0, made["step"], 0).mean())),
+            "best_stops": round(float(np.where(made["best_tower"] > 0, made["best_step"], 0).mean())),
             "heads_alone": round(100 * float((made["tower"] == 0).mean())),
         }
         rows.append({**row, **lost, **about})
@@ -176,7 +177,8 @@ def _judged(
 
     Returns:
         "selected" and "best" (S, n), NaN outside the test stars; "step" and "tower" (S,) of the selected and
-        "best_step" (S,) of the best.
+        "best_step" and "best_tower" (S,) of the best: after which step training stopped, and the factor on
+        the updates of the tower.
     """
     case = runner.case
 
@@ -225,8 +227,8 @@ def _judge(
         whole = np.full((len(pick), len(case.target.labelled)), np.nan)
         np.put_along_axis(whole, splits.test, candidates.unseen[seeds, chosen, seen:], axis=1)
         found[name] = whole
-    tower = candidates.tower[pick]
-    found |= {"step": steps[pick], "best_step": steps[best], "tower": tower}
+    found |= {"step": steps[pick], "best_step": steps[best]}
+    found |= {"tower": candidates.tower[pick], "best_tower": candidates.tower[best]}
     return {name: values[: group.count] for name, values in found.items()}
 
 
@@ -259,9 +261,9 @@ def sentences(rows: Sequence[Row]) -> list[str]:
         found.append("; ".join(part for part in (text, against_baseline(best)) if part) + ".")
         longest = max(_steps(mine), key=lambda row: int(row["steps"]))
         found.append(
-            f"With {longest['steps']} steps on offer there, the selection stops after {longest['stops']}"
-            f" on average, the state that is best on the test stars after {longest['best_stops']};"
-            f" the regret is {figure_of(longest, 'regret')}."
+            f"With {longest['steps']} steps on offer there, the selection stops the tower after"
+            f" {longest['stops']} on average, the state that is best on the test stars after"
+            f" {longest['best_stops']}; the regret is {figure_of(longest, 'regret')}."
         )
     return found
 

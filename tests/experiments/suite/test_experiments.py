@@ -156,6 +156,7 @@ class TestDose:
                 ]
                 assert losses[0] <= losses[1] + 1e-6  # float32 predictions
         rows = by_name(results)
+        assert all(row["stops"] <= 20 for row in results.rows if "stops" in row)  # steps of the tower
         sigmas = [
             robust_sigma(made["best"][seed, test] - case.target.truth[test])
             for seed, test in enumerate(case.splits.test)
