@@ -181,6 +181,7 @@ def joint(model: Foundation, tokens: jax.Array, labels: Float32Array, seeds: int
             "params": params,
             "batch_stats": {"mlp1": model.variables["batch_stats"]["mlp1"]},
             "stats": {"mlp1": {"feature_mean": jnp.zeros(dim), "feature_std": jnp.ones(dim)}},
+            "column": jnp.int32(0),
         },
         adapted=params,
         shared={"labelled": {"tokens": tokens}},
@@ -239,7 +240,6 @@ def _problem(
         dtype=model.dtype,
         entry=Entry("tokens"),  # the embedding too, as PyTorch computes it
         heads=heads,
-        column=0,
         objective=objective,
         batch=batch,
         rows=micro_batch_size(model.config, batch, seeds, np.dtype(model.dtype).itemsize),

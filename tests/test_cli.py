@@ -159,11 +159,14 @@ def test_the_commands_of_the_readme_call_the_library(calls, capsys):
     assert (str(options["out"]), options["model"]) == ("labels.ecsv", "m")
 
 
-@pytest.mark.parametrize(("label", "unit"), [("fe_h", "dex"), ("teff", "K")])
-def test_the_printed_table_has_the_unit_of_the_label(calls, label, unit):
-    line = f"adapt --spectra s.npz --labels t.csv --label {label} --configuration lora2 --out run"
+def test_several_labels_and_adapters_are_taken(calls):
+    line = "adapt --spectra s.npz --labels t.csv --label teff fe_h --configuration lora2 --out run"
     assert cli.main(line.split()) == 0
-    assert calls["print_table"][1] == {"unit": unit}
+    assert calls["adapt_survey"][1]["label"] == ("teff", "fe_h")
+    assert cli.main("predict --adapter a --adapter b one.fits -o labels.ecsv".split()) == 0
+    _, options = calls["predict_survey"]
+    assert [str(path) for path in options["adapter"]] == ["a", "b"]
+    assert [str(path) for path in options["spectra"]] == ["one.fits"]
 
 
 def test_version(capsys):

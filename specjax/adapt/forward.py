@@ -137,7 +137,7 @@ def predict_label(
         sizes = _tower_batches(model, adapters)
     else:
         data, sizes = base or model.backbone_features(spectra), (*FEW_ROWS, MANY_ROWS)
-    program = _label_program(model.config, heads, label, model.dtype, own_backbone)
+    program = _label_program(model.config, heads, model.dtype, own_backbone)
     stats = {head: _label_stats(model, head, label) for head in heads}
     seeds, batch_stats = np.arange(count_seeds(adapters)), model.variables.get("batch_stats", {})
     run = functools.partial(program, seeds, model.params, adapters, batch_stats, stats)
@@ -166,19 +166,21 @@ def _tower_batches(model: Foundation, adapters: Tree) -> tuple[int, ...]:
 
 def _label_stats(model: Foundation, head: str, label: str) -> dict[str, Any]:
     mean, std = label_scale(model, head, label)
-    return {**head_stats(model, head), "label_mean": np.float32(mean), "label_std": np.float32(std)}
+    column = np.int32(model.config.labels.index(label))
+    scale = {"label_mean": np.float32(mean), "label_std": np.float32(std)}
+    return {**head_stats(model, head), **scale, "column": column}
 
 
 @functools.cache
 def _label_program(
-    config: ModelConfig, heads: tuple[str, ...], label: str, dtype: str, own_backbone: bool
+    config: ModelConfig, heads: tuple[str, ...], dtype: str, own_backbone: bool
 ) -> Callable[..., jax.Array]:
     """Compile (seeds (S,), base, adapters, batch_stats, stats, *data) -> labels (S, n).
 
     The data are `ModelInput` for adapters with a backbone of their own, else `BackboneFeatures` of the base
-    model.
+    model. The statistics of a head hold the label's column in its output: all labels have one program.
     """
-    entry, column = Entry("tokens" if own_backbone else "backbone"), config.labels.index(label)
+    entry = Entry("tokens" if own_backbone else "backbone")
 
     def one_seed(
         _: jax.Array, base: Tree, adapters: Tree, batch_stats: Tree, stats: Tree, *data: jax.Array
@@ -193,7 +195,8 @@ def _label_program(
         labels = []
         for head in heads:
             x = (features[head] - stats[head]["feature_mean"]) / stats[head]["feature_std"]
-            y = head_output(config, head, params, batch_stats, x)[:, column]
+            y = head_output(config, head, params, batch_stats, x)
+            y = jax.lax.dynamic_index_in_dim(y, stats[head]["column"], axis=1, keepdims=False)
             labels.append(y * stats[head]["label_std"] + stats[head]["label_mean"])
         return jnp.stack(labels).mean(axis=0)
 

@@ -4,6 +4,8 @@ Factors of an earlier stage, `below`, have a leading axis of S seeds, as have in
 """
 
 import functools
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeVar, cast
 
 import jax
@@ -19,7 +21,8 @@ from specjax.config import ModelConfig
 from specjax.errors import DataError
 from specjax.flags import Flag
 from specjax.foundation import BackboneFeatures, Foundation, ModelInput
-from specjax.typing import AnyArray, BoolArray, Float32Array, Tree
+from specjax.spectra import Spectra
+from specjax.typing import AnyArray, BoolArray, Float32Array, IntArray, StrArray, Tree
 
 Rows = TypeVar("Rows", ModelInput, BackboneFeatures)
 
@@ -27,21 +30,37 @@ Rows = TypeVar("Rows", ModelInput, BackboneFeatures)
 class TargetInputs:
     """Runs the frozen part of the tower on the labelled and unlabelled stars of a target."""
 
-    def __init__(self, model: Foundation, target: Target) -> None:
-        """Check the target's labelled spectra and fill masked pixels."""
-        self.model, self.target = model, target
-        self.labelled = model.model_input(target.labelled)
+    def __init__(self, model: Foundation, target: Target, whole: "TargetInputs | None" = None) -> None:
+        """Check the target's labelled spectra and fill masked pixels.
+
+        Args:
+            model: the model.
+            target: the target.
+            whole: of a target with the same unlabelled stars and at least these labelled ones, such as of
+                another label: what is computed there is not computed again.
+        """
+        self.model, self.target, self._whole = model, target, whole
+        if whole is None:
+            self.labelled = model.model_input(target.labelled)
+        else:
+            self._rows = _rows_of(target.labelled.id, whole.target.labelled.id)
+            flux, valid = whole.labelled
+            self.labelled = ModelInput(flux[self._rows], valid[self._rows])
         self._adapted: list[tuple[list[jax.Array], BackboneFeatures]] = []
         self._hidden: dict[Entry, Tree] = {}
 
     @functools.cached_property
     def base(self) -> BackboneFeatures:
         """Features of the unadapted backbone for the labelled stars, leaves (n, ...)."""
+        if self._whole is not None:
+            return BackboneFeatures(*(leaf[self._rows] for leaf in self._whole.base))
         return self._first(self._run_backbone({}, self.labelled))
 
     @functools.cached_property
     def unlabelled(self) -> ModelInput:
         """The unlabelled spectra, m of them."""
+        if self._whole is not None:
+            return self._whole.unlabelled
         return self.model.model_input(self.target.unlabelled)
 
     def labelled_at(self, entry: Entry, heads: tuple[str, ...], below: Tree) -> tuple[Tree, bool]:
@@ -58,7 +77,7 @@ class TargetInputs:
             if below:
                 raise ValueError("a stage in the backbone cannot follow another")
             if entry not in self._hidden:
-                self._hidden[entry] = self._tower_inputs(_padded(self.labelled), entry)
+                self._hidden[entry] = self._hidden_at(entry)
             return self._hidden[entry], False
         features = self._adapted_backbone(lora.split(below, ["lora1"])[1])
         inputs = _padded(features, axis=1)._asdict()
@@ -125,6 +144,8 @@ class TargetInputs:
     @functools.cached_property
     def _paired(self) -> tuple[Float32Array, ModelInput]:
         """Projected Gaia XP spectra (p, dim) of the unlabelled stars that have one, and their own spectra."""
+        if self._whole is not None:
+            return self._whole._paired
         xp = self.target.unlabelled_xp
         if xp is None or not len(xp) or xp.mask.all():
             raise DataError(
@@ -132,6 +153,16 @@ class TargetInputs:
             )
         rows = np.flatnonzero(~xp.mask.all(axis=1))
         return self.model.embed(xp)[rows], ModelInput(self.unlabelled.flux[rows], self.unlabelled.valid[rows])
+
+    def _hidden_at(self, entry: Entry) -> Tree:
+        """Return the padded inputs of the labelled stars at an entry in the backbone."""
+        if self._whole is None:
+            return self._tower_inputs(_padded(self.labelled), entry)
+        whole = self._whole.labelled_at(entry, (), {})[0]
+        if len(self._rows) == len(self._whole.target.labelled):
+            return whole
+        rows = np.pad(self._rows, (0, padded(len(self._rows)) - len(self._rows)))
+        return jax.tree.map(lambda leaf: leaf[rows], whole)
 
     def _tower_inputs(self, data: ModelInput, entry: Entry) -> Tree:
         return _tower_inputs(
@@ -157,6 +188,27 @@ class TargetInputs:
 
     def _first(self, features: BackboneFeatures) -> BackboneFeatures:
         return BackboneFeatures(*(leaf[0] for leaf in features))
+
+
+def inputs_of_labels(model: Foundation, targets: Sequence[Target]) -> list[TargetInputs]:
+    """Return the inputs of targets that are one survey with several labels, computed once for all stars."""
+    first = targets[0]
+    if len(targets) == 1:
+        return [TargetInputs(model, first)]
+    labelled, known = first.labelled, set(first.labelled.id.tolist())
+    for target in targets[1:]:
+        rows = [row for row, name in enumerate(target.labelled.id.tolist()) if name not in known]
+        if rows:
+            labelled = Spectra.concatenate([labelled, target.labelled[np.array(rows)]])
+            known |= set(target.labelled.id[rows].tolist())
+    unknown = np.full(len(labelled), np.nan)  # the inputs do not read the label
+    whole = TargetInputs(model, replace(first, labelled=labelled, truth=unknown, fe_h=unknown))
+    return [TargetInputs(model, target, whole) for target in targets]
+
+
+def _rows_of(names: StrArray, among: StrArray) -> IntArray:
+    row_of = {name: row for row, name in enumerate(among.tolist())}
+    return np.array([row_of[name] for name in names.tolist()])
 
 
 def _padded(tree: Rows, axis: int = 0) -> Rows:

@@ -68,7 +68,6 @@ class Problem:
         dtype: type of the tower's matrix products.
         entry: where the program enters the tower.
         heads: heads in the label term.
-        column: the label's column in their output.
         objective: weights of the terms.
         batch: rows of each term in a step; None uses all training stars in the label term.
         rows: rows that go through the tower at a time, a divisor of `batch`.
@@ -78,7 +77,6 @@ class Problem:
     dtype: str
     entry: Entry
     heads: tuple[str, ...]
-    column: int
     objective: Objective
     batch: int | None
     rows: int | None = None
@@ -97,7 +95,8 @@ def make_loss(problem: Problem) -> Loss:
     Its arguments are
 
     - the trained leaves;
-    - frozen: "params", from the entry on, "batch_stats" and "stats" (feature_mean and feature_std) by head;
+    - frozen: "params", from the entry on, "batch_stats" and "stats" (feature_mean and feature_std) by head,
+      and "column" (), that of the label in their output, so that all labels have one program;
     - shared, or own where seeds differ: "labelled" and "pairs", inputs of the tower (n, ...) and (p, ...);
     - shared: "pool" (m, t, token_dim), tokens for masked modelling; "z_xp" (p, k), projected Gaia XP spectra;
       "frozen" {head: (n, d)} and "z_frozen" (p, k), features of the frozen model, for the anchor;
@@ -150,7 +149,8 @@ def _label_term(problem: Problem, trained: Tree, frozen: Tree, given: Tree, key:
             stats = frozen["stats"][head]
             x = (features[head] - stats["feature_mean"]) / stats["feature_std"]
             predicted = head_output(problem.config, head, params, frozen["batch_stats"], x)
-            residual = jnp.where(part["weight"] > 0, predicted[:, problem.column] - part["y"][head], 0)
+            mine = jax.lax.dynamic_index_in_dim(predicted, frozen["column"], axis=1, keepdims=False)
+            residual = jnp.where(part["weight"] > 0, mine - part["y"][head], 0)
             each = problem.objective.label * losses.pseudo_huber(residual)
             if problem.objective.anchor:
                 each += problem.objective.anchor * losses.relative_distance(

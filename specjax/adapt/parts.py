@@ -129,11 +129,13 @@ def record_of(
 ) -> dict[str, Any]:
     """Return what the results of any configuration depend on: version, options, and hashes as stamps."""
     stamps = {"the model": model.digest or ""}
+    labels = list(dict.fromkeys(target.label for target in targets))
     for target, drawn in zip(targets, splits, strict=True):
-        stamps[f"the data of {target.name}"] = _hash_of_target(target)
+        name = target.name if len(labels) == 1 else f"{target.name} with {target.label}"
+        stamps[f"the data of {name}"] = _hash_of_target(target)
         rows = dataclasses.asdict(drawn)
-        stamps[f"the splits of {target.name}"] = _hash(*(rows[name] for name in sorted(rows)))
-    given = {"label": targets[0].label, "dtype": model.dtype}
+        stamps[f"the splits of {name}"] = _hash(*(rows[part] for part in sorted(rows)))
+    given = {"label": " ".join(labels), "dtype": model.dtype}
     options = {**given, **_flat(plain(dataclasses.asdict(config)))}
     return {"version": f"{__version__}/{VERSION}", "options": options, "stamps": stamps}
 

@@ -1,6 +1,6 @@
 """Prediction of labels of spectra with an adapted model, or with the model as it is."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,19 +16,27 @@ from specjax.preprocess import to_lamost
 from specjax.spectra import Spectra
 from specjax.typing import AnyArray, BoolArray, FloatArray, StrArray
 
+Adapter = tuple[Mapping[str, Any], Mapping[str, Any]]
+"""The arrays of an adapter, leaves (S, ...), and its configuration."""
+
 _ROWS_AT_ONCE = 8192  # of a prepared file, which may be larger than memory
 
 
 def predict(
     model: Foundation, spectra: Spectra, adapter: Mapping[str, Any], config: Mapping[str, Any]
 ) -> dict[str, AnyArray]:
-    """Predict with the factors of every seed of an adapter.
+    """Predict with the factors of every seed of an adapter: `predict_labels` for one."""
+    return predict_labels(model, spectra, [(adapter, config)])
+
+
+def predict_labels(model: Foundation, spectra: Spectra, adapters: Sequence[Adapter]) -> dict[str, AnyArray]:
+    """Predict with the factors of every seed of one adapter, or of one per label.
 
     Args:
-        model: the base model of the adapter.
-        spectra: n spectra as observed, or prepared as those that the adapter was trained on.
-        adapter: its arrays, leaves (S, ...).
-        config: its configuration, as stored with it.
+        model: the base model of the adapters.
+        spectra: n spectra as observed, or prepared as those that the adapters were trained on.
+        adapters: of each, its arrays, leaves (S, ...), and its configuration, as stored with it. They were
+            trained on spectra with the same preparation.
 
     Returns:
         Columns (n,) of a table: id; LABEL, the mean over seeds; LABEL_std, their standard deviation;
@@ -43,50 +51,58 @@ def predict(
         and the scatter of the adaptation's test stars in quadrature, NaN if the latter is unknown, as for an
         imported adapter.
     """
-    configuration = Configuration.parse(config["configuration"])
     blocks = [
-        _predict_block(model, spectra[start : start + _ROWS_AT_ONCE], configuration, adapter, config)
+        _predict_block(model, spectra[start : start + _ROWS_AT_ONCE], adapters)
         for start in range(0, max(len(spectra), 1), _ROWS_AT_ONCE)
     ]
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
-def _predict_block(
-    model: Foundation,
-    spectra: Spectra,
-    configuration: Configuration,
-    adapter: Mapping[str, Any],
-    config: Mapping[str, Any],
-) -> dict[str, AnyArray]:
-    """Predict spectra that are held in memory together, as `predict`."""
-    lamost = prepared_as(spectra, config)
-    label, flag = config["label"], lamost.meta["flag"].astype(FLAG_DTYPE)
+def _predict_block(model: Foundation, spectra: Spectra, adapters: Sequence[Adapter]) -> dict[str, AnyArray]:
+    """Predict spectra that are held in memory together, as `predict_labels`."""
+    lamost = prepared_as(spectra, adapters[0][1])
+    flag = lamost.meta["flag"].astype(FLAG_DTYPE)
     usable = np.isin(flag, USABLE)
-    values = np.full((config["seeds"], len(lamost)), np.nan)
-    base = None
-    if usable.any():
-        rows = lamost[np.flatnonzero(usable)]
-        # The training domain is that of the base model.
-        base = None if model.ood is None else model.backbone_features(rows)
-        values[:, usable] = predict_label(model, configuration.heads, adapter, rows, label, base)
+    rows = lamost[np.flatnonzero(usable)]
+    # The training domain is that of the base model, and labels share its features.
+    shared = usable.any() and (model.ood is not None or len(adapters) > 1)
+    base = model.backbone_features(rows) if shared else None
+    snr = signal_to_noise(lamost)
+    labels: dict[str, AnyArray] = {}
+    for adapter, config in adapters:
+        labels |= _label_columns(model, rows, base, usable, snr, adapter, config)
     distance, flag = _outside(model, base, usable, flag)
-    spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(len(lamost), np.nan)
-    mean = values.mean(axis=0)
-    calibration = calibration_of(config)
-    if calibration is None:
-        scatter = np.nan if config["sigma"] is None else config["sigma"]
-        errors = {f"{label}_err": np.hypot(np.nan_to_num(spread) + 0 * values[0], scatter)}
-    else:
-        errors = calibration.intervals(mean, signal_to_noise(lamost), spread=spread).columns(label)
     return {
         "id": lamost.id,
-        label: mean,
-        f"{label}_std": spread,
-        **errors,
+        **labels,
         "flag": flag,
         "masked_fraction": lamost.meta["masked_fraction"],
         "distance": distance,
     }
+
+
+def _label_columns(
+    model: Foundation,
+    rows: Spectra,
+    base: BackboneFeatures | None,
+    usable: BoolArray,
+    snr: FloatArray,
+    adapter: Mapping[str, Any],
+    config: Mapping[str, Any],
+) -> dict[str, AnyArray]:
+    """Return the columns (n,) of one label; `rows` are the usable spectra, and `base` their features."""
+    label, heads = config["label"], Configuration.parse(config["configuration"]).heads
+    values = np.full((config["seeds"], len(usable)), np.nan)
+    if usable.any():
+        values[:, usable] = predict_label(model, heads, adapter, rows, label, base)
+    spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(len(usable), np.nan)
+    mean, calibration = values.mean(axis=0), calibration_of(config)
+    if calibration is None:
+        scatter = np.nan if config["sigma"] is None else config["sigma"]
+        errors = {f"{label}_err": np.hypot(np.nan_to_num(spread) + 0 * values[0], scatter)}
+    else:
+        errors = calibration.intervals(mean, snr, spread=spread).columns(label)
+    return {label: mean, f"{label}_std": spread, **errors}
 
 
 def calibration_of(config: Mapping[str, Any]) -> Calibration | None:

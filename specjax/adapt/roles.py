@@ -207,7 +207,7 @@ def apply_roles(roles: Roles, target: Target) -> tuple[Target, Splits]:
     named = roles.id[roles.labelled(roles.id)]
     absent = [name for name in named.tolist() if name not in row_of]
     if absent:
-        why = target.refused.get(absent[0], "no usable spectrum or no label")
+        why = target.refused.get(absent[0], f"no usable spectrum or no {target.label}")
         raise DataError(
             f"{target.name}: {len(absent)} of {len(named)} stars of the splits cannot be used, the first "
             f"{absent[0]} ({why}); draw the splits again from the stars that can"

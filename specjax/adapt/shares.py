@@ -35,11 +35,16 @@ class SharedAdaptation:
         config: AdaptConfig,
         parts: Parts,
         say: Say = silent,
+        inputs: TargetInputs | None = None,
+        name: str | None = None,
     ) -> None:
-        """Prepare the target's spectra; see `Adaptation`, and `Parts` for what is kept."""
+        """Prepare the target's spectra; see `Adaptation`, and `Parts` for what is kept.
+
+        `name` is that under which finished seeds are kept, by default the target's.
+        """
         self.model, self.target, self.splits, self.config = model, target, splits, config
-        self.parts, self.say = parts, say
-        self.inputs = TargetInputs(model, target)
+        self.parts, self.say, self.name = parts, say, name or target.name
+        self.inputs = TargetInputs(model, target) if inputs is None else inputs
         self._adaptations: dict[bytes, Adaptation] = {}
 
     def run(self, configuration: Configuration) -> AdaptationResult:
@@ -54,7 +59,7 @@ class SharedAdaptation:
 
     def _own_seeds(self, configuration: Configuration, rows: IntArray) -> Seeds:
         """Return the seeds of this process: those that are finished already, and the others."""
-        name, target = configuration.name, self.target.name
+        name, target = configuration.name, self.name
         finished = self.parts.read(target, name, rows) if configuration.is_adapted else None
         missing = rows if finished is None else rows[~np.isin(rows, finished["seed"])]
         if finished is not None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from specjax.errors import DataError
-from specjax.typing import FloatArray, IntArray
+from specjax.typing import BoolArray, FloatArray, IntArray
 
 MIN_TRAIN = 10
 """Fewest training stars on which cross-validation is meaningful."""
@@ -72,6 +72,7 @@ def draw_splits(
     test: int | None = None,
     first_seed: int = 0,
     stratify: FloatArray | None = None,
+    among: BoolArray | None = None,
 ) -> Splits:
     """Split n stars at random, once per seed; the split of a seed does not depend on the number of seeds.
 
@@ -83,6 +84,8 @@ def draw_splits(
         test: test stars in each split; all remaining ones by default.
         first_seed: the number of the first seed.
         stratify: (n,) values, such as [Fe/H], whose distribution is to be the same in all parts.
+        among: (n,) True for the stars to split, in the order that is drawn for all n; rows of the result are
+            counted among these only.
 
     Raises:
         DataError: too few stars, or invalid sizes.
@@ -91,17 +94,20 @@ def draw_splits(
         raise DataError(f"cannot draw {seeds} seeds with {validate} validation stars")
     if train < MIN_TRAIN:
         raise DataError(f"{train} training stars are too few: at least {MIN_TRAIN} are needed")
-    if train + validate + (test or 1) > n:
+    count = n if among is None else int(among.sum())
+    if train + validate + (test or 1) > count:
         tested = "at least one test star" if test is None else f"{test} test stars"
         raise DataError(
-            f"{n} labelled stars are too few for {train} training, {validate} validation and {tested}"
+            f"{count} labelled stars are too few for {train} training, {validate} validation and {tested}"
         )
     order = np.stack([_order(n, seed, stratify) for seed in range(first_seed, first_seed + seeds)])
+    if among is not None:
+        order = (np.cumsum(among) - 1)[order[among[order]].reshape(seeds, count)]
     end = train + validate
     return Splits(
         train=order[:, :train],
         validate=order[:, train:end],
-        test=order[:, end : n if test is None else end + test],
+        test=order[:, end : count if test is None else end + test],
         seeds=np.arange(first_seed, first_seed + seeds),
     )
 

@@ -184,7 +184,6 @@ class Trainer:
             dtype=model.dtype,
             entry=entry,
             heads=heads,
-            column=model.config.labels.index(self.target.label),
             objective=objective,
             batch=stage.batch,
             rows=self._rows(entry, stage.batch, runs),
@@ -284,7 +283,8 @@ class Trainer:
             for head in heads
         }
         batch_stats = {head: model.variables["batch_stats"][head] for head in heads}
-        return {"params": params, "stats": stats, "batch_stats": batch_stats}
+        column = jnp.int32(model.config.labels.index(self.target.label))
+        return {"params": params, "stats": stats, "batch_stats": batch_stats, "column": column}
 
     def _rows(self, entry: Entry, batch: int | None, runs: int) -> int | None:
         if not entry.is_in_backbone:

@@ -14,10 +14,11 @@ import numpy as np
 
 from specjax import distributed, lora
 from specjax.adapt.adaptation import AdaptationResult
-from specjax.adapt.checks import ONLY_FACTORS, check_model, check_settings
+from specjax.adapt.checks import ONLY_FACTORS, check_label, check_model, check_settings
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.forward import count_seeds
 from specjax.adapt.fusing import FUSED, fuse_seeds, mean_of_seeds, unseen_split
+from specjax.adapt.inputs import TargetInputs, inputs_of_labels
 from specjax.adapt.parts import Parts, record_of
 from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.shares import SharedAdaptation
@@ -42,6 +43,8 @@ from specjax.report.calibration_plot import plot_calibration
 from specjax.typing import FloatArray, IntArray
 from specjax.units import symbol_and_unit
 
+_KEYS = ("target", "configuration", "seed", "id")  # of a row of predictions.ecsv
+
 Baselines = Callable[[Target, Splits], Mapping[str, FloatArray]]
 """(target, splits) -> {baseline: predictions (S, n)}."""
 
@@ -64,24 +67,26 @@ def run_study(
     Zero-shot rows that gains are measured against are added. The folder holds config.json, table.json,
     predictions.ecsv (one row per target, configuration, seed and test star, with intervals; fused adapters
     and means over seeds have the seed 0), calibration.json and .ecsv (coverage of these intervals),
-    predictions_TARGET.png, calibration_TARGET.png, sigma.png, and adapters/TARGET/CONFIGURATION. It appears
-    whole or not at all. Until then finished configurations are kept beside it, and the same study resumes
-    from them (see `parts.Parts`).
+    predictions_TARGET.png, calibration_TARGET.png, sigma.png, and adapters/TARGET/CONFIGURATION; if there are
+    several labels, predictions_TARGET_LABEL.png, calibration_TARGET_LABEL.png, sigma_LABEL.png and
+    adapters/TARGET/CONFIGURATION/LABEL. It appears whole or not at all. Until then finished configurations
+    are kept beside it, and the same study resumes from them (see `parts.Parts`).
 
     In a distributed session the processes share the seeds. Process 0 alone writes the folder, and the others
     return no rows.
 
     Args:
         model: the model to adapt.
-        targets: surveys, all with the same label.
+        targets: surveys with a label each. Those of the same name are one survey with several labels, whose
+            features are computed once and whose stars are split in the same order.
         config: seeds, splits and stages.
         out: the folder; an earlier run in it is replaced.
         configurations: rows of the table.
         baselines: further predictions for the table, from the same splits, made in a thread of their own.
         label_scatter: by target, the scatter between two sets of literature labels, drawn as a line.
         record: further entries of config.json.
-        splits: by target, the splits of `config.seeds` seeds; drawn at random for the others. With
-            `config.one_split`, only the first of them is used.
+        splits: by name of the target, the splits of `config.seeds` seeds, for all of its labels; drawn at
+            random for the others. With `config.one_split`, only the first of them is used.
         say: receives lines of progress.
 
     Raises:
@@ -91,6 +96,8 @@ def run_study(
     check_settings(configurations, config)
     wanted = _with_zero_shot(configurations)
     check_model(model, wanted, config)
+    for target in targets:
+        check_label(model, target.label)
     for configuration in wanted:
         if config.fuse and configuration.is_adapted and not configuration.can_be_fused:
             say(f"{configuration.name} is not fused: {ONLY_FACTORS}")
@@ -98,17 +105,23 @@ def run_study(
         _digest(model)  # fail now, not after the training
     if distributed.is_main():
         check_folder(out)
-    drawn = [_splits_of(target, config, (splits or {}).get(target.name)) for target in targets]
+    surveys = [[t for t in targets if t.name == name] for name in dict.fromkeys(t.name for t in targets)]
+    targets = [target for survey in surveys for target in survey]
+    drawn = [own for survey in surveys for own in _splits_of(survey, config, splits or {})]
     parts = _begin(model, targets, drawn, config, wanted, out)
-    adapted = [
-        _adapt(model, target, own, config, wanted, parts, baselines, say)
-        for target, own in zip(targets, drawn, strict=True)
-    ]
+    several = len({target.label for target in targets}) > 1
+    adapted: list[_Adapted] = []
+    for survey in surveys:
+        for target, inputs in zip(survey, inputs_of_labels(model, survey), strict=True):
+            own, section = drawn[len(adapted)], target.label if several else ""
+            adapted.append(_adapt(model, target, own, config, wanted, parts, baselines, say, inputs, section))
     distributed.finish()
     if not distributed.is_main():
         return []
     names = [configuration.name for configuration in wanted]
-    outside = {one.target.name: one.outside for one in adapted}
+    outside: dict[str, dict[str, str]] = {}
+    for one in adapted:
+        outside.setdefault(one.target.name, {}).update(one.outside)
     about = {"adapt": config, "configurations": names, "outside_training": outside, **(record or {})}
     rows = _write(model, adapted, config, out, about, label_scatter, say)
     parts.remove()
@@ -125,6 +138,7 @@ class _Adapted:
         results: of the configurations.
         others: predictions of the baselines, by name.
         outside: flags of labelled stars that the model was not trained for, by id.
+        section: the label if the study has several, which is then part of the names of files; else "".
     """
 
     target: Target
@@ -132,6 +146,7 @@ class _Adapted:
     results: list[AdaptationResult]
     others: Mapping[str, FloatArray]
     outside: Mapping[str, str]
+    section: str = ""
 
 
 def _begin(
@@ -159,6 +174,8 @@ def _adapt(
     parts: Parts,
     baselines: Baselines | None,
     say: Say,
+    inputs: TargetInputs,
+    section: str,
 ) -> _Adapted:
     """Run all configurations on a target, and in process 0 the baselines beside them."""
     with ThreadPoolExecutor(1) as thread:
@@ -166,15 +183,18 @@ def _adapt(
             pending = thread.submit(baselines, target, splits)
         else:
             pending = None
-        adaptation = SharedAdaptation(model, target, splits, config, parts, say)
+        name = f"{target.name}/{section}" if section else target.name
+        adaptation = SharedAdaptation(model, target, splits, config, parts, say, inputs, name)
         outside = adaptation.inputs.outside_training()
         _warn_of_outside(target, outside, say)
         adapted: list[AdaptationResult] = []
         for configuration in configurations:
-            say(f"{target.name}: {configuration.name}")
+            say(f"{name}: {configuration.name}")
             adapted.append(adaptation.run(configuration))
         others = {} if pending is None else pending.result()
-    return _Adapted(target=target, splits=splits, results=adapted, others=others, outside=outside)
+    return _Adapted(
+        target=target, splits=splits, results=adapted, others=others, outside=outside, section=section
+    )
 
 
 def _write(
@@ -213,28 +233,64 @@ def _write(
             for line in few_stars(target, calibrations):
                 say(line)
             adapters = folder / "adapters" / target.name
-            _save_adapters(adapters, model, target, saved, calibrations, scored)
-            _plot_target(folder, target, one.splits, found, scored, own)
+            _save_adapters(adapters, model, target, saved, calibrations, scored, one.section)
+            _plot_target(folder, one, scored, own)
         results.write_config(folder, about)
         results.write_table(folder, rows)
         results.write_calibration(folder, covered)
-        joined = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
-        results.write_predictions(folder, joined)
-        unit = symbol_and_unit(adapted[0].target.label)[1]
-        plots.plot_sigma(folder / "sigma.png", rows, unit=unit, label_scatter=label_scatter)
+        results.write_predictions(folder, _joined(columns))
+        for label, section in {one.target.label: one.section for one in adapted}.items():
+            mine = [row for row in rows if row["label"] == label]
+            path = folder / _plot_name("sigma", section)
+            plots.plot_sigma(path, mine, unit=symbol_and_unit(label)[1], label_scatter=label_scatter)
     return rows
 
 
-def _splits_of(target: Target, config: AdaptConfig, given: Splits | None) -> Splits:
-    """Return the splits of all seeds: those that are given, or drawn at random."""
-    if given is None:
-        given = draw_splits(
-            len(target.labelled),
-            seeds=1 if config.one_split else config.seeds,
-            train=config.train,
-            validate=config.validate,
+def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Join columns of predictions: rows of the same target, configuration, seed and star become one row.
+
+    A label that a row does not have, as stars without it are not tested with it, is NaN.
+    """
+    if len({tuple(part) for part in parts}) == 1:  # one label: no row occurs twice
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    place: dict[tuple[Any, ...], int] = {}
+    rows = [
+        np.array(
+            [place.setdefault(key, len(place)) for key in zip(*(part[name] for name in _KEYS), strict=True)]
         )
-    return given.repeated(config.seeds) if config.one_split else given
+        for part in parts
+    ]
+    columns = {name: np.array([key[index] for key in place]) for index, name in enumerate(_KEYS)}
+    for part, at in zip(parts, rows, strict=True):
+        for name in (name for name in part if name not in _KEYS):
+            columns.setdefault(name, np.full(len(place), np.nan))[at] = part[name]
+    return columns
+
+
+def _plot_name(name: str, section: str) -> str:
+    return f"{name}_{section}.png" if section else f"{name}.png"
+
+
+def _splits_of(survey: Sequence[Target], config: AdaptConfig, splits: Mapping[str, Splits]) -> list[Splits]:
+    """Return the splits of all seeds for each label of a survey: those that are given, or drawn at random.
+
+    The stars of all labels are drawn in one order, so that a star has the same role for all labels, as far as
+    their numbers of stars allow.
+    """
+    names = list(dict.fromkeys(name for target in survey for name in target.labelled.id.tolist()))
+    drawn = []
+    for target in survey:
+        given = splits.get(target.name)
+        if given is None:
+            given = draw_splits(
+                len(names),
+                seeds=1 if config.one_split else config.seeds,
+                train=config.train,
+                validate=config.validate,
+                among=np.isin(names, target.labelled.id),
+            )
+        drawn.append(given.repeated(config.seeds) if config.one_split else given)
+    return drawn
 
 
 def score(
@@ -263,10 +319,11 @@ def score(
         configuration = one.configuration
         reference = by_name[configuration.zero_shot.name] if configuration.is_adapted else None
         scores = _scores(target, splits, one.predictions, reference)
-        rows += results.table_rows(target.name, configuration.name, scores, kind=_kind(configuration))
+        kind = _kind(configuration)
+        rows += results.table_rows(target.name, configuration.name, scores, kind=kind, label=target.label)
     for name, predictions in (baselines or {}).items():
         scores = _scores(target, splits, predictions)
-        rows += results.table_rows(target.name, name, scores, kind="baseline")
+        rows += results.table_rows(target.name, name, scores, kind="baseline", label=target.label)
     return rows
 
 
@@ -347,6 +404,7 @@ def _save_adapters(
     adapted: Sequence[AdaptationResult],
     calibrations: Sequence[Calibration | None],
     rows: Sequence[results.Row],
+    section: str,
 ) -> None:
     """Write the factors of all seeds of each configuration, their scatter and the mean's calibration."""
     sigma = {row["configuration"]: row["sigma"] for row in rows if row["subset"] == "all"}
@@ -365,7 +423,7 @@ def _save_adapters(
             "chosen": results.plain(one.chosen),
         }
         save_adapter(
-            folder / name,
+            folder / name / section,
             config=description,
             arrays=jax.tree.map(np.asarray, one.adapters),
             base=_digest(model),
@@ -379,23 +437,19 @@ def _digest(model: Foundation) -> str:
 
 
 def _plot_target(
-    folder: Path,
-    target: Target,
-    splits: Splits,
-    adapted: Sequence[AdaptationResult],
-    rows: Sequence[results.Row],
-    covered: Sequence[results.Row],
+    folder: Path, one: _Adapted, rows: Sequence[results.Row], covered: Sequence[results.Row]
 ) -> None:
+    target, splits = one.target, one.splits
     stars, truth = target.labelled.id[splits.test], target.truth[splits.test]
     panels = {
-        one.configuration.name: plots.per_star(
-            stars, truth, _taken(one.predictions, splits.test), kind=_kind(one.configuration)
+        each.configuration.name: plots.per_star(
+            stars, truth, _taken(each.predictions, splits.test), kind=_kind(each.configuration)
         )
-        for one in adapted
+        for each in one.results
     }
     label, unit = symbol_and_unit(target.label)
     plots.plot_predictions(
-        folder / f"predictions_{target.name}.png",
+        folder / _plot_name(f"predictions_{target.name}", one.section),
         panels,
         rows=rows,
         title=target.name,
@@ -403,4 +457,5 @@ def _plot_target(
         unit=unit,
     )
     if covered:
-        plot_calibration(folder / f"calibration_{target.name}.png", covered, title=target.name, unit=unit)
+        path = folder / _plot_name(f"calibration_{target.name}", one.section)
+        plot_calibration(path, covered, title=target.name, unit=unit)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from specjax.adapt.checks import check_settings
+from specjax.adapt.checks import check_label, check_settings
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.roles import Roles, apply_roles, read_roles
 from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.shares import preprocess_shares
 from specjax.adapt.splits import Splits
 from specjax.adapt.study import run_study
-from specjax.adapt.target import Target, make_target
+from specjax.adapt.target import Target, make_targets
 from specjax.catalogues.labels import join_labels, read_labels
 from specjax.errors import ConfigError, DataError
 from specjax.flags import Flag, count_flags
@@ -33,7 +33,7 @@ def adapt_survey(
     spectra: Path,
     labels: Path,
     out: Path,
-    label: str = "fe_h",
+    label: str | Sequence[str] = "fe_h",
     configurations: Sequence[str] = ("lora4",),
     config: AdaptConfig | None = None,
     steps: int | None = None,
@@ -51,13 +51,14 @@ def adapt_survey(
         model: a model folder, or "mini".
         spectra: what `surveys.read` takes; a file from `specjax prepare` is not preprocessed again.
         labels: a table with the columns id and `label`, in physical units. A column LABEL_err holds errors of
-            the label, which the calibration of the intervals takes into account. If the label is not fe_h, a
-            column fe_h divides the stars into the table's subsets. Columns split_0, split_1, ... as
+            the label, which the calibration of the intervals takes into account. Even if it is none of the
+            labels, a column fe_h divides the stars into the table's subsets. Columns split_0, split_1, ... as
             `roles.split_table` writes them give the role of each spectrum for each seed, in place of the
             sizes in `config`; the first `config.seeds` of them are used, or the first for all seeds with
             `config.one_split`.
         out: the run folder.
-        label: what to adapt to, one of the model's labels.
+        label: what to adapt to, one of the model's labels or several. Each gets adapters of its own, trained
+            on the stars that have it; what does not depend on the label is computed once.
         configurations: names, see `Configuration.parse`.
         config: seeds, splits and stages.
         steps: of joint training, in place of those in `config` (see `AdaptConfig.with_steps`).
@@ -74,6 +75,7 @@ def adapt_survey(
     Raises:
         SpecjaxError: an invalid option, file or model, or unsuitable data.
     """
+    wanted = [label] if isinstance(label, str) else list(dict.fromkeys(label))
     parsed = [Configuration.parse(name) for name in configurations]
     config = config or AdaptConfig()
     if steps is not None:
@@ -82,17 +84,18 @@ def adapt_survey(
             say("--steps has no effect: no configuration trains the tower jointly with the head")
     check_settings(parsed, config)
     foundation = load(model, dtype=dtype)
+    for name in wanted:
+        check_label(foundation, name)
     observed = read(spectra, survey, wavelength_medium=wavelength_medium, wavelength_unit=wavelength_unit)
     roles = read_roles(labels)
-    joined = _joined_labels(observed, labels, label)
+    joined = _joined_labels(observed, labels, wanted)
     needs_xp = any(config.needs_xp(configuration) for configuration in parsed)
-    target = make_target(
+    targets = make_targets(
         observed.survey or spectra.stem,
         preprocess_shares(functools.partial(to_lamost, fwhm=fwhm), observed, spectra),
-        joined[label],
-        label=label,
+        {name: joined[name] for name in wanted},
         fe_h=joined.get("fe_h"),
-        error=joined.get(f"{label}_err"),
+        errors={name: joined[f"{name}_err"] for name in wanted if f"{name}_err" in joined},
         usable=None if roles is None else roles.labelled(observed.id),
         xp=_xp_side(observed, spectra, xp, fwhm) if needs_xp else None,
         fwhm=fwhm,
@@ -100,16 +103,17 @@ def adapt_survey(
     splits: dict[str, Splits] = {}
     if roles is not None:
         asked = config.seeds
-        target, config, splits[target.name] = _splits_of_table(target, config, roles)
+        targets, config, splits[targets[0].name] = _splits_of_table(targets, config, roles)
         say(f"splits from {labels}: {config.train} training and {config.validate} validation stars")
         if config.one_split:
             say(f"{labels}: the first split for all seeds")
         elif config.seeds < asked:
             say(f"{labels} has splits for only {config.seeds} of the {asked} seeds that were asked for")
-    describe_target(target, say)
+    for target in targets:
+        describe_target(target, say, target.label if len(targets) > 1 else "")
     return run_study(
         foundation,
-        [target],
+        targets,
         config,
         out,
         configurations=parsed,
@@ -118,38 +122,46 @@ def adapt_survey(
             "dtype": foundation.dtype,
             "spectra": spectra,
             "labels": labels,
-            "refused": target.refused,
+            "refused": targets[0].refused,
         },
         splits=splits,
         say=say,
     )
 
 
-def describe_target(target: Target, say: Say) -> None:
-    """Report how many spectra are labelled, unlabelled and flagged, and why."""
+def describe_target(target: Target, say: Say, label: str = "") -> None:
+    """Report how many spectra are labelled, unlabelled and flagged, and why; `label` is one of several."""
     why = count_flags(target.refused.values())
+    of = f" ({label})" if label else ""
     say(
-        f"{target.name}: {len(target.labelled)} labelled and {len(target.unlabelled)} unlabelled spectra"
+        f"{target.name}: {len(target.labelled)} labelled{of} and {len(target.unlabelled)} unlabelled spectra"
         + (f"; flagged, and not used as labelled ones: {why}" if why else "")
     )
 
 
-def _joined_labels(observed: Spectra, labels: Path, label: str) -> dict[str, FloatArray]:
-    """Return the label and, if the table has them, its error and fe_h, in the order of the spectra.
+def _joined_labels(observed: Spectra, labels: Path, wanted: Sequence[str]) -> dict[str, FloatArray]:
+    """Return the labels and, if the table has them, their errors and fe_h, in the order of the spectra.
 
     They are NaN where unknown.
     """
-    optional = {f"{label}_err", "fe_h"} - {label}
-    columns = [label, *sorted(optional & set(read_labels(labels).colnames))]
+    optional = {*(f"{label}_err" for label in wanted), "fe_h"} - set(wanted)
+    columns = [*wanted, *sorted(optional & set(read_labels(labels).colnames))]
     return join_labels(observed.id, read_labels(labels, columns), columns)
 
 
-def _splits_of_table(target: Target, config: AdaptConfig, roles: Roles) -> tuple[Target, AdaptConfig, Splits]:
-    """Return the first splits of a table of labels, and a configuration that states their sizes."""
-    target, splits = apply_roles(roles, target)
+def _splits_of_table(
+    targets: Sequence[Target], config: AdaptConfig, roles: Roles
+) -> tuple[list[Target], AdaptConfig, Splits]:
+    """Return the first splits of a table of labels, and a configuration that states their sizes.
+
+    All labels have the same splits, as every star of the splits must have every label.
+    """
+    applied = [apply_roles(roles, target) for target in targets]
+    splits = applied[0][1]
     splits = splits.repeated(config.seeds) if config.one_split else splits[: config.seeds]
     sizes = {"train": splits.train.shape[1], "validate": splits.validate.shape[1]}
-    return target, dataclasses.replace(config, seeds=len(splits), **sizes), splits
+    chosen = [target for target, _ in applied]
+    return chosen, dataclasses.replace(config, seeds=len(splits), **sizes), splits
 
 
 def _xp_side(observed: Spectra, path: Path, xp: Path | None, fwhm: float | None) -> Spectra:

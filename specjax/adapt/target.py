@@ -1,7 +1,7 @@
 """The target survey of an adaptation: labelled spectra on the model grid, and the unlabelled rest."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,48 @@ class Target:
         return dict(self.labelled.prepared or {})
 
 
+def make_targets(
+    name: str,
+    lamost: Spectra,
+    truths: Mapping[str, FloatArray],
+    *,
+    usable: BoolArray | None = None,
+    errors: Mapping[str, FloatArray] | None = None,
+    **options: Any,
+) -> list[Target]:
+    """Make one target per label, all with the same unlabelled spectra: those without any of the labels.
+
+    Args:
+        name: of the survey.
+        lamost: n spectra from `preprocess.to_lamost`, with their flags.
+        truths: {label: (n,) values}, NaN where unknown.
+        usable: (n,) spectra that may be labelled ones; all by default.
+        errors: {label: (n,)} errors of labels, see `make_target`.
+        **options: further keywords of `make_target`.
+
+    Raises:
+        DataError: for some label, no spectrum is usable and has it.
+    """
+    spare: BoolArray = ~np.isfinite(np.stack(list(truths.values()))).any(axis=0)
+    if usable is not None:
+        spare |= ~usable
+    targets = [
+        make_target(
+            name,
+            lamost,
+            truth,
+            label=label,
+            usable=usable,
+            spare=spare,
+            error=(errors or {}).get(label),
+            **options,
+        )
+        for label, truth in truths.items()
+    ]
+    one, its_xp = targets[0].unlabelled, targets[0].unlabelled_xp  # one copy in memory
+    return [replace(target, unlabelled=one, unlabelled_xp=its_xp) for target in targets]
+
+
 def make_target(
     name: str,
     lamost: Spectra,
@@ -71,6 +113,7 @@ def make_target(
     label: str,
     fe_h: FloatArray | None = None,
     usable: BoolArray | None = None,
+    spare: BoolArray | None = None,
     xp: Spectra | None = None,
     fwhm: float | None = None,
     error: FloatArray | None = None,
@@ -84,6 +127,7 @@ def make_target(
         label: its name.
         fe_h: (n,) [Fe/H] for the subsets; by default `truth` if the label is fe_h.
         usable: (n,) spectra that may be labelled ones; all by default.
+        spare: (n,) spectra that may be unlabelled ones; by default, all that are not labelled ones.
         xp: n Gaia XP spectra from `preprocess.to_gaia_xp`.
         fwhm: the resolution that `to_lamost` was given.
         error: (n,) errors of the label; not finite or negative where unknown.
@@ -94,7 +138,8 @@ def make_target(
     flag = lamost.meta["flag"]
     has_label = np.isfinite(truth) & (np.ones(len(truth), bool) if usable is None else usable)
     labelled = np.flatnonzero(has_label & (flag == Flag.GOOD))
-    rest = np.flatnonzero((~has_label & np.isin(flag, USABLE)) | (flag == Flag.MASKED_FRACTION))
+    spare = ~has_label if spare is None else spare
+    rest = np.flatnonzero((spare & np.isin(flag, USABLE)) | (flag == Flag.MASKED_FRACTION))
     if not labelled.size:
         raise DataError(f"{name}: none of {len(lamost)} spectra has both {label} and a usable spectrum")
     if fe_h is None:

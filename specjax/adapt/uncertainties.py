@@ -161,7 +161,7 @@ def calibration_scores(
             stars=target.labelled.id[test],
             subsets=subsets,
         )
-        about = {"target": target.name, "configuration": result.configuration.name}
+        about = {"target": target.name, "label": target.label, "configuration": result.configuration.name}
         rows += [{**about, **row} for row in scored]
     return rows
 

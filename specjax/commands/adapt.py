@@ -26,8 +26,8 @@ class Adapt:
     """run folder to write"""
     model: str = "mini"
     """model folder, or mini for the model that ships with specjax"""
-    label: str = "fe_h"
-    """label to predict: a column of the table and one of the model's labels"""
+    label: tuple[str, ...] = ("fe_h",)
+    """labels to predict, such as --label teff logg fe_h: columns of the table and labels of the model"""
     configuration: tuple[str, ...] = ("lora4",)
     """configurations: lora1 to lora4 joined by +, such as lora1+lora2, or zero-shot, residual, scratch or
     full followed by -mlp1 or -mlp2"""
@@ -78,7 +78,6 @@ class Adapt:
         from specjax.adapt.survey import adapt_survey
         from specjax.report.calibration import calibration_lines
         from specjax.report.results import print_table, read_calibration
-        from specjax.units import symbol_and_unit
 
         rows = adapt_survey(
             model=self.model,
@@ -107,7 +106,7 @@ class Adapt:
         )
         if not distributed.is_main():
             return
-        print_table(rows, unit=symbol_and_unit(self.label)[1])
+        print_table(rows)
         for line in calibration_lines(rows, read_calibration(self.out)):
             print(line)
         print(self.out)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
 
 from specjax.commands.many import ManySpectra
 
@@ -19,9 +19,9 @@ class Predict(ManySpectra):
 
     out: Annotated[Path, arg(aliases=("-o",))]
     """table to write: .ecsv, .fits, .parquet, .csv or .h5"""
-    adapter: Path | None = None
-    """adapter folder, such as RUN/adapters/TARGET/CONFIGURATION; without one, the model as it is predicts all
-    its labels"""
+    adapter: UseAppendAction[tuple[Path, ...]] = ()
+    """adapter folder, such as RUN/adapters/TARGET/CONFIGURATION, or a folder that holds one per label; may be
+    given several times, for a label each; without one, the model as it is predicts all its labels"""
     head: Literal["mlp1", "mlp2"] | None = None
     """head of the model that predicts without an adapter, by default mlp2"""
 

@@ -1,13 +1,20 @@
 """Prediction of labels for any number of spectra, from the user's files to a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from specjax.adapt.predict import calibration_of, predict, predict_unadapted, preparation_of, prepared_as
+from specjax.adapt.predict import (
+    calibration_of,
+    predict_labels,
+    predict_unadapted,
+    preparation_of,
+    prepared_as,
+)
 from specjax.checkpoints import load_adapter
+from specjax.checkpoints.folders import MANIFEST
 from specjax.errors import ConfigError
 from specjax.foundation import DtypeChoice, load
 from specjax.pipeline.cluster import check_cluster
@@ -19,13 +26,15 @@ from specjax.prepare import Options
 from specjax.preprocess import to_lamost
 from specjax.progress import Say, silent
 
+_DEPTH = 4  # of RUN/adapters/TARGET/CONFIGURATION/LABEL
+
 
 def predict_survey(
     *,
     model: str | Path,
     spectra: Sequence[Path],
     out: Path,
-    adapter: Path | None = None,
+    adapter: Path | Sequence[Path] | None = None,
     head: str | None = None,
     fwhm: float | None = None,
     survey: str | None = None,
@@ -52,8 +61,8 @@ def predict_survey(
         spectra: files and folders that `surveys.read` takes, patterns such as "*.fits", and "@list.txt", a
             text file of these; files that `specjax prepare` has written are not preprocessed again.
         out: the table to write, .ecsv, .fits, .parquet, .csv or .h5; replaced if it exists.
-        adapter: an adapter folder, made from this model. Without one, the model as it is predicts all its
-            labels.
+        adapter: an adapter folder, made from this model, or several for a label each, or a folder that holds
+            these. Without one, the model as it is predicts all its labels.
         head: "mlp1" or "mlp2" (the default), without an adapter only.
         fwhm: resolution of raw spectra in Angstrom, as in `to_lamost`, without an adapter only: an adapter
             knows the preprocessing of the spectra that it was trained on.
@@ -74,7 +83,7 @@ def predict_survey(
 
     Returns:
         The columns (n,) of the table, one row per spectrum in the order of the files, see
-        `adapt.predict.predict` and `adapt.predict.predict_unadapted`.
+        `adapt.predict.predict_labels` and `adapt.predict.predict_unadapted`.
 
     Raises:
         ConfigError: options contradict each other or prepared files, or an unfinished run with other files or
@@ -87,11 +96,16 @@ def predict_survey(
     if dask is not None:
         check_cluster(dask)
     options = raw_options(survey, wavelength_medium, wavelength_unit, fwhm)
-    work = _predict_work(model, adapter, head, dtype, options)
-    if adapter is not None and not dry_run and "intervals" not in work.meta:
-        say(
-            f"{adapter} stores no calibration: the table has no intervals, and its errors are nearly constant"
-        )
+    given = [adapter] if isinstance(adapter, str | Path) else list(adapter or ())
+    adapters = adapter_folders(given)
+    work = _predict_work(model, adapters, head, dtype, options)
+    if not dry_run:
+        for path in adapters:
+            if calibration_of(load_adapter(path).config) is None:
+                say(
+                    f"{path} stores no calibration: the table has no intervals, and its errors are nearly"
+                    " constant"
+                )
     return run(
         work,
         spectra,
@@ -105,16 +119,16 @@ def predict_survey(
 
 
 def _predict_work(
-    model: str | Path, adapter: Path | None, head: str | None, dtype: DtypeChoice, options: Options
+    model: str | Path, adapters: Sequence[Path], head: str | None, dtype: DtypeChoice, options: Options
 ) -> Work:
-    """Load model and adapter; arguments as of `predict_survey`."""
+    """Load model and adapters; arguments as of `predict_survey`."""
     foundation, fwhm = load(model, dtype=dtype), options.fwhm_from
     about = about_model(foundation, model)
     record = {"command": "predict", "model": foundation.digest, "dtype": foundation.dtype}
     chosen = cast(DtypeChoice, foundation.dtype)  # for workers, which may have other devices
-    absolute = None if adapter is None else Path(adapter).absolute()
+    absolute = [path.absolute() for path in adapters]
     again = partial(_predict_work, located(model), absolute, head, chosen, options)
-    if adapter is None:
+    if not adapters:
         head = head or "mlp2"
         foundation.predict(one_spectrum(foundation), head)  # a head that is absent is an error before the run
         return Work(
@@ -127,14 +141,15 @@ def _predict_work(
         )
     if head is not None or fwhm is not None:
         raise ConfigError("an adapter has its own heads and preprocessing: leave out head and fwhm")
-    stored = load_adapter(adapter, base=foundation.digest)
-    wanted = preparation_of(stored.config)
-    known = {name: stored.config[name] for name in ("configuration", "target", "seeds", "sigma")}
-    calibration = calibration_of(stored.config)
-    known["intervals"] = None if calibration is None else calibration.summary
+    stored = [load_adapter(path, base=foundation.digest) for path in adapters]
+    _check_together(adapters, [each.config for each in stored])
+    first = stored[0].config
+    wanted = preparation_of(first)
+    pairs = [(each.arrays, each.config) for each in stored]
+    digests = [each.digest for each in stored]
     return Work(
-        compute=lambda rows: predict(foundation, rows, stored.arrays, stored.config),
-        check=lambda rows: prepared_as(rows, stored.config),
+        compute=lambda rows: predict_labels(foundation, rows, pairs),
+        check=lambda rows: prepared_as(rows, first),
         options=replace(
             options,
             method=wanted.get("method"),
@@ -142,8 +157,62 @@ def _predict_work(
             fwhm_to=wanted.get("fwhm_to"),
             velocity_column=wanted.get("velocity_column"),
         ),
-        record={**record, "adapter": stored.digest, "head": None},
-        meta={**about, "adapter": str(adapter)}
-        | {name: value for name, value in known.items() if value is not None},
+        record={**record, "adapter": digests[0] if len(digests) == 1 else digests, "head": None},
+        meta={
+            **about,
+            "adapter": ", ".join(map(str, adapters)),
+            **_about_adapters([each.config for each in stored]),
+        },
         again=again,
     )
+
+
+def adapter_folders(given: Sequence[Path]) -> list[Path]:
+    """Return the adapters that are named, or that lie in the folders that are named, such as a run folder.
+
+    A folder that holds no adapter is returned as it is: loading it says what is wrong.
+    """
+    found: list[Path] = []
+    for folder in map(Path, given):
+        inside: list[Path] = []
+        if not (folder / MANIFEST).is_file():
+            paths = (path for depth in range(1, _DEPTH + 1) for path in folder.glob("*/" * depth + MANIFEST))
+            visible = (path.parent for path in paths if not _is_hidden(path.relative_to(folder)))
+            inside = sorted(visible)
+        found += inside or [folder]
+    return found
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _check_together(adapters: Sequence[Path], configs: Sequence[Mapping[str, Any]]) -> None:
+    """Check that adapters can predict together.
+
+    Raises:
+        ConfigError: two of them predict one label, or were trained on spectra that were prepared otherwise.
+    """
+    seen: dict[str, Path] = {}
+    for path, config in zip(adapters, configs, strict=True):
+        label = config["label"]
+        if label in seen:
+            raise ConfigError(f"both {seen[label]} and {path} predict {label}: give one adapter per label")
+        seen[label] = path
+        if preparation_of(config) != preparation_of(configs[0]):
+            raise ConfigError(
+                f"the spectra of {adapters[0]} and of {path} were prepared in different ways: predict with"
+                " one after the other"
+            )
+
+
+def _about_adapters(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the metadata of the output say of the adapters; of several, with the label in the name."""
+    about: dict[str, Any] = {}
+    for config in configs:
+        known = {name: config[name] for name in ("configuration", "target", "seeds", "sigma")}
+        calibration = calibration_of(config)
+        known["intervals"] = None if calibration is None else calibration.summary
+        prefix = "" if len(configs) == 1 else f"{config['label']}_"
+        about |= {f"{prefix}{name}": value for name, value in known.items() if value is not None}
+    return about

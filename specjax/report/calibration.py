@@ -99,11 +99,20 @@ def calibration_lines(scores: Sequence[Row], calibration: Sequence[Row]) -> list
         scores: rows of table.json.
         calibration: rows of calibration.json.
     """
-    adapted = {(row["target"], row["configuration"]) for row in scores if row["kind"] == "adapted"}
-    found: dict[tuple[str, str], dict[str, Row]] = {}
+    adapted = {_names(row) for row in scores if row["kind"] == "adapted"}
+    several = len({row.get("label") for row in scores}) > 1
+    found: dict[tuple[str, str, str], dict[str, Row]] = {}
     for row in calibration:
-        found.setdefault((row["target"], row["configuration"]), {})[row["subset"]] = row
-    return [_line(*names, rows) for names, rows in found.items() if names in adapted]
+        found.setdefault(_names(row), {})[row["subset"]] = row
+    return [
+        _line(f"{target}/{label}" if several else target, configuration, rows)
+        for (target, label, configuration), rows in found.items()
+        if (target, label, configuration) in adapted
+    ]
+
+
+def _names(row: Row) -> tuple[str, str, str]:
+    return row["target"], row.get("label", ""), row["configuration"]
 
 
 def _line(target: str, configuration: str, rows: Mapping[str, Row]) -> str:

@@ -1,7 +1,7 @@
 """The files of a run folder (configuration, table of scores, predictions) and the printed table.
 
-Files are written atomically. `table.json` is a list of rows, one per target, configuration and subset, as
-made by `table_rows`; numbers are written with all digits and NaN as null.
+Files are written atomically. `table.json` is a list of rows, one per target, label, configuration and
+subset, as made by `table_rows`; numbers are written with all digits and NaN as null.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from specjax.atomic import atomic_file
 from specjax.errors import DataError
 from specjax.report.metrics import SUBSETS
 from specjax.surveys.io.tables import write_table as write_columns
+from specjax.units import symbol_and_unit
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,17 +34,19 @@ CONFIG, TABLE, PREDICTIONS, CALIBRATION = "config.json", "table.json", "predicti
 
 
 def table_rows(
-    target: str, configuration: str, scores: Iterable[Mapping[str, Any]], *, kind: Kind
+    target: str, configuration: str, scores: Iterable[Mapping[str, Any]], *, kind: Kind, label: str = "fe_h"
 ) -> list[Row]:
-    """Add target, configuration and kind to the scores of a configuration.
+    """Add target, label, configuration and kind to the scores of a configuration.
 
     Args:
         target: name of the survey that was adapted to.
         configuration: name of the configuration or baseline.
         scores: rows of `metrics.summarise`.
         kind: how the predictions were made.
+        label: what was predicted.
     """
-    return [{"target": target, "configuration": configuration, "kind": kind, **score} for score in scores]
+    about = {"target": target, "label": label, "configuration": configuration, "kind": kind}
+    return [{**about, **score} for score in scores]
 
 
 def write_config(folder: str | Path, config: Any) -> Path:
@@ -91,20 +94,24 @@ def _read_rows(path: Path) -> list[Row]:
 
 
 def print_table(
-    rows: Sequence[Mapping[str, Any]], *, unit: str = "dex", console: "Console | None" = None
+    rows: Sequence[Mapping[str, Any]], *, unit: str | None = None, console: "Console | None" = None
 ) -> None:
-    """Print two tables per target: scores and gains of all stars, and scores in both metallicity ranges.
+    """Print two tables per target and label: scores and gains of all stars, and scores by metallicity.
 
     The smallest sigma of each column is bold; gains whose interval excludes zero are green, losses red.
-    The console is widened if it is too narrow for the tables.
+    The unit is that of the label unless it is given. The console is widened if it is too narrow.
     """
     from rich.console import Console
 
     console = console or Console()
     # In a narrower terminal or a file, long lines lose nothing; cells cut to fit would.
     console.width = max(console.width, WIDTH)
-    for target in dict.fromkeys(row["target"] for row in rows):
-        for table in format_tables([row for row in rows if row["target"] == target], target, unit):
+    several = len({row.get("label") for row in rows}) > 1
+    for target, label in dict.fromkeys((row["target"], row.get("label", "fe_h")) for row in rows):
+        mine = [row for row in rows if (row["target"], row.get("label", "fe_h")) == (target, label)]
+        symbol, own_unit = symbol_and_unit(label)
+        title = f"{target}: {symbol}" if several else target
+        for table in format_tables(mine, title, own_unit if unit is None else unit):
             console.print(table)
 
 

@@ -38,7 +38,7 @@ def training(config, variables, name, *, seeds, batch, stars=20, steps=2, rows=N
     start = jax.eval_shape(initial_leaves(config, configuration), keys, variables)
     entry, head, tower = entry_of(start), configuration.heads[0], config.specformer
     problem = objectives.Problem(
-        config=config, dtype=dtype, entry=entry, heads=configuration.heads, column=0, rows=rows,
+        config=config, dtype=dtype, entry=entry, heads=configuration.heads, rows=rows,
         objective=objectives.Objective(), batch=batch if entry.is_in_backbone else None,
     )  # fmt: skip
 
@@ -55,6 +55,7 @@ def training(config, variables, name, *, seeds, batch, stars=20, steps=2, rows=N
         "params": {part: variables["params"][part] for part in ("lamost", head)},
         "batch_stats": {head: variables["batch_stats"][head]},
         "stats": {head: {part: numbers(width) for part in ("feature_mean", "feature_std")}},
+        "column": numbers(kind=jnp.int32),
     }
     own = {
         "rows": numbers(seeds, stars, kind=jnp.int32),

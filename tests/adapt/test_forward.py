@@ -106,7 +106,7 @@ def test_rows_at_a_time_do_not_matter_and_compile_little(model, monkeypatch):
     whole = forward.predict_label(model, ("mlp2",), tree, flux, "fe_h")
     monkeypatch.setattr(forward, "MANY_ROWS", 64)
     np.testing.assert_allclose(forward.predict_label(model, ("mlp2",), tree, flux, "fe_h"), whole, **CLOSE)
-    program = forward._label_program(TINY, ("mlp2",), "fe_h", "float32", False)
+    program = forward._label_program(TINY, ("mlp2",), "float32", False)
     compiled = program._cache_size()
     for n in (1, 7, 63, 65):
         forward.predict_label(model, ("mlp2",), tree, flux[:n], "fe_h")

@@ -144,7 +144,6 @@ def problem(level, dtype="float32", **weights):
         dtype=dtype,
         entry=Entry(level),
         heads=(),
-        column=0,
         objective=objectives.Objective(label=0.0, **weights),
         batch=6,
     )

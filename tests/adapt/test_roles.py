@@ -174,7 +174,7 @@ def test_roles_become_rows_of_the_target_in_any_order(tmp_path):
             assert set(found) == set(table["id"][table[f"split_{seed}"] == part])
     with pytest.raises(DataError, match=r"1 of 40 stars of the splits cannot be used, the first s3 \(no_cov"):
         apply_roles(roles, a_target(table, names, flag=["s3"]))
-    with pytest.raises(DataError, match=r"the first s0 \(no usable spectrum or no label\)"):
+    with pytest.raises(DataError, match=r"the first s0 \(no usable spectrum or no fe_h\)"):
         apply_roles(roles, a_target(table, names[:-1]))
 
 

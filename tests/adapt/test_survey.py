@@ -10,7 +10,7 @@ from astropy.table import Table, vstack
 from specjax.adapt import predict as predict_module
 from specjax.adapt import survey
 from specjax.adapt.roles import SplitConfig, split_table
-from specjax.calibration.calibration import Calibration
+from specjax.calibration.calibration import SUFFIXES, Calibration
 from specjax.checkpoints import load_adapter, save_adapter
 from specjax.errors import ConfigError, DataError, ModelError
 from specjax.foundation import Foundation, inference, load
@@ -174,9 +174,9 @@ def test_metallicity_sorts_the_stars_whatever_the_label(files, tmp_path):
     Table({"id": observed.id, "teff": np.full(24, 5e3), "fe_h": np.arange(24.0), "note": ["x"] * 24}).write(
         tmp_path / "two.ecsv"
     )
-    joined = survey._joined_labels(observed, tmp_path / "two.ecsv", "teff")
+    joined = survey._joined_labels(observed, tmp_path / "two.ecsv", ["teff"])
     np.testing.assert_array_equal(joined["fe_h"], np.arange(24))
-    assert list(survey._joined_labels(observed, tmp_path / "two.ecsv", "fe_h")) == ["fe_h"]
+    assert list(survey._joined_labels(observed, tmp_path / "two.ecsv", ["fe_h"])) == ["fe_h"]
 
 
 @pytest.mark.parametrize("label", ["teff", "fe_h"])
@@ -264,6 +264,47 @@ def test_every_format_has_the_intervals(files, adapted, name, tmp_path):
     np.testing.assert_array_equal(table["fe_h_lo95"], columns["fe_h_lo95"])
     if not name.endswith(".csv"):
         assert table["fe_h_lo95"].description == "lower end of the 95% interval"
+
+
+@pytest.fixture(scope="module")
+def adapted_twice(files, folder):
+    """A run with two labels; four of the stars lack Teff."""
+    table = Table.read(files["labels"])
+    table["teff"] = 5500 + 400 * table["fe_h"]
+    table["teff"][:4] = np.nan
+    table.write(folder / "two.ecsv")
+    survey.adapt_survey(
+        **{**files, "labels": folder / "two.ecsv"}, out=folder / "two", label=("teff", "fe_h"),
+        configurations=["lora4"], config=CONFIG, wavelength_medium="vacuum", wavelength_unit="angstrom",
+    )  # fmt: skip
+    return folder / "two"
+
+
+def test_all_labels_of_a_run_are_predicted_in_one_table(files, adapted_twice, tmp_path):
+    """From the run folder, from two adapters, and as each adapter alone does."""
+    (folder,) = (adapted_twice / "adapters").glob("*/lora4")
+    found = predict(files, adapted_twice, files["spectra"], tmp_path / "labels.fits")
+    assert list(found) == [
+        "id", "fe_h", "fe_h_std", *(f"fe_h{end}" for end in SUFFIXES),
+        "teff", "teff_std", *(f"teff{end}" for end in SUFFIXES), "flag", "masked_fraction", "distance",
+    ]  # fmt: skip
+    named = predict(files, [folder / "teff", folder / "fe_h"], files["spectra"], tmp_path / "labels.ecsv")
+    for label in ("teff", "fe_h"):
+        alone = predict(files, folder / label, files["spectra"], tmp_path / f"{label}.ecsv")
+        for column in (label, *(f"{label}{end}" for end in ("_std", *SUFFIXES))):
+            np.testing.assert_allclose(found[column], alone[column], rtol=1e-5)  # float32
+            np.testing.assert_array_equal(found[column], named[column])
+    meta = Table.read(tmp_path / "labels.ecsv").meta
+    assert meta["teff_configuration"] == meta["fe_h_configuration"] == "lora4"
+    assert str(Table.read(tmp_path / "labels.fits")["teff"].unit) == "K"
+
+
+def test_adapters_that_cannot_predict_together_are_refused(files, adapted, adapted_twice, tmp_path):
+    (one,) = (adapted[0] / "adapters").glob("*/lora4")
+    with pytest.raises(ConfigError, match="predict fe_h: give one adapter per label"):
+        predict(files, [one, adapted_twice], files["spectra"], tmp_path / "labels.ecsv")
+    with pytest.raises(ModelError, match="not a specjax adapter"):
+        predict(files, tmp_path, files["spectra"], tmp_path / "labels.ecsv")
 
 
 def test_adapters_that_record_rank_and_alpha_are_read(files, adapted):
@@ -372,7 +413,8 @@ def test_an_adapter_of_another_model_is_refused(files, adapted, tmp_path):
         ({"configurations": ["lora3+lora4"], "config": SEQUENTIAL}, ConfigError, "needs Gaia XP spectra"),
         ({"configurations": ["lora3"], "config": SEQUENTIAL, "fwhm": 3.0}, DataError, "give --xp"),
         ({"configurations": ["lora7"]}, ConfigError, "no configuration"),
-        ({"label": "logg"}, DataError, "no column logg"),
+        ({"label": "logg"}, ConfigError, "predicts teff, fe_h, not 'logg'"),
+        ({"label": ("fe_h", "teff")}, DataError, "no column teff"),
         ({"config": dataclasses.replace(CONFIG, train=16)}, DataError, "18 labelled stars"),
     ],
 )

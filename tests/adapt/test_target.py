@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from specjax.adapt.target import make_target
+from specjax.adapt.target import make_target, make_targets
 from specjax.errors import DataError
 from specjax.spectra import Spectra
 from specjax.wavelength import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH
@@ -101,3 +101,21 @@ class TestMakeTarget:
         target = make_target("survey", lamost, TRUTH, label="fe_h")
         with pytest.raises(DataError, match="survey: weights must be one positive number"):
             dataclasses.replace(target, weight=weight)
+
+
+class TestMakeTargets:
+    def test_a_star_with_another_label_is_not_unlabelled(self, lamost):
+        teff = np.where(np.isnan(TRUTH), np.nan, 5000.0)
+        teff[[0, 1]] = np.nan, 6000.0
+        metal, hot = make_targets("survey", lamost, {"fe_h": TRUTH, "teff": teff}, fe_h=TRUTH)
+        assert metal.labelled.id.tolist() == ["s0", "s4", "s7"]
+        assert hot.labelled.id.tolist() == ["s1", "s4", "s7"]
+        np.testing.assert_array_equal(hot.fe_h, [np.nan, -1.5, 0.4])
+        for target in (metal, hot):
+            assert target.unlabelled.id.tolist() == ["s2", "s6"]
+            assert target.refused == metal.refused
+        # one label: as ever
+        (alone,) = make_targets("survey", lamost, {"fe_h": TRUTH})
+        expected = make_target("survey", lamost, TRUTH, label="fe_h")
+        assert alone.unlabelled.id.tolist() == expected.unlabelled.id.tolist()
+        np.testing.assert_array_equal(alone.fe_h, expected.fe_h)

@@ -172,7 +172,7 @@ def test_seeds_train_as_one_base_product_and_thin_ones_the_right_way_round():
         "weight": jax.ShapeDtypeStruct((seeds, rows), jnp.float32),
     }
     problem = Problem(
-        config=config, dtype="float32", entry=Entry("features"), heads=("mlp2",), column=0, batch=None,
+        config=config, dtype="float32", entry=Entry("features"), heads=("mlp2",), batch=None,
         objective=Objective(),
     )  # fmt: skip
     optimizer = make_optimizer({"lora4": GroupSchedule(learning_rate=1e-3)}, steps=4)
@@ -182,6 +182,7 @@ def test_seeds_train_as_one_base_product_and_thin_ones_the_right_way_round():
         "params": {"mlp2": frozen["mlp2"]["params"]},
         "batch_stats": {"mlp2": frozen["mlp2"]["batch_stats"]},
         "stats": {"mlp2": {"feature_mean": jnp.zeros(768), "feature_std": jnp.ones(768)}},
+        "column": jnp.int32(0),
     }
     text = program.lower(base, many, {}, own, keys).compile().as_text()
     made = re.findall(r"= f32\[([\d,]+)\]\S* dot\(", text)

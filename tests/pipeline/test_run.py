@@ -230,7 +230,7 @@ def test_chunks_of_any_size_compile_nothing_new(files, tmp_path):
     stored = load_adapter(files.adapter)
     model = load(files.model)
     predict(model, read(files.arrays), stored.arrays, stored.config)
-    program = forward._label_program(model.config, ("mlp2",), "fe_h", "float32", False)
+    program = forward._label_program(model.config, ("mlp2",), "float32", False)
     compiled = inference._run._cache_size(), program._cache_size()
     run(files, [files.raw, files.prepared, files.arrays], tmp_path / "labels.fits")
     assert (inference._run._cache_size(), program._cache_size()) == compiled

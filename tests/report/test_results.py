@@ -38,7 +38,8 @@ def rows():
 
 def test_rows_carry_target_configuration_and_kind():
     (row,) = results.table_rows("t", "gp-joint", [{"subset": "all"}], kind="baseline")
-    assert row == {"target": "t", "configuration": "gp-joint", "kind": "baseline", "subset": "all"}
+    about = {"target": "t", "label": "fe_h", "configuration": "gp-joint", "kind": "baseline"}
+    assert row == {**about, "subset": "all"}
 
 
 def test_the_table_round_trips_with_all_its_digits(tmp_path, rows):
@@ -141,6 +142,13 @@ def test_scores_in_kelvin_have_their_unit_and_fewer_decimals(rows):
     results.print_table([kelvin], unit="K", console=Console(file=stream))
     assert "112.0 [99.0, 130.0]" in stream.getvalue()
     assert "σ in K" in stream.getvalue()
+
+
+def test_every_label_has_tables_in_its_unit(rows):
+    labels = [{**row, "label": label} for label in ("teff", "fe_h") for row in rows]
+    text = printed(labels)
+    assert text.count("σ in K") == text.count("σ in dex") > 0
+    assert text.index("stelib: Teff") < text.index("σ in K") < text.index("stelib: [Fe/H]")
 
 
 PREDICTIONS = {

@@ -21,7 +21,7 @@ BATCH, MINI = 8, get_preset("mini")
 def lora1_step(config, params, rows):
     """The gradient of LoRA1's loss over two seeds, as a function to trace."""
     problem = Problem(
-        config=config, dtype="float32", entry=Entry("tokens"), heads=(), column=0, batch=BATCH, rows=rows,
+        config=config, dtype="float32", entry=Entry("tokens"), heads=(), batch=BATCH, rows=rows,
         objective=Objective(label=0.0, masked=1.0),
     )  # fmt: skip
     loss = objectives.make_loss(problem)
