@@ -6,17 +6,18 @@ as one line, with exit status 1; the option `--debug`, anywhere on the line, sho
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn, get_args
 
 import tyro
-from tyro.conf import FlagCreatePairsOff
+from tyro.conf import DisallowNone, FlagCreatePairsOff
 
 from specjax._version import __version__
 from specjax.commands.adapt import Adapt
 from specjax.commands.embed import Embed
-from specjax.commands.fetch import Fetch
+from specjax.commands.fetch import SOURCES, Fetch
 from specjax.commands.info import Info
 from specjax.commands.label import Label
+from specjax.commands.options_file import config_path, read_options
 from specjax.commands.plan import Plan
 from specjax.commands.predict import Predict
 from specjax.commands.prepare import Prepare
@@ -29,6 +30,9 @@ from specjax.interrupt import Terminated
 # In the order in which `specjax --help` lists them.
 Command = Info | Fetch | Prepare | Simulate | Plan | Label | Split | Pretrain | Adapt | Predict | Embed
 
+# An option that may be left out is shown with the type that it takes, without "None".
+_STYLE = (FlagCreatePairsOff, DisallowNone)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status; usage errors raise SystemExit(2)."""
@@ -38,15 +42,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words == ["--version"]:
         print(__version__)
         return 0
-    description = "Adapt a stellar foundation model to a new survey. --debug shows the traceback of an error."
-    command: Command = tyro.cli(
-        Command,
-        prog="specjax",
-        description=description,
-        args=words or ["--help"],
-        config=(FlagCreatePairsOff,),
+    return _exit_status(lambda: _parse(words or ["--help"]).run(), debug)
+
+
+def _parse(words: Sequence[str]) -> Any:
+    """Return the command of a command line, with the options of the file that --config names, if any.
+
+    Raises:
+        ConfigError: the file is invalid.
+    """
+    path, found = config_path(words), _command(words)
+    if path is None or found is None:
+        description = (
+            "Adapt a stellar foundation model to a new survey. --debug shows the traceback of an error."
+        )
+        return tyro.cli(Command, prog="specjax", description=description, args=words, config=_STYLE)
+    kind, count = found
+    return tyro.cli(
+        kind,
+        prog=" ".join(["specjax", *words[:count]]),
+        args=words[count:],
+        default=read_options(path, kind, words),
+        config=_STYLE,
     )
-    return _exit_status(command.run, debug)
+
+
+def _command(words: Sequence[str]) -> tuple[type[Any], int] | None:
+    """Return the class of the command that a line starts with, and the number of words of its name."""
+    kinds = {kind.__name__.lower(): kind for kind in get_args(Command)}
+    if words[0] == Fetch.__name__.lower():
+        source = SOURCES.get(words[1]) if len(words) > 1 else None
+        return None if source is None else (source, 2)
+    return (kinds[words[0]], 1) if words[0] in kinds else None
 
 
 def run(program: Callable[[], object]) -> NoReturn:

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 
 import jax
 import numpy as np
@@ -130,7 +131,8 @@ def test_usage_errors_exit_with_status_two(line, capsys):
     assert caught.value.code == 2
 
 
-def test_the_commands_of_the_readme_call_the_library(calls, capsys):
+def test_the_commands_of_the_readme_call_the_library(calls, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where a run leaves its options
     assert cli.main(["fetch", "stellar-libraries"]) == 0
     assert capsys.readouterr().out == "cache/stellar-libraries\n"
     assert cli.main("pretrain --preset mini --out model --seed 3 --resume".split()) == 0
@@ -163,6 +165,7 @@ def test_several_labels_and_adapters_are_taken(calls):
     line = "adapt --spectra s.npz --labels t.csv --label teff fe_h --configuration lora2 --out run"
     assert cli.main(line.split()) == 0
     assert calls["adapt_survey"][1]["label"] == ("teff", "fe_h")
+    assert tomllib.loads(calls["adapt_survey"][1]["files"]["run.toml"])["label"] == ["teff", "fe_h"]
     assert cli.main("predict --adapter a --adapter b one.fits -o labels.ecsv".split()) == 0
     _, options = calls["predict_survey"]
     assert [str(path) for path in options["adapter"]] == ["a", "b"]

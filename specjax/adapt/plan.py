@@ -6,7 +6,7 @@ splits contain the same stars at every S/N. Everything that is written says that
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +88,7 @@ def plan_survey(
     config: PlanConfig | None = None,
     population: Population | None = None,
     dtype: DtypeChoice = "auto",
+    files: Mapping[str, str] | None = None,
     say: Say = silent,
 ) -> list[results.Row]:
     """Adapt to simulated surveys, and write a folder with config.json, table.json and plan.png.
@@ -99,6 +100,7 @@ def plan_survey(
         config: what is varied.
         population: of the stars; the default is that of `specjax simulate`.
         dtype: type of the model's matrix products, as in `foundation.load`.
+        files: further files of the folder, as text by name.
         say: receives lines of progress.
 
     Returns:
@@ -123,6 +125,8 @@ def plan_survey(
             rows += [{**row, "snr": snr} for row in _curve(foundation, target, configuration, config, say)]
         rows = [{**row, "simulated": True} for row in rows]
         record = describe(instrument, population, shipped(), config.seed)
+        for name, text in (files or {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
         results.write_config(
             folder, {"plan": config, "model": str(model), "dtype": foundation.dtype, **record}
         )

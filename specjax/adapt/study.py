@@ -60,6 +60,7 @@ def run_study(
     label_scatter: Mapping[str, float] | None = None,
     record: Mapping[str, Any] | None = None,
     splits: Mapping[str, Splits] | None = None,
+    files: Mapping[str, str] | None = None,
     say: Say = silent,
 ) -> list[results.Row]:
     """Adapt to each target with each configuration, score all on the same splits, and write the run folder.
@@ -87,6 +88,7 @@ def run_study(
         record: further entries of config.json.
         splits: by name of the target, the splits of `config.seeds` seeds, for all of its labels; drawn at
             random for the others. With `config.one_split`, only the first of them is used.
+        files: further files of the folder, as text by name.
         say: receives lines of progress.
 
     Raises:
@@ -123,7 +125,7 @@ def run_study(
     for one in adapted:
         outside.setdefault(one.target.name, {}).update(one.outside)
     about = {"adapt": config, "configurations": names, "outside_training": outside, **(record or {})}
-    rows = _write(model, adapted, config, out, about, label_scatter, say)
+    rows = _write(model, adapted, config, out, about, label_scatter, files or {}, say)
     parts.remove()
     return rows
 
@@ -204,6 +206,7 @@ def _write(
     out: Path,
     about: Mapping[str, Any],
     label_scatter: Mapping[str, float] | None,
+    files: Mapping[str, str],
     say: Say,
 ) -> list[results.Row]:
     """Score what all targets have reached, and write the run folder."""
@@ -235,6 +238,8 @@ def _write(
             adapters = folder / "adapters" / target.name
             _save_adapters(adapters, model, target, saved, calibrations, scored, one.section)
             _plot_target(folder, one, scored, own)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
         results.write_config(folder, about)
         results.write_table(folder, rows)
         results.write_calibration(folder, covered)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ def adapt_survey(
     xp: Path | None = None,
     fwhm: float | None = None,
     dtype: DtypeChoice = "auto",
+    files: Mapping[str, str] | None = None,
     say: Say = silent,
 ) -> list[Row]:
     """Adapt a model to a survey's files and write the run folder of `study.run_study`.
@@ -70,6 +71,7 @@ def adapt_survey(
             slightly smoothed (see `preprocess.to_lamost`). Without `xp`, the Gaia XP side for LoRA3 is made
             from the spectra's own flux, if it covers at least 80% of 336-1020 nm.
         dtype: type of the model's matrix products, as in `foundation.load`.
+        files: further files of the run folder, as text by name.
         say: receives lines of progress.
 
     Raises:
@@ -125,6 +127,7 @@ def adapt_survey(
             "refused": targets[0].refused,
         },
         splits=splits,
+        files=files,
         say=say,
     )
 

@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 from tyro.conf import OmitArgPrefixes
 
 from specjax.commands.hosts import Hosts
+from specjax.commands.options_file import FILE, FromFile, options_text
 from specjax.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapt:
+class Adapt(FromFile):
     """Adapt a model to a survey with about a hundred labelled spectra, and print the scores on test stars.
 
     The run folder contains the score table, the predictions, plots, and the adapters for `specjax predict`.
@@ -102,6 +103,7 @@ class Adapt:
             xp=self.xp,
             fwhm=self.fwhm,
             dtype=self.dtype,
+            files={FILE: options_text(self)},
             say=distributed.say_on_main(say),
         )
         if not distributed.is_main():

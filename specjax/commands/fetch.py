@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
 
+from specjax.commands.options_file import FromFile
 from specjax.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)
-class StellarLibraries:
+class StellarLibraries(FromFile):
     """Observed stars of MILES and STELIB, and mean MaStar spectra (121 MB), into $SPECJAX_CACHE."""
 
     def run(self) -> None:
@@ -21,7 +22,7 @@ class StellarLibraries:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Desi:
+class Desi(FromFile):
     """Stars of DESI from the spectral archive SPARCL: spectra.h5 for adapt and predict, and a table.
 
     The same command with the same folder resumes an interrupted download.
@@ -69,7 +70,7 @@ class Desi:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaiaXp:
+class GaiaXp(FromFile):
     """Gaia XP spectra of sources on 336-1020 nm: spectra.h5 for adapt --xp, and gaia_xp.fits.
 
     Needs the extra specjax[gaia]. The same command with the same folder resumes an interrupted download.
@@ -98,7 +99,7 @@ class GaiaXp:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpecClip:
+class SpecClip(FromFile):
     """The published SpecCLIP weights from the Hugging Face hub, checked and converted to model folders.
 
     Label heads are converted on their own; docs/convert.md explains how to attach one to a model.
@@ -125,13 +126,19 @@ class SpecClip:
         )
 
 
-# A further source needs one line here and a class like those above.
+# A further source needs one line here, one below, and a class like those above.
 Source = (
     Annotated[StellarLibraries, subcommand("stellar-libraries")]
     | Annotated[Desi, subcommand("desi")]
     | Annotated[GaiaXp, subcommand("gaia-xp")]
     | Annotated[SpecClip, subcommand("specclip")]
 )
+SOURCES: dict[str, type[FromFile]] = {
+    "stellar-libraries": StellarLibraries,
+    "desi": Desi,
+    "gaia-xp": GaiaXp,
+    "specclip": SpecClip,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

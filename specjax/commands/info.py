@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from specjax.commands.options_file import FromFile
 from specjax.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Info:
+class Info(FromFile):
     """Describe a preset, a model folder or a file of spectra."""
 
     file: Annotated[Positional[Path | None], arg(metavar="SPECTRA")] = None

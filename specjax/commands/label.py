@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from specjax.commands.options_file import FromFile
 from specjax.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)
-class Label:
+class Label(FromFile):
     """Match spectra to a catalogue of labels, on the sky or by id, and write one row per spectrum.
 
     The catalogue is APOGEE's allStar, or with --columns any table. `specjax adapt` takes the result directly;

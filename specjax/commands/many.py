@@ -6,12 +6,13 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from specjax.commands.options_file import FromFile
 from specjax.errors import ConfigError
 from specjax.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)
-class ManySpectra:
+class ManySpectra(FromFile):
     """Files, folders and lists of spectra, and how they are read."""
 
     spectra: Annotated[Positional[tuple[Path, ...]], arg(metavar="SRC")] = ()

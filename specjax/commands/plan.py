@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from specjax.commands.options_file import FILE, FromFile, options_text
 from specjax.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(FromFile):
     """Estimate how many labelled stars a survey needs, and at what S/N, by adapting to simulations of it.
 
     The folder contains the table of scores and a plot of the scatter against the number of stars. Real
@@ -69,6 +70,7 @@ class Plan:
             ),
             population=Ranges.parse(self.ranges) if self.ranges else None,
             dtype=self.dtype,
+            files={FILE: options_text(self)},
             say=say,
         )
         print_table(rows, unit=symbol_and_unit(self.label)[1])

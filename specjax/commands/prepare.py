@@ -6,12 +6,13 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from specjax.commands.options_file import FromFile
 from specjax.errors import ConfigError
 from specjax.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepare:
+class Prepare(FromFile):
     """Prepare any number of raw files as one HDF5 file for adapt and predict.
 
     Run the same command again to resume an interrupted run. A table beside the file, FILE.report.ecsv, lists

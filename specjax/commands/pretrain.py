@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 from tyro.conf import OmitArgPrefixes, arg
 
 from specjax.commands.hosts import Hosts
+from specjax.commands.options_file import FromFile, write_options
 from specjax.errors import ConfigError
 from specjax.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrain:
+class Pretrain(FromFile):
     """Pretrain a foundation model on spectra in files, by the published stages.
 
     With --simulated it trains on simulated spectra instead. Without any of these it makes a model that ships,
@@ -86,6 +87,7 @@ class Pretrain:
         else:
             self._shipped()
         if distributed.is_main():
+            write_options(self.out, self)
             print(self.out)
 
     def _shipped(self) -> None:

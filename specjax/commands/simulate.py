@@ -6,12 +6,13 @@ from typing import Annotated
 
 from tyro.conf import arg
 
+from specjax.commands.options_file import FromFile
 from specjax.errors import ConfigError
 from specjax.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)
-class Simulate:
+class Simulate(FromFile):
     """Simulate spectra of stars with known labels, as an instrument would observe them.
 
     A table of the true labels, NAME_labels.ecsv, is written beside the spectra. Both are input of `specjax

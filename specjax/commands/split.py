@@ -6,11 +6,12 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from specjax.commands.options_file import FromFile
 from specjax.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
+class Split(FromFile):
     """Draw training, validation and test stars for each seed, and the spectra used without labels.
 
     The splits are written as columns split_0, split_1, ..., which `specjax adapt --labels` uses. The default

@@ -51,7 +51,7 @@ def study(model, targets, out, **options):
 @pytest.fixture(scope="module")
 def run(model, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "both"
-    return out, *study(model, both_labels(), out)
+    return out, *study(model, both_labels(), out, files={"run.toml": "seeds = 2\n"})
 
 
 def test_files_name_the_label(run):
@@ -65,6 +65,7 @@ def test_files_name_the_label(run):
     assert [load_adapter(folder).config["label"] for folder in folders] == ["fe_h", "teff"]
     assert {row["label"] for row in read_table(out)} == {"fe_h", "teff"}
     assert "tilted/teff: lora4" in said
+    assert (out / "run.toml").read_text() == "seeds = 2\n"
     assert json.loads((out / "config.json").read_text())["configurations"] == ["zero-shot-mlp2", "lora4"]
     assert {(row["label"], row["n_stars"]) for row in rows if row["subset"] == "all"} == {
         ("fe_h", 16),
