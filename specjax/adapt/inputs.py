@@ -24,6 +24,8 @@ from specjax.foundation import BackboneFeatures, Foundation, ModelInput
 from specjax.spectra import Spectra
 from specjax.typing import AnyArray, BoolArray, Float32Array, IntArray, StrArray, Tree
 
+NO_PAIRS = "alignment of LoRA3 needs Gaia XP spectra of the unlabelled stars"
+
 Rows = TypeVar("Rows", ModelInput, BackboneFeatures)
 
 
@@ -147,10 +149,8 @@ class TargetInputs:
         if self._whole is not None:
             return self._whole._paired
         xp = self.target.unlabelled_xp
-        if xp is None or not len(xp) or xp.mask.all():
-            raise DataError(
-                f"{self.target.name}: alignment of LoRA3 needs Gaia XP spectra of the unlabelled stars"
-            )
+        if xp is None or not has_pairs(self.target):
+            raise DataError(f"{self.target.name}: {NO_PAIRS}")
         rows = np.flatnonzero(~xp.mask.all(axis=1))
         return self.model.embed(xp)[rows], ModelInput(self.unlabelled.flux[rows], self.unlabelled.valid[rows])
 
@@ -188,6 +188,12 @@ class TargetInputs:
 
     def _first(self, features: BackboneFeatures) -> BackboneFeatures:
         return BackboneFeatures(*(leaf[0] for leaf in features))
+
+
+def has_pairs(target: Target) -> bool:
+    """Return whether an unlabelled star has a Gaia XP spectrum."""
+    xp = target.unlabelled_xp
+    return xp is not None and len(xp) > 0 and not bool(xp.mask.all())
 
 
 def inputs_of_labels(model: Foundation, targets: Sequence[Target]) -> list[TargetInputs]:

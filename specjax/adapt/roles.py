@@ -22,6 +22,8 @@ from specjax.typing import BoolArray, FloatArray, StrArray
 
 TRAIN, VALIDATE, TEST, UNLABELLED = "train", "validate", "test", "unlabelled"
 
+PAPER_UNLABELLED = 164
+
 _COLUMN = re.compile(r"split_(\d+)")
 
 
@@ -34,7 +36,8 @@ class SplitConfig:
         train: training stars per seed.
         validate: validation stars per seed.
         test: test stars per seed; all remaining ones if None.
-        unlabelled: spectra that stay unlabelled, the same for all seeds.
+        unlabelled: spectra that stay unlabelled, the same for all seeds; None takes the paper's 164, or all
+            if there are fewer.
         min_snr: S/N that these must exceed; 0 accepts any.
         seeds: splits.
         seed: number of the first seed.
@@ -49,7 +52,7 @@ class SplitConfig:
     train: int = 89
     validate: int = 9
     test: int | None = None
-    unlabelled: int = 164
+    unlabelled: int | None = None
     min_snr: float = 50.0
     seeds: int = 16
     seed: int = 0
@@ -58,7 +61,7 @@ class SplitConfig:
     def __post_init__(self) -> None:
         if self.train < MIN_TRAIN:
             raise ConfigError(f"{self.train} training stars are too few: at least {MIN_TRAIN} are needed")
-        if self.validate < 0 or self.unlabelled < 0 or self.seeds < 1 or self.seed < 0:
+        if self.validate < 0 or (self.unlabelled or 0) < 0 or self.seeds < 1 or self.seed < 0:
             raise ConfigError("numbers of stars and seeds must be positive")
         if self.test is not None and self.test < 1:
             raise ConfigError("at least one test star is needed")
@@ -114,10 +117,11 @@ def draw_roles(
         first_seed=config.seed,
         stratify=None if values is None else values[rows],
     )
-    if config.unlabelled > len(spares):
-        raise DataError(f"{config.unlabelled} unlabelled spectra are wanted, but there are {len(spares)}")
+    wanted = min(PAPER_UNLABELLED, len(spares)) if config.unlabelled is None else config.unlabelled
+    if wanted > len(spares):
+        raise DataError(f"{wanted} unlabelled spectra are wanted, but there are {len(spares)}")
     role = np.full((len(labelled), config.seeds), "", dtype="<U10")
-    kept = np.random.default_rng([config.seed, 1]).permutation(spares)[: config.unlabelled]
+    kept = np.random.default_rng([config.seed, 1]).permutation(spares)[:wanted]
     role[kept] = UNLABELLED
     for name in (TRAIN, VALIDATE, TEST):
         np.put_along_axis(role, rows[getattr(splits, name)].T, np.array(name), axis=0)
@@ -138,7 +142,7 @@ def split_table(table: Table, config: SplitConfig) -> Table:
     has_label = np.isfinite(floats(table[config.label], f"column {config.label}"))
     trusted = _texts(table, "flag") == Flag.GOOD
     spare = ~has_label & trusted & (_texts(table, "duplicate_of") == "")
-    if config.unlabelled and config.min_snr > 0:
+    if config.unlabelled != 0 and config.min_snr > 0 and spare.any():
         _require(table, ["snr"])
         spare &= floats(table["snr"], "column snr") > config.min_snr  # False for NaN
     labelled = has_label & trusted

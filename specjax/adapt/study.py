@@ -18,7 +18,7 @@ from specjax.adapt.checks import ONLY_FACTORS, check_label, check_model, check_s
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.forward import count_seeds
 from specjax.adapt.fusing import FUSED, fuse_seeds, mean_of_seeds, unseen_split
-from specjax.adapt.inputs import TargetInputs, inputs_of_labels
+from specjax.adapt.inputs import NO_PAIRS, TargetInputs, has_pairs, inputs_of_labels
 from specjax.adapt.parts import Parts, record_of
 from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.shares import SharedAdaptation
@@ -34,7 +34,7 @@ from specjax.adapt.uncertainties import (
 from specjax.atomic import atomic_folder, check_folder
 from specjax.calibration.calibration import SUFFIXES, Calibration, Intervals
 from specjax.checkpoints import save_adapter
-from specjax.errors import ModelError
+from specjax.errors import DataError, ModelError
 from specjax.flags import count_flags
 from specjax.foundation import Foundation
 from specjax.progress import Say, silent
@@ -100,6 +100,8 @@ def run_study(
     check_model(model, wanted, config)
     for target in targets:
         check_label(model, target.label)
+        if any(config.needs_xp(configuration) for configuration in wanted) and not has_pairs(target):
+            raise DataError(f"{target.name}: {NO_PAIRS}")
     for configuration in wanted:
         if config.fuse and configuration.is_adapted and not configuration.can_be_fused:
             say(f"{configuration.name} is not fused: {ONLY_FACTORS}")

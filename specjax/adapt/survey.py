@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from specjax.adapt.checks import check_label, check_settings
 from specjax.adapt.configuration import Configuration
+from specjax.adapt.inputs import NO_PAIRS, has_pairs
 from specjax.adapt.roles import Roles, apply_roles, read_roles
 from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.shares import preprocess_shares
@@ -16,7 +17,7 @@ from specjax.adapt.splits import Splits
 from specjax.adapt.study import run_study
 from specjax.adapt.target import Target, make_targets
 from specjax.catalogues.labels import join_labels, read_labels
-from specjax.errors import ConfigError, DataError
+from specjax.errors import DataError
 from specjax.flags import Flag, count_flags
 from specjax.foundation import DtypeChoice, load
 from specjax.preprocess import to_gaia_xp, to_lamost
@@ -25,6 +26,10 @@ from specjax.report.results import Row
 from specjax.spectra import Spectra
 from specjax.surveys import read, read_xp
 from specjax.typing import FloatArray
+
+
+class NoXPError(DataError):
+    """Configurations that need Gaia XP spectra, where there are none."""
 
 
 def adapt_survey(
@@ -66,7 +71,8 @@ def adapt_survey(
         survey: as in `surveys.read`.
         wavelength_medium: likewise.
         wavelength_unit: likewise.
-        xp: Gaia XP spectra with the same ids, for LoRA3; a prepared file may contain them.
+        xp: Gaia XP spectra with the same ids, for LoRA3; a prepared file may contain them. Configurations
+            that need them are skipped where there are none, unless that leaves no other.
         fwhm: spectral resolution in Angstrom. Spectra of much lower resolution than the LAMOST pixels are
             slightly smoothed (see `preprocess.to_lamost`). Without `xp`, the Gaia XP side for LoRA3 is made
             from the spectra's own flux, if it covers at least 80% of 336-1020 nm.
@@ -91,7 +97,7 @@ def adapt_survey(
     observed = read(spectra, survey, wavelength_medium=wavelength_medium, wavelength_unit=wavelength_unit)
     roles = read_roles(labels)
     joined = _joined_labels(observed, labels, wanted)
-    needs_xp = any(config.needs_xp(configuration) for configuration in parsed)
+    parsed, xp_side = _with_xp(parsed, config, lambda: _xp_side(observed, spectra, xp, fwhm), say)
     targets = make_targets(
         observed.survey or spectra.stem,
         preprocess_shares(functools.partial(to_lamost, fwhm=fwhm), observed, spectra),
@@ -99,7 +105,7 @@ def adapt_survey(
         fe_h=joined.get("fe_h"),
         errors={name: joined[f"{name}_err"] for name in wanted if f"{name}_err" in joined},
         usable=None if roles is None else roles.labelled(observed.id),
-        xp=_xp_side(observed, spectra, xp, fwhm) if needs_xp else None,
+        xp=xp_side,
         fwhm=fwhm,
     )
     splits: dict[str, Splits] = {}
@@ -111,6 +117,7 @@ def adapt_survey(
             say(f"{labels}: the first split for all seeds")
         elif config.seeds < asked:
             say(f"{labels} has splits for only {config.seeds} of the {asked} seeds that were asked for")
+    parsed = _with_pairs(parsed, config, targets[0], say)
     for target in targets:
         describe_target(target, say, target.label if len(targets) > 1 else "")
     return run_study(
@@ -167,19 +174,61 @@ def _splits_of_table(
     return chosen, dataclasses.replace(config, seeds=len(splits), **sizes), splits
 
 
+def _with_xp(
+    configurations: list[Configuration], config: AdaptConfig, read_xp_side: Callable[[], Spectra], say: Say
+) -> tuple[list[Configuration], Spectra | None]:
+    """Return the Gaia XP side, if a configuration needs it, and the configurations that can be adapted.
+
+    Raises:
+        SpecjaxError: all of them need it and there is none, or the file that was given for it is invalid.
+    """
+    needing = [one for one in configurations if config.needs_xp(one)]
+    if not needing:
+        return configurations, None
+    try:
+        return configurations, read_xp_side()
+    except NoXPError as error:
+        return _skipped(configurations, needing, str(error), say), None
+
+
+def _with_pairs(
+    configurations: list[Configuration], config: AdaptConfig, target: Target, say: Say
+) -> list[Configuration]:
+    """Return the configurations that the target's pairs with Gaia XP spectra, or none of them, suffice for.
+
+    Raises:
+        NoXPError: all of them need pairs, and there are none.
+    """
+    needing = [one for one in configurations if config.needs_xp(one)]
+    if not needing or has_pairs(target):
+        return configurations
+    return _skipped(configurations, needing, f"{target.name}: {NO_PAIRS}", say)
+
+
+def _skipped(
+    configurations: list[Configuration], needing: list[Configuration], why: str, say: Say
+) -> list[Configuration]:
+    rest = [one for one in configurations if one not in needing]
+    names = ", ".join(one.name for one in needing)
+    if not rest:
+        raise NoXPError(f"{why}; or leave out --objective sequential: jointly, {names} can do without")
+    say(f"skipped {names}: {why}")
+    return rest
+
+
 def _xp_side(observed: Spectra, path: Path, xp: Path | None, fwhm: float | None) -> Spectra:
     """Return Gaia XP spectra in the order of the observed ones; rows without one are wholly masked."""
     if xp is None and (contained := read_xp(path)) is not None:
         return contained
     if xp is None and fwhm is None:
-        raise ConfigError(
+        raise NoXPError(
             "LoRA3 needs Gaia XP spectra of the stars: give them with --xp, or give --fwhm, the resolution"
             " (Angstrom) of spectra that themselves cover 336-1020 nm"
         )
     if xp is None:
         made = to_gaia_xp(observed, fwhm_from=fwhm)
         if (made.meta["flag"] != Flag.GOOD).all():
-            raise DataError("no spectrum covers enough of 336-1020 nm to replace Gaia XP: give --xp")
+            raise NoXPError("no spectrum covers enough of 336-1020 nm to replace Gaia XP: give --xp")
         return made
     contained = read_xp(xp)
     return _in_order(to_gaia_xp(read(xp)) if contained is None else contained, observed, xp)

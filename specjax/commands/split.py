@@ -30,8 +30,9 @@ class Split(FromFile):
     """validation stars per split"""
     test: int | None = None
     """test stars per split; by default all remaining stars"""
-    unlabelled: int = 164
-    """spectra without a label to use as unlabelled spectra, for lora1 and lora3"""
+    unlabelled: int | None = None
+    """spectra without a label to use as unlabelled spectra, for lora1 and lora3; by default 164, or all if
+    there are fewer"""
     min_snr: float = 50.0
     """minimum signal-to-noise ratio (exclusive) of the unlabelled spectra"""
     seeds: int = 16

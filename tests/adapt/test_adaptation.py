@@ -4,6 +4,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from specjax import lora
 from specjax.adapt.adaptation import Adaptation
@@ -459,6 +460,13 @@ class TestUnlabelled:
             with pytest.raises(DataError, match=message) as caught:
                 run(make(target, objective="sequential"), name)
             assert "\n" not in str(caught.value)
+
+    def test_masked_modelling_trains_where_every_spectrum_has_a_label(self):
+        adaptation = make(synthetic.target(xp=False, unlabelled=0), objective="sequential")
+        (factors,) = [group._tower_factors(("lora1",)) for group in adaptation._groups]
+        moved = [np.abs(leaf).max() for path, leaf in flatten_dict(factors).items() if path[-1] == "lora_b"]
+        assert moved
+        assert min(moved) > 0  # they start at zero
 
     def test_without_gaia_xp_or_unlabelled_spectra_all_groups_train_on_the_labels(self, results):
         adaptation = make(synthetic.target(xp=False, unlabelled=0))

@@ -135,6 +135,12 @@ def test_signal_to_noise_is_needed_only_where_it_is_asked_for():
     split_table(table, SplitConfig(min_snr=0))
 
 
+def test_by_default_there_may_be_fewer_unlabelled_spectra_than_in_the_paper():
+    for spare, expected in ((300, 164), (30, 20), (0, 0)):  # a third is too faint
+        role = roles_of(split_table(stars(120, spare), SplitConfig(seeds=2)))
+        assert ((role == "unlabelled").sum(axis=0) == expected).all()
+
+
 @pytest.mark.parametrize("suffix", ["ecsv", "csv", "fits"])
 def test_the_file_gives_the_roles_back(tmp_path, suffix):
     table = split_table(stars(40, 20), SplitConfig(train=20, validate=4, unlabelled=5, seeds=11))

@@ -168,6 +168,24 @@ def test_steps_without_joint_training_of_a_tower_are_reported(
     assert configs[0].joint[0].steps == 120
 
 
+@pytest.mark.parametrize("options", [{}, {"fwhm": 3.0}, {"xp": "others.npz"}])
+def test_what_needs_gaia_xp_does_not_stop_the_others(files, tmp_path, monkeypatch, options):
+    """Whether there are no XP spectra, too little flux to make them from, or none of an unlabelled star."""
+    given, said = [], []
+    monkeypatch.setattr(survey, "run_study", lambda *_, configurations, **__: given.extend(configurations))
+    if "xp" in options:
+        options = {"xp": tmp_path / options["xp"]}
+        grid = np.arange(3360.0, 10201, 20)
+        write(options["xp"], np.ones((1, 343)) + 0.1 * np.sin(grid), ["star 0"], grid, survey="gaia_xp")
+    survey.adapt_survey(
+        **files, out=tmp_path / "run", configurations=["lora2", "lora1+lora3+lora4", "lora1"],
+        config=SEQUENTIAL, say=said.append, wavelength_medium="vacuum", wavelength_unit="angstrom", **options,
+    )  # fmt: skip
+    assert [one.name for one in given] == ["lora2", "lora1"]
+    (line,) = [line for line in said if line.startswith("skipped")]
+    assert line.startswith("skipped lora1+lora3+lora4: ")
+
+
 def test_metallicity_sorts_the_stars_whatever_the_label(files, tmp_path):
     """The run of another label must hand fe_h on, or the table's metal-poor rows are empty."""
     observed = read(files["spectra"])
@@ -268,10 +286,10 @@ def test_every_format_has_the_intervals(files, adapted, name, tmp_path):
 
 @pytest.fixture(scope="module")
 def adapted_twice(files, folder):
-    """A run with two labels; four of the stars lack Teff."""
+    """A run with two labels; three of the stars lack Teff."""
     table = Table.read(files["labels"])
     table["teff"] = 5500 + 400 * table["fe_h"]
-    table["teff"][:4] = np.nan
+    table["teff"][:3] = np.nan
     table.write(folder / "two.ecsv")
     survey.adapt_survey(
         **{**files, "labels": folder / "two.ecsv"}, out=folder / "two", label=("teff", "fe_h"),
@@ -410,7 +428,11 @@ def test_an_adapter_of_another_model_is_refused(files, adapted, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"configurations": ["lora3+lora4"], "config": SEQUENTIAL}, ConfigError, "needs Gaia XP spectra"),
+        (
+            {"configurations": ["lora3+lora4"], "config": SEQUENTIAL},
+            DataError,
+            "needs Gaia XP spectra.*leave out",
+        ),
         ({"configurations": ["lora3"], "config": SEQUENTIAL, "fwhm": 3.0}, DataError, "give --xp"),
         ({"configurations": ["lora7"]}, ConfigError, "no configuration"),
         ({"label": "logg"}, ConfigError, "predicts teff, fe_h, not 'logg'"),
