@@ -16,7 +16,7 @@ from specjax.adapt import objectives
 from specjax.adapt.adaptation import Adaptation
 from specjax.adapt.configuration import PAPER, Configuration
 from specjax.adapt.settings import AdaptConfig
-from specjax.adapt.splits import draw_splits
+from specjax.adapt.splits import default_sizes, draw_splits
 from specjax.adapt.target import Target
 from specjax.adapt.tower import Entry
 from specjax.batching import micro_batch_size
@@ -249,7 +249,8 @@ def _problem(
 def whole_table(model: Foundation, seeds: int) -> Call:
     """Make the call that runs the six configurations for all seeds, from spectra to predictions."""
     target, config = random_target(model.config), AdaptConfig(seeds=seeds)
-    splits = draw_splits(len(target.labelled), seeds=seeds, train=config.train, validate=config.validate)
+    train, validate = default_sizes(len(target.labelled))
+    splits = draw_splits(len(target.labelled), seeds=seeds, train=train, validate=validate)
 
     def call() -> Any:
         adaptation = Adaptation(model, target, splits, config)

@@ -55,7 +55,7 @@ class Config:
     Payne."""
     baselines: bool = True
     """Add rows for methods without a foundation model (needs the extra "baselines")."""
-    adapt: AdaptConfig = AdaptConfig()
+    adapt: AdaptConfig = AdaptConfig(train=60, validate=10)
     """Seeds, splits and training stages."""
 
 

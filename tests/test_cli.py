@@ -9,6 +9,7 @@ import pytest
 
 import specjax
 from specjax import cli
+from specjax.adapt.settings import AdaptConfig
 from specjax.config import get_preset
 from specjax.errors import ModelError, SpecjaxError
 from specjax.report import describe
@@ -149,7 +150,7 @@ def test_the_commands_of_the_readme_call_the_library(calls, capsys, monkeypatch,
     assert cli.main([*line.split(), "--wavelength-medium", "air", "--out", "run"]) == 0
     _, options = calls["adapt_survey"]
     assert options["configurations"] == ("lora2", "lora4")
-    assert (options["config"].seeds, options["config"].train, options["config"].validate) == (4, 60, 10)
+    assert (options["config"].seeds, options["config"].train, options["config"].validate) == (4, None, None)
     assert (str(options["spectra"]), options["survey"], options["wavelength_medium"]) == (
         "s.npz",
         None,
@@ -165,7 +166,9 @@ def test_several_labels_and_adapters_are_taken(calls):
     line = "adapt --spectra s.npz --labels t.csv --label teff fe_h --configuration lora2 --out run"
     assert cli.main(line.split()) == 0
     assert calls["adapt_survey"][1]["label"] == ("teff", "fe_h")
-    assert tomllib.loads(calls["adapt_survey"][1]["files"]["run.toml"])["label"] == ["teff", "fe_h"]
+    files = calls["adapt_survey"][1]["files"](AdaptConfig(seeds=3, train=46))
+    found = tomllib.loads(files["run.toml"])
+    assert (found["label"], found["seeds"], found["train"]) == (["teff", "fe_h"], 3, 46)
     assert cli.main("predict --adapter a --adapter b one.fits -o labels.ecsv".split()) == 0
     _, options = calls["predict_survey"]
     assert [str(path) for path in options["adapter"]] == ["a", "b"]

@@ -18,8 +18,8 @@ class AdaptConfig:
 
     Attributes:
         seeds: random splits, each with an adapter of its own.
-        train: training stars of each.
-        validate: validation stars of each; they take part in the selection.
+        train: training stars of each; by default, by the number of labelled stars (`splits.default_sizes`).
+        validate: validation stars of each, likewise; they take part in the selection.
         folds: of the cross-validation where only heads are trained.
         tower_folds: the same where the tower is trained, which takes longer.
         objective: "joint" trains all groups together, "sequential" as in the paper.
@@ -42,8 +42,8 @@ class AdaptConfig:
     """
 
     seeds: int = 16
-    train: int = 60
-    validate: int = 10
+    train: int | None = None
+    validate: int | None = None
     folds: int = 5
     tower_folds: int = 3
     objective: Literal["joint", "sequential"] = "joint"

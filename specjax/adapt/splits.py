@@ -10,6 +10,16 @@ from specjax.typing import BoolArray, FloatArray, IntArray
 MIN_TRAIN = 10
 """Fewest training stars on which cross-validation is meaningful."""
 
+FULL = 100
+"""Labelled stars from which on the default numbers of training and validation stars are fixed."""
+
+TRAIN, VALIDATE = 60, 10
+"""These numbers; of fewer stars, as many of each hundred."""
+
+FEW_TEST = 30
+"""Test stars below which a split is reported as small."""
+
+_WIDTH = 2.0  # of a 95% interval of the scatter, to either side, times the root of the number of stars
 _STRATA = 10  # groups of stars of similar label, of equal size
 
 
@@ -61,6 +71,41 @@ class Splits:
 
     def __getitem__(self, seeds: slice | IntArray) -> "Splits":
         return replace(self, **{name: rows[seeds] for name, rows in self.__dict__.items()})
+
+
+def default_sizes(n: int, train: int | None = None, validate: int | None = None) -> tuple[int, int]:
+    """Return the numbers of training and validation stars of n labelled ones, those that are None by default.
+
+    From 100 stars on they are 60 and 10, below 60% and 10% of them, but not fewer than `MIN_TRAIN` training
+    stars. Validation stars give way to a test star.
+
+    >>> default_sizes(495), default_sizes(76), default_sizes(12), default_sizes(76, train=40)
+    ((60, 10), (46, 8), (10, 1), (40, 8))
+    """
+    share = min(n, FULL) / FULL
+    if train is None:
+        train = max(round(TRAIN * share), MIN_TRAIN)
+    if validate is None:
+        validate = max(min(round(VALIDATE * share), n - train - 1), 0)
+    return train, validate
+
+
+def describe_sizes(splits: Splits) -> str:
+    """Describe the parts of a split, and how well a scatter will be known where few stars are tested.
+
+    Over all seeds N different stars are tested. With 16 seeds, and residuals of Student's t with 5 degrees of
+    freedom, the 95% interval of the scatter of one configuration is about 2 / sqrt(N) of it to either side
+    (see docs/adaptation.md).
+    """
+    train, validate, test = (rows.shape[1] for rows in (splits.train, splits.validate, splits.test))
+    text = f"{train} training, {validate} validation and {test} test stars per split"
+    if test >= FEW_TEST:
+        return text
+    width = round(100 * _WIDTH / np.sqrt(len(np.unique(splits.test))), -1)
+    return (
+        f"{text}: few to test, so that the 95% interval of a scatter will be about {width:.0f}% of it to"
+        " either side; more labelled stars would narrow it"
+    )
 
 
 def draw_splits(

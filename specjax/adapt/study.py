@@ -22,7 +22,7 @@ from specjax.adapt.inputs import NO_PAIRS, TargetInputs, has_pairs, inputs_of_la
 from specjax.adapt.parts import Parts, record_of
 from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.shares import SharedAdaptation
-from specjax.adapt.splits import Splits, draw_splits
+from specjax.adapt.splits import Splits, default_sizes, describe_sizes, draw_splits
 from specjax.adapt.target import Target
 from specjax.adapt.uncertainties import (
     calibrate_mean,
@@ -60,7 +60,7 @@ def run_study(
     label_scatter: Mapping[str, float] | None = None,
     record: Mapping[str, Any] | None = None,
     splits: Mapping[str, Splits] | None = None,
-    files: Mapping[str, str] | None = None,
+    files: Callable[[AdaptConfig], Mapping[str, str]] | None = None,
     say: Say = silent,
 ) -> list[results.Row]:
     """Adapt to each target with each configuration, score all on the same splits, and write the run folder.
@@ -88,7 +88,7 @@ def run_study(
         record: further entries of config.json.
         splits: by name of the target, the splits of `config.seeds` seeds, for all of its labels; drawn at
             random for the others. With `config.one_split`, only the first of them is used.
-        files: further files of the folder, as text by name.
+        files: makes further files of the folder, as text by name, from the resolved settings.
         say: receives lines of progress.
 
     Raises:
@@ -112,8 +112,11 @@ def run_study(
     surveys = [[t for t in targets if t.name == name] for name in dict.fromkeys(t.name for t in targets)]
     targets = [target for survey in surveys for target in survey]
     drawn = [own for survey in surveys for own in _splits_of(survey, config, splits or {})]
-    parts = _begin(model, targets, drawn, config, wanted, out)
+    config = _resolved(config, drawn)
     several = len({target.label for target in targets}) > 1
+    for target, own in zip(targets, drawn, strict=True):
+        say(f"{target.name}{f' with {target.label}' if several else ''}: {describe_sizes(own)}")
+    parts = _begin(model, targets, drawn, config, wanted, out)
     adapted: list[_Adapted] = []
     for survey in surveys:
         for target, inputs in zip(survey, inputs_of_labels(model, survey), strict=True):
@@ -126,8 +129,10 @@ def run_study(
     outside: dict[str, dict[str, str]] = {}
     for one in adapted:
         outside.setdefault(one.target.name, {}).update(one.outside)
-    about = {"adapt": config, "configurations": names, "outside_training": outside, **(record or {})}
-    rows = _write(model, adapted, config, out, about, label_scatter, files or {}, say)
+    sizes = [{"target": one.target.name, "label": one.target.label, **_sizes(one.splits)} for one in adapted]
+    about = {"adapt": config, "configurations": names, "splits": sizes, "outside_training": outside}
+    made = {} if files is None else files(config)
+    rows = _write(model, adapted, config, out, {**about, **(record or {})}, label_scatter, made, say)
     parts.remove()
     return rows
 
@@ -278,6 +283,17 @@ def _plot_name(name: str, section: str) -> str:
     return f"{name}_{section}.png" if section else f"{name}.png"
 
 
+def _sizes(splits: Splits) -> dict[str, int]:
+    return {name: getattr(splits, name).shape[1] for name in ("train", "validate", "test")}
+
+
+def _resolved(config: AdaptConfig, drawn: Sequence[Splits]) -> AdaptConfig:
+    """Return the settings with the numbers of stars, where they are the same for all targets and labels."""
+    sizes = [_sizes(splits) for splits in drawn]
+    same = {name: sizes[0][name] for name in ("train", "validate") if len({one[name] for one in sizes}) == 1}
+    return dataclasses.replace(config, **same)
+
+
 def _splits_of(survey: Sequence[Target], config: AdaptConfig, splits: Mapping[str, Splits]) -> list[Splits]:
     """Return the splits of all seeds for each label of a survey: those that are given, or drawn at random.
 
@@ -289,11 +305,12 @@ def _splits_of(survey: Sequence[Target], config: AdaptConfig, splits: Mapping[st
     for target in survey:
         given = splits.get(target.name)
         if given is None:
+            train, validate = default_sizes(len(target.labelled), config.train, config.validate)
             given = draw_splits(
                 len(names),
                 seeds=1 if config.one_split else config.seeds,
-                train=config.train,
-                validate=config.validate,
+                train=train,
+                validate=validate,
                 among=np.isin(names, target.labelled.id),
             )
         drawn.append(given.repeated(config.seeds) if config.one_split else given)

@@ -48,7 +48,7 @@ def adapt_survey(
     xp: Path | None = None,
     fwhm: float | None = None,
     dtype: DtypeChoice = "auto",
-    files: Mapping[str, str] | None = None,
+    files: Callable[[AdaptConfig], Mapping[str, str]] | None = None,
     say: Say = silent,
 ) -> list[Row]:
     """Adapt a model to a survey's files and write the run folder of `study.run_study`.
@@ -77,7 +77,7 @@ def adapt_survey(
             slightly smoothed (see `preprocess.to_lamost`). Without `xp`, the Gaia XP side for LoRA3 is made
             from the spectra's own flux, if it covers at least 80% of 336-1020 nm.
         dtype: type of the model's matrix products, as in `foundation.load`.
-        files: further files of the run folder, as text by name.
+        files: makes further files of the run folder, see `study.run_study`.
         say: receives lines of progress.
 
     Raises:
@@ -112,7 +112,7 @@ def adapt_survey(
     if roles is not None:
         asked = config.seeds
         targets, config, splits[targets[0].name] = _splits_of_table(targets, config, roles)
-        say(f"splits from {labels}: {config.train} training and {config.validate} validation stars")
+        say(f"the splits are those of {labels}")
         if config.one_split:
             say(f"{labels}: the first split for all seeds")
         elif config.seeds < asked:

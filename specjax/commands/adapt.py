@@ -1,14 +1,17 @@
 """`specjax adapt`: adapt a model to a survey and score it on test stars."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes
 
 from specjax.commands.hosts import Hosts
 from specjax.commands.options_file import FILE, FromFile, options_text
 from specjax.progress import say
+
+if TYPE_CHECKING:
+    from specjax.adapt.settings import AdaptConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +37,11 @@ class Adapt(FromFile):
     full followed by -mlp1 or -mlp2"""
     seeds: int = 16
     """number of random splits; each trains its own adapter"""
-    train: int = 60
-    """training stars per split"""
-    validate: int = 10
-    """validation stars per split; the remaining stars are the test stars"""
+    train: int | None = None
+    """training stars per split; by default 60, and of fewer than 100 labelled stars 60% (at least 10)"""
+    validate: int | None = None
+    """validation stars per split; by default 10, and of fewer than 100 labelled stars 10%; the remaining
+    stars are the test stars"""
     objective: Literal["joint", "sequential"] = "joint"
     """joint trains all groups together on the labels; sequential is the paper's: lora1 by masked modelling,
     lora3 against Gaia XP, then the heads"""
@@ -103,7 +107,7 @@ class Adapt(FromFile):
             xp=self.xp,
             fwhm=self.fwhm,
             dtype=self.dtype,
-            files={FILE: options_text(self)},
+            files=self._files,
             say=distributed.say_on_main(say),
         )
         if not distributed.is_main():
@@ -112,3 +116,8 @@ class Adapt(FromFile):
         for line in calibration_lines(rows, read_calibration(self.out)):
             print(line)
         print(self.out)
+
+    def _files(self, config: "AdaptConfig") -> dict[str, str]:
+        """Return the options of this run as a file of its folder, with the numbers that were resolved."""
+        resolved = replace(self, seeds=config.seeds, train=config.train, validate=config.validate)
+        return {FILE: options_text(resolved)}

@@ -51,7 +51,9 @@ def study(model, targets, out, **options):
 @pytest.fixture(scope="module")
 def run(model, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "both"
-    return out, *study(model, both_labels(), out, files={"run.toml": "seeds = 2\n"})
+    return out, *study(
+        model, both_labels(), out, files=lambda config: {"run.toml": f"seeds = {config.seeds}\n"}
+    )
 
 
 def test_files_name_the_label(run):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from specjax.adapt.splits import draw_splits
+from specjax.adapt.splits import default_sizes, describe_sizes, draw_splits
 from specjax.errors import SpecjaxError
 
 
@@ -63,3 +63,33 @@ def test_what_cannot_be_split(n, seeds, train, validate, message):
     with pytest.raises(SpecjaxError, match=message) as caught:
         draw_splits(n, seeds=seeds, train=train, validate=validate)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [{}, {"train": 30}, {"validate": 0}, {"validate": 5}])
+def test_default_sizes_leave_a_star_to_test_and_grow_with_the_stars(given):
+    before = (0, 0)
+    for n in range(11, 300):
+        if n < given.get("train", 10) + given.get("validate", 0) + 1:
+            continue
+        sizes = default_sizes(n, **given)
+        draw_splits(n, seeds=1, train=sizes[0], validate=sizes[1])
+        assert all(now >= then for now, then in zip(sizes, before, strict=True))
+        assert sizes[0] == given.get("train", sizes[0])
+        before = sizes
+    assert before == (given.get("train", 60), given.get("validate", 10))
+
+
+def test_from_a_hundred_stars_on_the_sizes_are_fixed_and_join_the_shares():
+    assert default_sizes(100) == default_sizes(99_999) == (60, 10)
+    assert default_sizes(99) == (59, 10)
+    assert default_sizes(76) == (46, 8)
+
+
+def test_a_small_test_set_is_reported_with_the_width_of_the_intervals():
+    large = describe_sizes(draw_splits(126, seeds=16, train=60, validate=10))
+    assert large == "60 training, 10 validation and 56 test stars per split"
+    small = describe_sizes(draw_splits(64, seeds=16, train=38, validate=6))
+    assert small.startswith("38 training, 6 validation and 20 test stars per split: few to test")
+    assert "about 20%" in small  # 2 / sqrt(64), to tens: all 64 stars are tested by some seed
+    one = describe_sizes(draw_splits(64, seeds=1, train=38, validate=6))
+    assert "about 40%" in one  # 2 / sqrt(20)

@@ -104,7 +104,7 @@ def test_the_splits_of_a_table_of_labels_are_followed(files, tmp_path):
         **{**files, "labels": tmp_path / "stars.ecsv"}, out=tmp_path / "run", configurations=["lora4"],
         config=CONFIG, say=said.append, wavelength_medium="vacuum", wavelength_unit="angstrom",
     )  # fmt: skip
-    assert any("11 training and 1 validation stars" in line for line in said)
+    assert any("11 training, 1 validation and 4 test stars per split" in line for line in said)
     assert any("18 labelled and 5 unlabelled" in line for line in said)
     assert {row["n_stars"] for row in rows if row["subset"] == "all"} == {4}
     scored = Table.read(tmp_path / "run" / "predictions.ecsv")
