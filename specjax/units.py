@@ -11,6 +11,15 @@ LABELS = {
 }
 """Units of labels and of columns derived from them, such as `fe_h_err`."""
 
+RANGES = {
+    "teff": (1000.0, 100000.0),
+    "logg": (-2.0, 10.0),
+    "fe_h": (-8.0, 3.0),
+    "alpha_fe": (-3.0, 3.0),
+    "vmicro": (0.0, 50.0),
+}
+"""What labels of stars can be; values beyond are in another unit, or another quantity."""
+
 COLUMNS = {**LABELS, "ra": "deg", "dec": "deg", "wavelength": "Angstrom"}
 """Units of columns, by exact name."""
 

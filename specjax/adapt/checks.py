@@ -3,13 +3,19 @@
 import re
 from collections.abc import Sequence
 
+import numpy as np
+
 from specjax import lora
 from specjax.adapt.configuration import Configuration
+from specjax.adapt.forward import label_scale
 from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.start import Ranks
-from specjax.errors import ConfigError, ModelError
+from specjax.adapt.target import Target
+from specjax.errors import ConfigError, DataError, ModelError
 from specjax.foundation import Foundation
 from specjax.typing import Tree
+
+_LEAST_SPREAD = 1e-5  # of labels, in units of their standard deviation among the model's training stars
 
 ONLY_FACTORS = "only low-rank factors (lora1 to lora4) can be averaged"
 
@@ -55,6 +61,22 @@ def check_label(model: Foundation, label: str) -> None:
     """
     if label not in model.config.labels:
         raise ConfigError(f"the model predicts {', '.join(model.config.labels)}, not {label!r}")
+
+
+def check_truth(model: Foundation, target: Target) -> None:
+    """Check that the labels of a target differ.
+
+    Raises:
+        DataError: they are the same, or differ by less than the single precision in which they are learned.
+    """
+    truth = np.asarray(target.truth, np.float64)
+    spread = float(np.ptp(truth))
+    scale = min(label_scale(model, head, target.label)[1] for head in lora.HEADS)
+    if spread <= max(_LEAST_SPREAD * scale, 4 * np.finfo(np.float32).eps * float(np.abs(truth).max())):
+        raise DataError(
+            f"{target.name}: the {target.label} of all {len(truth)} labelled stars is {truth[0]:g}, with"
+            f" differences of at most {spread:.2g}: there is nothing to learn from it"
+        )
 
 
 def check_ranks(ranks: Ranks, params: Tree) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from specjax import distributed, lora
 from specjax.adapt.adaptation import AdaptationResult
-from specjax.adapt.checks import ONLY_FACTORS, check_label, check_model, check_settings
+from specjax.adapt.checks import ONLY_FACTORS, check_label, check_model, check_settings, check_truth
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.forward import count_seeds
 from specjax.adapt.fusing import FUSED, fuse_seeds, mean_of_seeds, unseen_split
@@ -100,6 +100,7 @@ def run_study(
     check_model(model, wanted, config)
     for target in targets:
         check_label(model, target.label)
+        check_truth(model, target)
         if any(config.needs_xp(configuration) for configuration in wanted) and not has_pairs(target):
             raise DataError(f"{target.name}: {NO_PAIRS}")
     for configuration in wanted:

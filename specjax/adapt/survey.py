@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from specjax import distributed
 from specjax.adapt.checks import check_label, check_settings
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.inputs import NO_PAIRS, has_pairs
+from specjax.adapt.left_out import LabelledStars, beside_folder, within_range
 from specjax.adapt.roles import Roles, apply_roles, read_roles
 from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.shares import preprocess_shares
@@ -98,10 +100,14 @@ def adapt_survey(
     roles = read_roles(labels)
     joined = _joined_labels(observed, labels, wanted)
     parsed, xp_side = _with_xp(parsed, config, lambda: _xp_side(observed, spectra, xp, fwhm), say)
+    lamost = preprocess_shares(functools.partial(to_lamost, fwhm=fwhm), observed, spectra)
+    stars = LabelledStars.read(labels, wanted, lamost, roles)
+    if roles is None:
+        stars.check(out, config.train, config.validate)
     targets = make_targets(
         observed.survey or spectra.stem,
-        preprocess_shares(functools.partial(to_lamost, fwhm=fwhm), observed, spectra),
-        {name: joined[name] for name in wanted},
+        lamost,
+        {name: within_range(name, joined[name]) for name in wanted},
         fe_h=joined.get("fe_h"),
         errors={name: joined[f"{name}_err"] for name in wanted if f"{name}_err" in joined},
         usable=None if roles is None else roles.labelled(observed.id),
@@ -120,7 +126,9 @@ def adapt_survey(
     parsed = _with_pairs(parsed, config, targets[0], say)
     for target in targets:
         describe_target(target, say, target.label if len(targets) > 1 else "")
-    return run_study(
+        if summary := stars.summary(target.label):
+            say(f"{labels}: {target.label}{summary}")
+    rows = run_study(
         foundation,
         targets,
         config,
@@ -134,9 +142,12 @@ def adapt_survey(
             "refused": targets[0].refused,
         },
         splits=splits,
-        files=files,
+        files=lambda config: {**stars.files(), **(files(config) if files else {})},
         say=say,
     )
+    if distributed.is_main():
+        beside_folder(out).unlink(missing_ok=True)  # of an earlier run that was refused
+    return rows
 
 
 def describe_target(target: Target, say: Say, label: str = "") -> None:

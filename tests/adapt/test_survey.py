@@ -449,3 +449,89 @@ def test_a_survey_that_cannot_be_adapted_is_an_error_of_one_line(files, tmp_path
         )  # fmt: skip
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def labels_like(files, path, change):
+    """A table of labels that `change` has changed, as the argument of `adapt_survey`."""
+    table = Table.read(files["labels"])
+    change(table)
+    table.write(path)
+    return {**files, "labels": path}
+
+
+def refused(files, tmp_path, **options):
+    """The message with which a run ends, and the table that it leaves beside the folder."""
+    with pytest.raises(DataError) as caught:
+        survey.adapt_survey(
+            **files, out=tmp_path / "run", configurations=["lora4"], config=CONFIG,
+            wavelength_medium="vacuum", wavelength_unit="angstrom", **options,
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+    beside = tmp_path / "run.left_out.ecsv"
+    return str(caught.value), Table.read(beside) if beside.exists() else None
+
+
+@pytest.mark.parametrize(("label", "factor"), [("fe_h", 1000), ("teff", 1e-3)])
+def test_labels_in_another_unit_are_refused(files, tmp_path, label, factor):
+    def change(table):
+        table["teff"] = 5000 + 500 * table["fe_h"]
+        table[label] *= factor
+
+    given = labels_like(files, tmp_path / "labels.ecsv", change)
+    message, table = refused(given, tmp_path, label=label)
+    assert f"{label} of " in message
+    assert "they may be in another unit" in message
+    assert f"{tmp_path / 'run.left_out.ecsv'} lists them" in message
+    values = Table.read(given["labels"])
+    assert len(table) == (values[label] < -999).sum() + (table["reason"] == "out of range").sum() > 9
+    assert set(table["label"]) == {label}
+
+
+def test_too_few_stars_are_counted_by_reason_and_listed(files, tmp_path):
+    def change(table):
+        table["fe_h"][:3] = np.nan
+        table["fe_h"][3] = 40.0
+        table["id"][4] = "nobody"
+
+    given = labels_like(files, tmp_path / "labels.ecsv", change)
+    message, table = refused(given, tmp_path)
+    assert "13 labelled stars are too few for 12 training, 2 validation and at least one test star" in message
+    for count in (
+        "left out are 5 of 18 stars",
+        "3 without a value",
+        "1 out of range",
+        "1 without a spectrum",
+    ):
+        assert count in message
+    assert table["id"].tolist() == ["star 0", "star 1", "star 2", "star 3", "nobody"]
+    assert table["reason"].tolist()[3:] == ["out of range", "without a spectrum"]
+
+
+def test_a_run_lists_the_stars_that_it_left_out(files, tmp_path, monkeypatch):
+    """And an earlier refusal's table beside the folder goes."""
+    made, said = {}, []
+    monkeypatch.setattr(survey, "run_study", lambda *_, files, **__: made.update(files(CONFIG)))
+
+    def change(table):
+        table["fe_h"][:2] = [np.nan, -99.0]
+
+    (tmp_path / "run.left_out.ecsv").write_text("of an earlier run")
+    survey.adapt_survey(
+        **labels_like(files, tmp_path / "labels.ecsv", change), out=tmp_path / "run", config=CONFIG,
+        say=said.append, wavelength_medium="vacuum", wavelength_unit="angstrom",
+    )  # fmt: skip
+    found = Table.read(made["left_out.ecsv"], format="ascii.ecsv")
+    assert found["id"].tolist() == ["star 0", "star 1"]
+    assert found["reason"].tolist() == ["without a value", "out of range"]
+    assert any("left out are 2 of 18 stars" in line for line in said)
+    assert not (tmp_path / "run.left_out.ecsv").exists()
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-7])
+def test_labels_without_a_spread_are_refused(files, tmp_path, spread):
+    def change(table):
+        table["fe_h"] = -0.5 + spread * np.arange(18) / 18
+
+    message, table = refused(labels_like(files, tmp_path / "labels.ecsv", change), tmp_path)
+    assert "the fe_h of all 18 labelled stars is -0.5" in message
+    assert table is None
