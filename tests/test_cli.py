@@ -12,7 +12,7 @@ from specjax import cli
 from specjax.adapt.settings import AdaptConfig
 from specjax.config import get_preset
 from specjax.errors import ModelError, SpecjaxError
-from specjax.report import describe
+from specjax.report.counts import count_parameters
 
 PAPER = {  # published counts; specclip is the file specclip_model_predrecon_mlp.ckpt
     "lamost_encoder": 42_677_013,
@@ -55,7 +55,7 @@ def test_parameter_counts_of_the_paper_preset_are_the_published_ones(capsys):
 def test_info_prints_a_readable_table_by_default(capsys):
     assert cli.main(["info", "--preset", "mini"]) == 0
     out = capsys.readouterr().out
-    assert f"{describe.count_parameters(get_preset('mini'))['lora4']:,}" in out
+    assert f"{count_parameters(get_preset('mini'))['lora4']:,}" in out
 
 
 def test_info_describes_spectra(tmp_path, capsys):
@@ -193,6 +193,24 @@ def test_importing_is_light(line, heavy):
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     # tyro checks whether jax or numpy has been imported, and imports neither.
     assert out.strip() == "[]"
+
+
+@pytest.mark.parametrize("line", ["info --preset paper", "--version", "adapt --help"])
+def test_what_needs_no_arrays_imports_none(line):
+    """Neither slow packages nor NumPy, so that the answer comes at once."""
+    code = f"""
+import sys
+from specjax import cli
+try:
+    cli.main({line.split()!r})
+except SystemExit:
+    pass
+slow = ("jax", "flax", "astropy", "matplotlib", "scipy", "numpy", "h5py")
+print([module for module in slow if module in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout
+    assert done.stderr.strip() == "[]"
 
 
 def test_public_names_are_imported_on_first_use():

@@ -440,6 +440,7 @@ def _save_adapters(
             "label": target.label,
             "target": target.name,
             "fwhm": target.fwhm,
+            "wavelength": dict(target.wavelength),
             "preparation": dict(target.preparation),
             "seeds": count_seeds(one.adapters),
             "sigma": sigma.get(name),

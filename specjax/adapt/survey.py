@@ -114,6 +114,9 @@ def adapt_survey(
         xp=xp_side,
         fwhm=fwhm,
     )
+    if observed.prepared is None:  # the files of prepared spectra are not known here
+        wavelength = {"medium": observed.medium, "unit": wavelength_unit}
+        targets = [dataclasses.replace(target, wavelength=wavelength) for target in targets]
     splits: dict[str, Splits] = {}
     if roles is not None:
         asked = config.seeds

@@ -30,6 +30,8 @@ class Target:
         weight: (n,) weight of each star in the loss on the labels and in the selection, such as 1/(s^2 +
             error^2) for labels with an error and a model with a scatter s; None weights all stars equally.
         truth_error: (n,) errors of the label, 0 where unknown; None if all are. They do not set the weights.
+        wavelength: "medium" and "unit" of the wavelengths of the files; the unit is None if a file or a
+            survey declares it, or it is Angstrom.
 
     Raises:
         DataError: weights that are not one positive number per star.
@@ -46,6 +48,7 @@ class Target:
     fwhm: float | None = None
     weight: FloatArray | None = None
     truth_error: FloatArray | None = None
+    wavelength: Mapping[str, str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.weight is not None:
@@ -85,7 +88,7 @@ def make_targets(
     Raises:
         DataError: for some label, no spectrum is usable and has it.
     """
-    spare: BoolArray = ~np.isfinite(np.stack(list(truths.values()))).any(axis=0)
+    spare = ~np.asarray(np.isfinite(np.stack(list(truths.values()))).any(axis=0))
     if usable is not None:
         spare |= ~usable
     targets = [

@@ -32,7 +32,7 @@ class Info(FromFile):
 
     def run(self) -> None:
         """Print the description."""
-        from specjax.report.describe import format_description
+        from specjax.report.aligned import format_description
 
         description = self._describe()
         print(json_module.dumps(description, indent=2) if self.json else format_description(description))
@@ -40,6 +40,11 @@ class Info(FromFile):
     def _describe(self) -> dict[str, Any]:
         if (self.file is not None) + (self.preset is not None) + (self.model is not None) > 1:
             raise ConfigError("info describes one thing: a preset, a model or a file")
+        if self.file is None and self.model is None:
+            from specjax.config import get_preset
+            from specjax.report.counts import count_parameters
+
+            return count_parameters(get_preset(self.preset or "paper"))
         from specjax.report import describe
 
         if self.file is not None:
@@ -49,10 +54,6 @@ class Info(FromFile):
                 wavelength_medium=self.wavelength_medium,
                 wavelength_unit=self.wavelength_unit,
             )
-        if self.model is not None:
-            from specjax.foundation import load
+        from specjax.foundation import load
 
-            return describe.describe_model(load(self.model))
-        from specjax.config import get_preset
-
-        return describe.count_parameters(get_preset(self.preset or "paper"))
+        return describe.describe_model(load(str(self.model)))

@@ -152,6 +152,7 @@ def _predict_work(
         check=lambda rows: prepared_as(rows, first),
         options=replace(
             options,
+            **_wavelengths(first, options),
             method=wanted.get("method"),
             fwhm_from=wanted.get("fwhm"),
             fwhm_to=wanted.get("fwhm_to"),
@@ -204,6 +205,19 @@ def _check_together(adapters: Sequence[Path], configs: Sequence[Mapping[str, Any
                 f"the spectra of {adapters[0]} and of {path} were prepared in different ways: predict with"
                 " one after the other"
             )
+        if (config.get("wavelength") or {}) != (configs[0].get("wavelength") or {}):
+            raise ConfigError(
+                f"{adapters[0]} and {path} were made with wavelengths in another medium or unit: predict with"
+                " one after the other"
+            )
+
+
+def _wavelengths(config: Mapping[str, Any], options: Options) -> dict[str, str | None]:
+    """Return the medium and unit, as the adapter was made with, to take for files that declare none."""
+    made_with = config.get("wavelength") or {}
+    given = {"assumed_medium": options.wavelength_medium, "assumed_unit": options.wavelength_unit}
+    known = {"assumed_medium": made_with.get("medium"), "assumed_unit": made_with.get("unit")}
+    return {name: value for name, value in known.items() if value is not None and given[name] is None}
 
 
 def _about_adapters(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from specjax.pipeline.progress import Progress, spectra_in
 from specjax.pipeline.work import Work, read_chunk, record_of, write_chunk
 from specjax.prepare.assemble import write_report
 from specjax.prepare.chunks import OnGrid
-from specjax.prepare.plan import Plan, make_plan, report_path
+from specjax.prepare.plan import Plan, make_plan, report_medium, report_path
 from specjax.prepare.pool import core_count, run_jobs
 from specjax.prepare.resume import begin_or_resume, parts_folder, unfinished
 from specjax.progress import Say, silent
@@ -70,6 +70,7 @@ def run(
     if dry_run:
         _describe(plan, len(parts) - len(todo), unfinished(folder, record), out, say)
         return {}
+    report_medium((source for chunk in plan.chunks for source in chunk), work.options, say)
     if partitioned:
         check_dataset(out)
     begin_or_resume(folder, record)

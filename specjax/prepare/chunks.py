@@ -13,7 +13,7 @@ from specjax.prepare.plan import Options, Source
 from specjax.preprocess import to_gaia_xp, to_lamost
 from specjax.spectra import Spectra
 from specjax.surveys import arrays, read
-from specjax.surveys.io.many import collecting
+from specjax.surveys.io.many import assuming, collecting
 from specjax.surveys.io.snr import median_snr
 from specjax.typing import AnyArray
 
@@ -104,6 +104,11 @@ def _prepare(
 
 
 def _read(source: Source, options: Options) -> Spectra:
+    with assuming(options.assumed_medium, options.assumed_unit):
+        return _read_declared(source, options)
+
+
+def _read_declared(source: Source, options: Options) -> Spectra:
     medium, unit = options.wavelength_medium, options.wavelength_unit
     if source.rows is not None:
         spectra = arrays.read(source.path, medium, unit, rows=source.rows)

@@ -2,8 +2,9 @@
 
 import glob
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +12,11 @@ from typing import Any, Literal
 
 from specjax.errors import ConfigError, DataError
 from specjax.flags import MAX_MASKED
+from specjax.progress import Say
 from specjax.surveys import SURVEYS, arrays, prepared, redrock, specclip
+from specjax.surveys.io.many import assume_medium
 from specjax.surveys.io.sniff import is_fits
+from specjax.surveys.registry import is_undeclared
 
 LIBRARIES = ("miles", "stelib", "mastar")
 """Stellar libraries, whose folders are read as a whole."""
@@ -20,6 +24,7 @@ LIBRARIES = ("miles", "stelib", "mastar")
 _SUFFIXES = (".npz", ".h5", ".hdf5", ".hdf", ".json", ".json.gz", ".csv", ".ecsv", ".parquet")
 _FILES_AT_ONCE = 256
 _BYTES_AT_ONCE = 32 << 20  # of files; preparing them takes about ten times that
+_FILES_ASKED = 20  # for the medium of their wavelengths
 _ROWS_AT_ONCE = 4096  # of an array file
 
 
@@ -31,6 +36,9 @@ class Options:
         survey: the survey, if it cannot be recognised from the files.
         wavelength_medium: "vacuum" or "air", if the files do not declare it.
         wavelength_unit: the unit of wavelength, if the files do not declare it.
+        assumed_medium: the medium to take for files that declare none, where none is given; None is vacuum,
+            with a warning.
+        assumed_unit: the unit, likewise.
         method: "rebin" or "interpolate"; None is "rebin" for raw spectra and accepts prepared ones of either.
         fwhm_from: resolution of the spectra, Angstrom. Spectra covering 336-1020 nm then get a Gaia XP side.
         fwhm_to: resolution in Angstrom to which the spectra are smoothed.
@@ -41,6 +49,8 @@ class Options:
     survey: str | None = None
     wavelength_medium: str | None = None
     wavelength_unit: str | None = None
+    assumed_medium: str | None = None
+    assumed_unit: str | None = None
     method: Literal["rebin", "interpolate"] | None = "rebin"
     fwhm_from: float | None = None
     fwhm_to: float | None = None
@@ -54,6 +64,23 @@ class Options:
             raise ConfigError("lowering the resolution requires fwhm_from and a larger fwhm_to")
         if not 0 <= self.max_masked <= 1:
             raise ConfigError(f"max_masked is a fraction from 0 to 1, not {self.max_masked:g}")
+
+
+def report_medium(sources: Iterable["Source"], options: Options, say: Say) -> None:
+    """Say, once for a run, which medium is taken for files that do not declare it, if there are any."""
+    if options.wavelength_medium is not None or options.survey not in (None, "arrays", "columns"):
+        return
+    paths = dict.fromkeys(source.path for source in sources if not source.prepared)
+    first = next(filter(is_undeclared, itertools.islice(paths, _FILES_ASKED)), None)
+    if first is None:
+        return
+    if options.assumed_medium is None:
+        assume_medium(first)
+    else:
+        say(
+            f"{first} does not declare whether its wavelengths are in vacuum or air: {options.assumed_medium}"
+            " is taken, as in the spectra of the adapter"
+        )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from specjax.errors import ConfigError, DataError
 from specjax.prepare.assemble import assemble, write_report
-from specjax.prepare.plan import Options, Plan, make_plan, report_path
+from specjax.prepare.plan import Options, Plan, make_plan, report_medium, report_path
 from specjax.prepare.pool import core_count, run_chunks
 from specjax.prepare.resume import begin_or_resume, parts_folder
 from specjax.progress import Pace, Say, silent
@@ -76,6 +76,7 @@ def prepare_spectra(
     if out.suffix.lower() not in arrays.HDF5:
         raise ConfigError(f"prepare writes HDF5: {out.name} should end in {' or '.join(arrays.HDF5)}")
     plan = make_plan(sources, options or Options(), xp=xp, out=out)
+    report_medium((source for chunk in plan.chunks for source in chunk), plan.options, say)
     if out.exists():
         if prepared.recognise(out) and prepared.read_plan(out) == plan.digest:
             say(f"{out} was already prepared from these files")

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from specjax.config import ModelConfig
 from specjax.spectra import Spectra
 from specjax.surveys import read
 from specjax.surveys.io.many import collecting
@@ -14,34 +13,6 @@ from specjax.typing import FloatArray
 
 if TYPE_CHECKING:  # describing spectra needs neither JAX nor the models
     from specjax.foundation import Foundation
-
-
-def count_parameters(config: ModelConfig) -> dict[str, int]:
-    """Count the parameters of a model's parts and of its LoRA groups, from shapes alone.
-
-    Returns:
-        lamost_encoder, xp_autoencoder, lora1 to lora4, label_head (MLP2; MLP1 has as many where both read
-        vectors of the same width), and specclip: both towers with their projections and decoders.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    from specjax import lora
-    from specjax.models import LabelHead, SpecCLIP
-
-    key = jax.random.key(0)
-    fluxes = [jnp.zeros((1, n)) for n in (config.specformer.num_pixels, config.xp_autoencoder.num_pixels)]
-    params = dict(jax.eval_shape(SpecCLIP(config).init, key, *fluxes)["params"])
-    specclip = lora.count_parameters(params)
-    for head, width in (("mlp1", config.specformer.dim), ("mlp2", config.projection.dim)):
-        params[head] = jax.eval_shape(LabelHead(config.head).init, key, jnp.zeros((1, width)))["params"]
-    return {
-        "lamost_encoder": lora.count_parameters(params["lamost"]["backbone"]),
-        "xp_autoencoder": lora.count_parameters(params["gaia_xp"]["backbone"]),
-        **{group: _count_factors(params, group, config) for group in config.loras},
-        "label_head": lora.count_parameters(params["mlp2"]),
-        "specclip": specclip,
-    }
 
 
 def describe_model(model: "Foundation") -> dict[str, Any]:
@@ -110,30 +81,6 @@ def describe_spectra(spectra: Spectra) -> dict[str, Any]:
     }
 
 
-def format_description(description: Mapping[str, Any], indent: str = "") -> str:
-    """Format a description as aligned lines, with thousands separated."""
-    width = max((len(key) for key in description), default=0)
-    lines = []
-    for key, value in description.items():
-        if isinstance(value, Mapping):
-            lines += [f"{indent}{key}", format_description(value, indent + "  ")]
-        else:
-            lines.append(f"{indent}{key:<{width}}  {_text(value)}")
-    return "\n".join(lines)
-
-
-def _count_factors(params: Mapping[str, Any], group: str, config: ModelConfig) -> int:
-    """Count the factors of one LoRA group."""
-    import jax
-
-    from specjax import lora
-
-    factors = jax.eval_shape(
-        lambda tree: lora.init_adapters(jax.random.key(0), tree, {group: config.loras[group]}), params
-    )
-    return lora.count_parameters(factors)
-
-
 def _parts(params: Mapping[str, Any]) -> dict[str, Any]:
     """Split the towers into encoder and projection; everything else is one part."""
     parts: dict[str, Any] = {}
@@ -161,12 +108,3 @@ def _range(values: FloatArray) -> list[float] | None:
 def _rounded(value: float) -> float:
     """Round to six digits, for display."""
     return float(f"{value:.6g}")
-
-
-def _text(value: Any) -> str:
-    """Format one value for display."""
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "-"
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "-"}[value]
-    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -15,7 +15,7 @@ from specjax.errors import DataError
 from specjax.npz import NpzError, read_npz
 from specjax.spectra import Spectra
 from specjax.surveys.io import checksums
-from specjax.surveys.io.many import assume_vacuum
+from specjax.surveys.io.many import assume_medium, assumed_unit
 from specjax.typing import AnyArray, FloatArray, StrArray
 
 if TYPE_CHECKING:
@@ -78,12 +78,24 @@ def read(
             arrays.get("mask"),
             _ids(arrays.get("id", None if rows is None else np.arange(*rows))),
             meta={name: _text(value) for name, value in extra.items() if np.shape(value) == (count,)},
-            medium=declared.get("medium") or assume_vacuum(path),
+            medium=declared.get("medium") or assume_medium(path),
             survey=declared.get("survey", path.stem),
-            unit=declared.get("unit"),
+            unit=declared.get("unit") or assumed_unit(),
         )
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
+
+
+def declares_medium(path: Path) -> bool:
+    """Return whether a file says what its wavelengths are in; False if it cannot be read."""
+    try:
+        if path.suffix.lower() in NPZ:
+            with zipfile.ZipFile(path) as archive:
+                return "wavelength_medium.npy" in archive.namelist()
+        with open_hdf5(path) as file:
+            return "wavelength_medium" in file.attrs or "wavelength_medium" in file
+    except (DataError, OSError, zipfile.BadZipFile):
+        return False
 
 
 def write(path: Path, spectra: Spectra, notes: Mapping[str, str] | None = None) -> None:

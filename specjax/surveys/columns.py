@@ -10,7 +10,7 @@ from astropy.table import Column, Table
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
-from specjax.surveys.io.many import assume_vacuum
+from specjax.surveys.io.many import assume_medium, assumed_unit
 from specjax.typing import FloatArray
 
 _TEXT = {".csv": "ascii.csv", ".ecsv": "ascii.ecsv"}
@@ -55,7 +55,7 @@ def read(path: Path, wavelength_medium: str | None = None, wavelength_unit: str 
     """
     path = Path(path)
     table = _table(path)
-    medium = wavelength_medium or assume_vacuum(path)
+    medium = wavelength_medium or assume_medium(path)
     try:
         if {"wavelength", "flux"} <= set(table.colnames):
             return _one(path, table, medium, wavelength_unit)
@@ -90,7 +90,14 @@ def _one(path: Path, table: Table, medium: str, unit: str | None) -> Spectra:
     mask = np.asarray(table["mask"]) if "mask" in table.colnames else None
     wavelength, flux = _filled(table["wavelength"]), _filled(table["flux"])
     return Spectra.build(
-        wavelength, flux, ivar, mask, [path.stem], medium=medium, survey=path.stem, unit=unit or declared
+        wavelength,
+        flux,
+        ivar,
+        mask,
+        [path.stem],
+        medium=medium,
+        survey=path.stem,
+        unit=unit or declared or assumed_unit(),
     )
 
 
@@ -106,7 +113,7 @@ def _rows(
         meta={name: np.ma.getdata(table[name]) for name in table.colnames if name not in used},
         medium=medium,
         survey=path.stem,
-        unit=unit,
+        unit=unit or assumed_unit(),
     )
 
 

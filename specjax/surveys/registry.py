@@ -102,6 +102,7 @@ SURVEYS: dict[str, Survey] = {
 """The supported surveys, in the order in which `read` tries them."""
 
 _UNDECLARED = {"arrays": arrays.read, "columns": columns.read}  # files that may omit medium and unit
+_UNDECLARED_SUFFIXES = (*arrays.NPZ, *arrays.HDF5, ".csv", ".ecsv", ".parquet")
 
 
 def read(
@@ -143,6 +144,17 @@ def read(
     if wavelength_unit not in (None, "angstrom"):
         raise DataError(f"{name} files declare their wavelength unit: leave out {wavelength_unit!r}")
     return _with_file_and_snr(spectra, path)
+
+
+def is_undeclared(path: Path) -> bool:
+    """Return whether a file is of a kind that may leave out the medium of its wavelengths, and does so."""
+    if not path.is_file() or path.suffix.lower() not in _UNDECLARED_SUFFIXES:
+        return False
+    try:
+        name = _recognise(path)
+    except DataError:
+        return False
+    return name == "columns" or (name == "arrays" and not arrays.declares_medium(path))
 
 
 def read_xp(path: str | Path) -> Spectra | None:

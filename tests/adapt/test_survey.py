@@ -17,6 +17,8 @@ from specjax.foundation import Foundation, inference, load
 from specjax.foundation.networks import Networks
 from specjax.foundation.ood import OutOfDomain
 from specjax.pipeline import predict_survey
+from specjax.pipeline.predict import _predict_work
+from specjax.pipeline.work import raw_options
 from specjax.preprocess import to_lamost
 from specjax.report.results import read_table
 from specjax.spectra import Spectra
@@ -228,6 +230,7 @@ def test_predicting_gives_what_was_scored(files, adapted, tmp_path):
     scored = scored[scored["configuration"] == "lora4"]
     config = load_adapter(adapter).config
     assert config["label"] == "fe_h"
+    assert config["wavelength"] == {"medium": "vacuum", "unit": "angstrom"}
     for name in sorted(set(scored["id"])):
         part = scored[scored["id"] == name]
         if len(part) == 2:  # tested by both seeds
@@ -323,6 +326,21 @@ def test_adapters_that_cannot_predict_together_are_refused(files, adapted, adapt
         predict(files, [one, adapted_twice], files["spectra"], tmp_path / "labels.ecsv")
     with pytest.raises(ModelError, match="not a specjax adapter"):
         predict(files, tmp_path, files["spectra"], tmp_path / "labels.ecsv")
+
+
+def test_predictions_take_the_medium_that_the_adapter_was_made_with(files, adapted, tmp_path):
+    """Of a file that declares none; an option wins."""
+    (adapter,) = (adapted[0] / "adapters").glob("*/lora4")
+    with np.load(files["spectra"]) as arrays:
+        bare = {name: arrays[name] for name in ("flux", "id")}
+    np.savez(tmp_path / "bare.npz", wavelength=WAVELENGTH / 10, **bare)
+    given, said = {"model": files["model"], "adapter": adapter, "spectra": [tmp_path / "bare.npz"]}, []
+    options = _predict_work(files["model"], [adapter], None, "auto", raw_options(None, None, None)).options
+    assert (options.assumed_medium, options.assumed_unit) == ("vacuum", "angstrom")
+    options = _predict_work(files["model"], [adapter], None, "auto", raw_options(None, "air", "nm")).options
+    assert (options.assumed_medium, options.assumed_unit) == (None, None)
+    predict_survey(**given, out=tmp_path / "labels.ecsv", wavelength_unit="nm", workers=1, say=said.append)
+    assert sum("vacuum is taken, as in the spectra of the adapter" in line for line in said) == 1
 
 
 def test_adapters_that_record_rank_and_alpha_are_read(files, adapted):

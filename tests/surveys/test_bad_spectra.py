@@ -4,6 +4,7 @@ Every case is written as a file, read and resampled to the LAMOST grid. Either i
 one line, or its spectrum is flagged, or its unmasked pixels equal those of the same star without the defect.
 """
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -16,6 +17,8 @@ import specjax
 from specjax import lora
 from specjax.adapt.predict import predict
 from specjax.errors import DataError, SpecjaxError
+from specjax.prepare import chunks
+from specjax.prepare.plan import Options, Source, report_medium
 from specjax.preprocess import to_lamost
 from specjax.spectra import Spectra
 from specjax.surveys import read
@@ -77,6 +80,45 @@ def test_an_undeclared_medium_is_reported_once(name, tmp_path, caplog):
     caplog.clear()
     assert read(case.make(tmp_path), wavelength_medium="air").medium == "air"
     assert not caplog.messages
+
+
+def _undeclared(folder, name="s.npz", **declared):
+    np.savez(folder / name, wavelength=GRID, flux=FLUX, **declared)
+    return folder / name
+
+
+def test_a_medium_and_a_unit_can_be_assumed_for_what_is_not_declared(tmp_path, caplog):
+    """As an adapter knows them; what a file or an option declares is not touched."""
+    bare = _undeclared(tmp_path)
+    sure = _undeclared(tmp_path, "sure.npz", wavelength_medium="vacuum", wavelength_unit="angstrom")
+    options = Options(assumed_medium="air", assumed_unit="nm")
+    assert chunks._read(Source(sure), options).medium == "vacuum"
+    np.testing.assert_array_equal(chunks._read(Source(sure), options).wavelength, GRID)
+    assert chunks._read(Source(bare), options).medium == "air"
+    np.testing.assert_allclose(chunks._read(Source(bare), options).wavelength, 10 * GRID)
+    stated = dataclasses.replace(options, wavelength_medium="vacuum", wavelength_unit="angstrom")
+    assert chunks._read(Source(bare), stated).medium == "vacuum"
+    assert not caplog.messages
+
+
+def test_a_run_says_once_which_medium_it_takes(tmp_path, caplog):
+    (tmp_path / "sure").mkdir()
+    sure = _undeclared(tmp_path / "sure", wavelength_medium="air")
+    sources = [Source(sure), *(Source(_undeclared(tmp_path, f"{k}.npz")) for k in range(3))]
+    said = []
+    report_medium(sources, Options(assumed_medium="air"), said.append)
+    assert said == [
+        f"{sources[1].path} does not declare whether its wavelengths are in vacuum or air: air is taken, as"
+        " in the spectra of the adapter"
+    ]
+    for options in (Options(wavelength_medium="air"), Options(survey="lamost")):
+        report_medium(sources, options, said.append)
+    report_medium(sources[:1], Options(), said.append)
+    assert not caplog.messages
+    report_medium(sources, Options(), said.append)
+    assert [read(source.path).medium for source in sources[1:]] == ["vacuum"] * 3
+    assert len(said) == len(caplog.messages) == 1
+    assert "84 km/s" in caplog.messages[0]
 
 
 def test_bad_records_do_not_stop_a_file(tmp_path, caplog):

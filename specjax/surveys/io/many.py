@@ -1,6 +1,7 @@
 """Reading many files: skip and report the unreadable ones, and put the spectra on one grid."""
 
 import logging
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,7 +21,12 @@ _MAX_OFFSET = 0.02  # pixels between equal grids; headers round their coefficien
 
 T = TypeVar("T")
 
-_assumed: set[Path] = set()  # files for which the assumption of vacuum has been logged
+_assumed: set[Path] = set()  # folders of files for which it has been logged
+_taken: ContextVar[tuple[str | None, str | None]] = ContextVar("taken", default=(None, None))
+_COST = (  # measured, see docs/inputs.md
+    "vacuum is assumed. In air, that is wrong by 84 km/s at 5000 A, and [Fe/H] typically by 0.02 dex: declare"
+    " it once, in the file (wavelength_medium) or with --wavelength-medium"
+)
 _left_out: ContextVar[list[str] | None] = ContextVar("left_out", default=None)
 
 
@@ -42,15 +48,31 @@ def report_left_out(reason: str) -> None:
         reasons.append(reason)
 
 
-def assume_vacuum(path: Path) -> str:
-    """Return "vacuum" for a file that does not declare its medium; warns once per file and process."""
-    if path not in _assumed:
-        _assumed.add(path)
-        log.warning(
-            "%s does not declare whether its wavelengths are in vacuum or air: vacuum is assumed "
-            "(84 km/s off if wrong)",
-            path,
-        )
+@contextmanager
+def assuming(medium: str | None, unit: str | None) -> Iterator[None]:
+    """Take this medium and unit inside the block for files that do not declare them, without a warning."""
+    token = _taken.set((medium, unit))
+    try:
+        yield
+    finally:
+        _taken.reset(token)
+
+
+def assumed_unit() -> str | None:
+    """Return the unit of `assuming`."""
+    return _taken.get()[1]
+
+
+def assume_medium(path: Path) -> str:
+    """Return the medium of a file that does not declare it: that of `assuming`, or "vacuum" with a warning.
+
+    The warning is logged once per folder, and not by worker processes, whose parent does so.
+    """
+    if (medium := _taken.get()[0]) is not None:
+        return medium
+    if path.parent not in _assumed and multiprocessing.parent_process() is None:
+        _assumed.add(path.parent)
+        log.warning("%s does not declare whether its wavelengths are in vacuum or air: %s", path, _COST)
     return "vacuum"
 
 
