@@ -54,7 +54,8 @@ def _parse(words: Sequence[str]) -> Any:
     path, found = config_path(words), _command(words)
     if path is None or found is None:
         description = (
-            "Adapt a stellar foundation model to a new survey. --debug shows the traceback of an error."
+            "Adapt a stellar foundation model to a new survey. --debug shows the traceback of an error,"
+            " --version the version."
         )
         return tyro.cli(Command, prog="specjax", description=description, args=words, config=_STYLE)
     kind, count = found

@@ -72,7 +72,8 @@ def check_truth(model: Foundation, target: Target) -> None:
     truth = np.asarray(target.truth, np.float64)
     spread = float(np.ptp(truth))
     scale = min(label_scale(model, head, target.label)[1] for head in lora.HEADS)
-    if spread <= max(_LEAST_SPREAD * scale, 4 * np.finfo(np.float32).eps * float(np.abs(truth).max())):
+    rounding = 4 * float(np.finfo(np.float32).eps) * float(np.abs(truth).max())
+    if spread <= max(_LEAST_SPREAD * scale, rounding):
         raise DataError(
             f"{target.name}: the {target.label} of all {len(truth)} labelled stars is {truth[0]:g}, with"
             f" differences of at most {spread:.2g}: there is nothing to learn from it"

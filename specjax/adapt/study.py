@@ -291,7 +291,9 @@ def _sizes(splits: Splits) -> dict[str, int]:
 def _resolved(config: AdaptConfig, drawn: Sequence[Splits]) -> AdaptConfig:
     """Return the settings with the numbers of stars, where they are the same for all targets and labels."""
     sizes = [_sizes(splits) for splits in drawn]
-    same = {name: sizes[0][name] for name in ("train", "validate") if len({one[name] for one in sizes}) == 1}
+    same: dict[str, Any] = {
+        name: sizes[0][name] for name in ("train", "validate") if len({one[name] for one in sizes}) == 1
+    }
     return dataclasses.replace(config, **same)
 
 

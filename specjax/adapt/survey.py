@@ -99,6 +99,8 @@ def adapt_survey(
     observed = read(spectra, survey, wavelength_medium=wavelength_medium, wavelength_unit=wavelength_unit)
     roles = read_roles(labels)
     joined = _joined_labels(observed, labels, wanted)
+    if xp is not None and not any(config.needs_xp(configuration) for configuration in parsed):
+        say("--xp has no effect: only lora3 in the sequential objective needs Gaia XP spectra")
     parsed, xp_side = _with_xp(parsed, config, lambda: _xp_side(observed, spectra, xp, fwhm), say)
     lamost = preprocess_shares(functools.partial(to_lamost, fwhm=fwhm), observed, spectra)
     stars = LabelledStars.read(labels, wanted, lamost, roles)

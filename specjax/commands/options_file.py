@@ -129,15 +129,18 @@ def _options(command: type) -> Iterator[_Option]:
     """Yield the options of a dataclass, with those of nested ones."""
     hints = get_type_hints(command, include_extras=True)
     for field in dataclasses.fields(command):
-        kind, extras = hints[field.name], ()
-        if get_origin(kind) is Annotated:
-            kind, *extras = get_args(kind)
+        kind, *extras = _parts(hints[field.name])
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             for inner in _options(kind):
                 yield inner._replace(group=field.name)
             continue
         named = [extra.name for extra in extras if getattr(extra, "name", None)]
         yield _Option(named[0] if named else field.name.replace("_", "-"), field, None, kind)
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    """Return the type of a hint and its annotations."""
+    return get_args(hint) if get_origin(hint) is Annotated else (hint,)
 
 
 def _default(command: type, group: str) -> Any:
@@ -165,7 +168,7 @@ def _converted(value: Any, kind: Any, what: str) -> Any:
         if len(kinds) != len(values):
             raise ConfigError(f"{what} must be a list of {len(kinds)} values, not {value!r}")
         return tuple(_converted(one, each, what) for one, each in zip(values, kinds, strict=True))
-    accepted = {float: (int, float), Path: str}.get(kind, kind)
+    accepted: Any = {float: (int, float), Path: str}.get(kind, kind)
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"{what} must be {_KINDS[kind]}, not {value!r}")
     return kind(value)

@@ -212,7 +212,7 @@ def _check_together(adapters: Sequence[Path], configs: Sequence[Mapping[str, Any
             )
 
 
-def _wavelengths(config: Mapping[str, Any], options: Options) -> dict[str, str | None]:
+def _wavelengths(config: Mapping[str, Any], options: Options) -> dict[str, Any]:
     """Return the medium and unit, as the adapter was made with, to take for files that declare none."""
     made_with = config.get("wavelength") or {}
     given = {"assumed_medium": options.wavelength_medium, "assumed_unit": options.wavelength_unit}

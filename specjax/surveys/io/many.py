@@ -24,8 +24,8 @@ T = TypeVar("T")
 _assumed: set[Path] = set()  # folders of files for which it has been logged
 _taken: ContextVar[tuple[str | None, str | None]] = ContextVar("taken", default=(None, None))
 _COST = (  # measured, see docs/inputs.md
-    "vacuum is assumed. In air, that is wrong by 84 km/s at 5000 A, and [Fe/H] typically by 0.02 dex: declare"
-    " it once, in the file (wavelength_medium) or with --wavelength-medium"
+    "vacuum is assumed. In air, that is wrong by 84 km/s at 5000 A, and [Fe/H] typically by 0.02 to 0.04 dex:"
+    " declare it once, in the file (wavelength_medium) or with --wavelength-medium"
 )
 _left_out: ContextVar[list[str] | None] = ContextVar("left_out", default=None)
 
