@@ -87,24 +87,28 @@ def _undeclared(folder, name="s.npz", **declared):
     return folder / name
 
 
+def _source(path):
+    return Source(path, path.stat().st_size)
+
+
 def test_a_medium_and_a_unit_can_be_assumed_for_what_is_not_declared(tmp_path, caplog):
     """As an adapter knows them; what a file or an option declares is not touched."""
     bare = _undeclared(tmp_path)
     sure = _undeclared(tmp_path, "sure.npz", wavelength_medium="vacuum", wavelength_unit="angstrom")
     options = Options(assumed_medium="air", assumed_unit="nm")
-    assert chunks._read(Source(sure), options).medium == "vacuum"
-    np.testing.assert_array_equal(chunks._read(Source(sure), options).wavelength, GRID)
-    assert chunks._read(Source(bare), options).medium == "air"
-    np.testing.assert_allclose(chunks._read(Source(bare), options).wavelength, 10 * GRID)
+    assert chunks._read(_source(sure), options).medium == "vacuum"
+    np.testing.assert_array_equal(chunks._read(_source(sure), options).wavelength, GRID)
+    assert chunks._read(_source(bare), options).medium == "air"
+    np.testing.assert_allclose(chunks._read(_source(bare), options).wavelength, 10 * GRID)
     stated = dataclasses.replace(options, wavelength_medium="vacuum", wavelength_unit="angstrom")
-    assert chunks._read(Source(bare), stated).medium == "vacuum"
+    assert chunks._read(_source(bare), stated).medium == "vacuum"
     assert not caplog.messages
 
 
 def test_a_run_says_once_which_medium_it_takes(tmp_path, caplog):
     (tmp_path / "sure").mkdir()
     sure = _undeclared(tmp_path / "sure", wavelength_medium="air")
-    sources = [Source(sure), *(Source(_undeclared(tmp_path, f"{k}.npz")) for k in range(3))]
+    sources = [_source(sure), *(_source(_undeclared(tmp_path, f"{k}.npz")) for k in range(3))]
     said = []
     report_medium(sources, Options(assumed_medium="air"), said.append)
     assert said == [
