@@ -208,7 +208,8 @@ def inputs_of_labels(model: Foundation, targets: Sequence[Target]) -> list[Targe
             labelled = Spectra.concatenate([labelled, target.labelled[np.array(rows)]])
             known |= set(target.labelled.id[rows].tolist())
     unknown = np.full(len(labelled), np.nan)  # the inputs do not read the label
-    whole = TargetInputs(model, replace(first, labelled=labelled, truth=unknown, fe_h=unknown))
+    stars = replace(first, labelled=labelled, truth=unknown, fe_h=unknown, weight=None)
+    whole = TargetInputs(model, stars)
     return [TargetInputs(model, target, whole) for target in targets]
 
 
