@@ -208,7 +208,7 @@ def inputs_of_labels(model: Foundation, targets: Sequence[Target]) -> list[Targe
             labelled = Spectra.concatenate([labelled, target.labelled[np.array(rows)]])
             known |= set(target.labelled.id[rows].tolist())
     unknown = np.full(len(labelled), np.nan)  # the inputs do not read the label
-    stars = replace(first, labelled=labelled, truth=unknown, fe_h=unknown, weight=None)
+    stars = replace(first, labelled=labelled, truth=unknown, fe_h=unknown, weight=None, truth_error=None)
     whole = TargetInputs(model, stars)
     return [TargetInputs(model, target, whole) for target in targets]
 

@@ -14,6 +14,7 @@ from specjax.adapt.inputs import TargetInputs, inputs_of_labels
 from specjax.adapt.splits import draw_splits
 from specjax.adapt.study import run_study
 from specjax.adapt.tower import Entry
+from specjax.calibration.calibration import SUFFIXES
 from specjax.checkpoints import load_adapter
 from specjax.errors import ConfigError
 from specjax.report.results import read_table
@@ -60,7 +61,9 @@ def test_files_name_the_label(run):
     out, rows, said = run
     found = sorted(str(path.relative_to(out)) for path in out.rglob("*.png"))
     assert found == sorted(
-        f"{name}_{label}.png" for name in ("predictions_tilted", "sigma") for label in ("fe_h", "teff")
+        f"{name}_{label}.png"
+        for name in ("calibration_tilted", "predictions_tilted", "sigma")
+        for label in ("fe_h", "teff")
     )
     folders = sorted(path.parent for path in out.rglob("manifest.json"))
     assert folders == [out / "adapters" / "tilted" / "lora4" / label for label in ("fe_h", "teff")]
@@ -78,9 +81,9 @@ def test_files_name_the_label(run):
 def test_predictions_are_one_table(run):
     """A star that is tested with both labels has one row, one without Teff has NaN."""
     table = Table.read(run[0] / "predictions.ecsv")
-    assert table.colnames == [
-        "target", "configuration", "seed", "id", "fe_h", "fe_h_predicted", "teff", "teff_predicted",
-    ]  # fmt: skip
+    ends = ["", "_predicted", *SUFFIXES]
+    own = [f"{label}{end}" for label in ("fe_h", "teff") for end in ends]
+    assert table.colnames == ["target", "configuration", "seed", "id", *own]
     keys = list(zip(table["configuration"], table["seed"], table["id"], strict=True))
     assert len(set(keys)) == len(keys)
     assert str(table["teff"].unit) == "K"
