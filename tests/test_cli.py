@@ -43,6 +43,7 @@ def calls(monkeypatch):
     stub("specjax.adapt.survey", "adapt_survey", [])
     stub("specjax.pipeline.predict", "predict_survey")
     stub("specjax.report.results", "print_table")
+    stub("specjax.report.results", "read_calibration", [])
     stub("specjax.cache", "use_compilation_cache")
     return made
 

@@ -204,7 +204,8 @@ def test_errors_of_the_labels_are_read(files, tmp_path, monkeypatch, label):
     """Those that are unknown or not positive count as 0."""
     ids, errors = read(files["spectra"]).id, np.linspace(0.01, 0.24, 24)
     errors[:4] = np.nan, -9999.0, -0.1, 0.0
-    table = Table({"id": ids, label: np.linspace(4000, 6300, 24), f"{label}_err": errors, "logg_err": errors})
+    values = np.linspace(4000, 6300, 24) if label == "teff" else np.linspace(-2, 0.3, 24)
+    table = Table({"id": ids, label: values, f"{label}_err": errors, "logg_err": errors})
     table.write(tmp_path / "labels.ecsv")
     targets = []
     monkeypatch.setattr(survey, "run_study", lambda model, given, *_, **__: targets.extend(given))
