@@ -17,7 +17,7 @@ import numpy as np
 
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.settings import AdaptConfig
-from specjax.adapt.splits import Splits
+from specjax.adapt.splits import Splits, default_sizes
 from specjax.adapt.stage import Stage
 from specjax.foundation import Foundation
 
@@ -49,7 +49,8 @@ def main(preset: str, name: str, seeds: int) -> dict[str, Any]:
     model = random_model(get_preset(preset)) if random else load(preset)
     config = AdaptConfig(seeds=seeds)
     target = random_target(model.config, STARS)
-    splits = draw_splits(STARS, seeds=seeds, train=config.train, validate=config.validate)
+    train, validate = default_sizes(STARS)
+    splits = draw_splits(STARS, seeds=seeds, train=train, validate=validate)
     configuration = Configuration.parse(name)
     in_backbone = "lora1" in configuration.groups
     stand_in = in_backbone and preset not in SHIPPED and jax.default_backend() == "cpu"
@@ -105,9 +106,10 @@ def arithmetic(config: AdaptConfig, seeds: int, stars: int) -> dict[str, int]:
         stars, and at last all stars, for each seed.
     """
     runs = config.tower_folds + 1
-    trained = sum((stage.batch or config.train) * stage.steps * runs for stage in config.joint)
+    train, validate = default_sizes(stars, config.train, config.validate)
+    trained = sum((stage.batch or train) * stage.steps * runs for stage in config.joint)
     offered = sum(stage.snapshots for stage in config.joint) * sum(map(bool, config.tower_scales))
-    passed = offered * (config.train + config.validate) + stars
+    passed = offered * (train + validate) + stars
     return {"trained": seeds * trained, "passed": seeds * passed}
 
 
