@@ -4,6 +4,7 @@ Results are printed to stdout and progress to stderr. Errors that user input can
 as one line, with exit status 1; the option `--debug`, anywhere on the line, shows the traceback instead.
 """
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, get_args
@@ -13,6 +14,7 @@ from tyro.conf import DisallowNone, FlagCreatePairsOff
 
 from specjax._version import __version__
 from specjax.commands.adapt import Adapt
+from specjax.commands.check_published import CheckPublished
 from specjax.commands.embed import Embed
 from specjax.commands.fetch import SOURCES, Fetch
 from specjax.commands.info import Info
@@ -22,13 +24,28 @@ from specjax.commands.plan import Plan
 from specjax.commands.predict import Predict
 from specjax.commands.prepare import Prepare
 from specjax.commands.pretrain import Pretrain
+from specjax.commands.push import Push
 from specjax.commands.simulate import Simulate
 from specjax.commands.split import Split
 from specjax.errors import SpecjaxError, one_line
 from specjax.interrupt import Terminated
 
 # In the order in which `specjax --help` lists them.
-Command = Info | Fetch | Prepare | Simulate | Plan | Label | Split | Pretrain | Adapt | Predict | Embed
+Command = (
+    Info
+    | Fetch
+    | Prepare
+    | Simulate
+    | Plan
+    | Label
+    | Split
+    | Pretrain
+    | Adapt
+    | Predict
+    | Embed
+    | Push
+    | CheckPublished
+)
 
 # An option that may be left out is shown with the type that it takes, without "None".
 _STYLE = (FlagCreatePairsOff, DisallowNone)
@@ -70,11 +87,16 @@ def _parse(words: Sequence[str]) -> Any:
 
 def _command(words: Sequence[str]) -> tuple[type[Any], int] | None:
     """Return the class of the command that a line starts with, and the number of words of its name."""
-    kinds = {kind.__name__.lower(): kind for kind in get_args(Command)}
+    kinds = {_name(kind): kind for kind in get_args(Command)}
     if words[0] == Fetch.__name__.lower():
         source = SOURCES.get(words[1]) if len(words) > 1 else None
         return None if source is None else (source, 2)
     return (kinds[words[0]], 1) if words[0] in kinds else None
+
+
+def _name(kind: type[Any]) -> str:
+    """Return the name of a command, such as check-published for CheckPublished."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", kind.__name__).lower()
 
 
 def run(program: Callable[[], object]) -> NoReturn:

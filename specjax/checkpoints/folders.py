@@ -8,7 +8,8 @@ A model or adapter folder contains
   and, for an adapter, the digest of its base model.
 
 Folders are written atomically, so that a killed run leaves the old or the new one, and verified against their
-manifest on loading, so that a damaged file is reported and not used.
+manifest on loading, so that a damaged file is reported and not used. A folder may be on the Hugging Face hub:
+hf://owner/name is fetched into the cache and verified like any other.
 """
 
 import hashlib
@@ -22,9 +23,10 @@ import numpy as np
 
 from specjax._version import __version__
 from specjax.atomic import atomic_folder, recover_folder
+from specjax.checkpoints.hub import HubAddress
 from specjax.checkpoints.tensor_file import read_tensors, sha256_of, write_tensors
 from specjax.checkpoints.trees import Arrays, flatten, unflatten
-from specjax.errors import ModelError
+from specjax.errors import DownloadError, ModelError
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, MANIFEST = "weights.safetensors", "config.json", "manifest.json"
@@ -67,11 +69,13 @@ def save_model(
 
 
 def load_model(folder: str | Path) -> Stored:
-    """Read and verify a model folder.
+    """Read and verify a model folder, or one on the hub (hf://owner/name[@revision][/folder]).
 
     Raises:
         ModelError: The folder is missing, damaged, or of another kind or version; the message names the file
             or tensor.
+        DownloadError: It cannot be fetched from the hub.
+        ConfigError: It is no valid address of the hub.
     """
     return _load(folder, "model")
 
@@ -92,6 +96,8 @@ def load_adapter(folder: str | Path, *, base: str | None = None) -> Stored:
 
     Raises:
         ModelError: The adapter is missing, damaged, or was trained on another base model.
+        DownloadError: As `load_model`.
+        ConfigError: Likewise.
     """
     stored = _load(folder, "adapter")
     if base is not None and stored.base != base:
@@ -136,8 +142,30 @@ def _save(
 
 
 def _load(folder: str | Path, kind: str) -> Stored:
-    """Read a folder that `_save` wrote and verify every part of it."""
-    folder = Path(folder)
+    """Read a folder that `_save` wrote, here or on the hub, and verify every part of it."""
+    address = HubAddress.parse(folder)
+    if address is None:
+        return _read(Path(folder), kind)
+    try:
+        return _read_from_hub(address, kind)
+    except ModelError as error:
+        first = error
+    try:  # once more: what is damaged may be the copy in the cache
+        return _read_from_hub(address, kind, again=True)
+    except DownloadError as error:
+        raise ModelError(f"{first}; {error}") from None
+    except ModelError as error:
+        raise ModelError(f"{address}: {error}") from None
+
+
+def _read_from_hub(address: HubAddress, kind: str, *, again: bool = False) -> Stored:
+    """Fetch a folder and read it; the manifest comes first, so that another kind costs no large download."""
+    _read_manifest(address.fetch([MANIFEST], again=again), kind)
+    return _read(address.fetch([MANIFEST, CONFIG, WEIGHTS], again=again), kind)
+
+
+def _read(folder: Path, kind: str) -> Stored:
+    """Read a folder and verify every part of it."""
     recover_folder(folder)
     manifest = _read_manifest(folder, kind)
     try:

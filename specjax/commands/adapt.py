@@ -29,7 +29,7 @@ class Adapt(FromFile):
     out: Path
     """run folder to write"""
     model: str = "mini"
-    """model folder, or mini for the model that ships with specjax"""
+    """model folder, hf://OWNER/NAME, or mini for the model that ships with specjax"""
     label: tuple[str, ...] = ("fe_h",)
     """labels to predict, such as --label teff logg fe_h: columns of the table and labels of the model"""
     configuration: tuple[str, ...] = ("lora4",)

@@ -126,18 +126,62 @@ class SpecClip(FromFile):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Hub(FromFile):
+    """The files of any data set on the Hugging Face hub, checked, with a line on what specjax reads of each.
+
+    Needs the extra specjax[hub]. The same command keeps the files that are there and intact.
+    """
+
+    repository: Annotated[Positional[str], arg(metavar="OWNER/NAME")]
+    """the data set"""
+    out: Annotated[Path | None, arg(aliases=("-o",))] = None
+    """folder for the files; by default data/OWNER--NAME in $SPECJAX_CACHE"""
+    only: tuple[str, ...] = ()
+    """shell patterns on the names of files, such as '*.h5'"""
+    revision: str | None = None
+    """branch, tag or commit of the data set"""
+
+    def run(self) -> None:
+        """Fetch the files and print their folder."""
+        from specjax.services.hub_data import fetch_data
+
+        print(fetch_data(self.repository, self.out, only=self.only, revision=self.revision, say=say))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecClipTestData(FromFile):
+    """The SpecCLIP authors' pairs of LAMOST and Gaia XP spectra (about 10 MB, CC-BY-4.0)."""
+
+    out: Annotated[Path | None, arg(aliases=("-o",))] = None
+    """folder for the files; by default in $SPECJAX_CACHE"""
+    revision: str | None = None
+    """branch, tag or commit of the data set"""
+
+    def run(self) -> None:
+        """Fetch the files and print their folder."""
+        from specjax.services.hub_data import fetch_data
+        from specjax.services.specclip import TEST_DATA
+
+        print(fetch_data(TEST_DATA, self.out, revision=self.revision, say=say))
+
+
 # A further source needs one line here, one below, and a class like those above.
 Source = (
     Annotated[StellarLibraries, subcommand("stellar-libraries")]
     | Annotated[Desi, subcommand("desi")]
     | Annotated[GaiaXp, subcommand("gaia-xp")]
     | Annotated[SpecClip, subcommand("specclip")]
+    | Annotated[SpecClipTestData, subcommand("specclip-test-data")]
+    | Annotated[Hub, subcommand("hub")]
 )
 SOURCES: dict[str, type[FromFile]] = {
     "stellar-libraries": StellarLibraries,
     "desi": Desi,
     "gaia-xp": GaiaXp,
     "specclip": SpecClip,
+    "specclip-test-data": SpecClipTestData,
+    "hub": Hub,
 }
 
 

@@ -20,7 +20,7 @@ class Info(FromFile):
     preset: str | None = None
     """parameter counts of a preset: paper, base, split, xp-transformer, mini or mini-physics"""
     model: str | None = None
-    """contents of a model folder; mini is the model that ships with specjax"""
+    """contents of a model folder or hf://OWNER/NAME; mini is the model that ships with specjax"""
     survey: str | None = None
     """the survey of the files, if it cannot be recognised"""
     wavelength_medium: Literal["vacuum", "air"] | None = None

@@ -21,7 +21,7 @@ class ManySpectra(FromFile):
     lists: Annotated[tuple[Path, ...], arg(name="list")] = ()
     """text files of spectra, the same as @FILE"""
     model: str = "mini"
-    """model folder, or mini or mini-physics for a model that ships with specjax"""
+    """model folder, hf://OWNER/NAME, or mini or mini-physics for a model that ships with specjax"""
     fwhm: float | None = None
     """resolution of raw spectra in Angstrom, if it is much lower than that of LAMOST"""
     survey: str | None = None

@@ -21,7 +21,7 @@ class Plan(FromFile):
     out: Path
     """folder to write"""
     model: str = "mini"
-    """model folder, or mini for the model that ships with specjax"""
+    """model folder, hf://OWNER/NAME, or mini for the model that ships with specjax"""
     label: str = "fe_h"
     """label to predict: teff, logg or fe_h, as far as the model has it"""
     configuration: str = "lora4"

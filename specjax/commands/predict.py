@@ -20,8 +20,9 @@ class Predict(ManySpectra):
     out: Annotated[Path, arg(aliases=("-o",))]
     """table to write: .ecsv, .fits, .parquet, .csv or .h5"""
     adapter: UseAppendAction[tuple[Path, ...]] = ()
-    """adapter folder, such as RUN/adapters/TARGET/CONFIGURATION, or a folder that holds one per label; may be
-    given several times, for a label each; without one, the model as it is predicts all its labels"""
+    """adapter folder, such as RUN/adapters/TARGET/CONFIGURATION, hf://OWNER/NAME, or a folder that holds one
+    per label; may be given several times, for a label each; without one, the model as it is predicts all its
+    labels"""
     head: Literal["mlp1", "mlp2"] | None = None
     """head of the model that predicts without an adapter, by default mlp2"""
 

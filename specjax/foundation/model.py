@@ -310,8 +310,16 @@ def _merged(kernels: Any, factors: Any, loras: tuple[tuple[str, LoRAConfig], ...
     return lora.merge(kernels, factors, dict(loras))
 
 
+def shipped_folder(name: str) -> Path:
+    """Return the folder of a model that ships with the package."""
+    return Path(__file__).parents[1] / "data" / name
+
+
 def load(model: str | Path = "mini", *, dtype: DtypeChoice = "auto") -> Foundation:
     """Read a model folder; "mini" and "mini-physics" are the small models that ship with the package.
+
+    A model on the Hugging Face hub is named hf://owner/name, or hf://owner/name@revision; it is fetched into
+    the cache, and from there without a network the next time.
 
     With `dtype` "bfloat16" the towers compute their matrix products in half precision, with sums in float32.
     On a GPU that is many times as fast, and it changes an embedding by less than a hundredth of the
@@ -320,11 +328,12 @@ def load(model: str | Path = "mini", *, dtype: DtypeChoice = "auto") -> Foundati
 
     Raises:
         ModelError: the folder is missing, damaged, or of another kind or version.
+        DownloadError: it cannot be fetched from the hub.
         ConfigError: its configuration has keys that this version does not know, or another `dtype`.
     """
     from specjax.checkpoints import load_model
 
-    folder = Path(__file__).parents[1] / "data" / model if str(model) in SHIPPED else Path(model)
+    folder = shipped_folder(str(model)) if str(model) in SHIPPED else model
     stored = load_model(folder)
     if "model" not in stored.config or "params" not in stored.arrays:
         raise ModelError(f"{folder} holds no model")

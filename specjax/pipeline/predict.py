@@ -15,6 +15,7 @@ from specjax.adapt.predict import (
 )
 from specjax.checkpoints import load_adapter
 from specjax.checkpoints.folders import MANIFEST
+from specjax.checkpoints.hub import HubAddress
 from specjax.errors import ConfigError
 from specjax.foundation import DtypeChoice, load
 from specjax.pipeline.cluster import check_cluster
@@ -61,8 +62,8 @@ def predict_survey(
         spectra: files and folders that `surveys.read` takes, patterns such as "*.fits", and "@list.txt", a
             text file of these; files that `specjax prepare` has written are not preprocessed again.
         out: the table to write, .ecsv, .fits, .parquet, .csv or .h5; replaced if it exists.
-        adapter: an adapter folder, made from this model, or several for a label each, or a folder that holds
-            these. Without one, the model as it is predicts all its labels.
+        adapter: an adapter folder or its address on the hub, made from this model, or several for a label
+            each, or a folder that holds these. Without one, the model as it is predicts all its labels.
         head: "mlp1" or "mlp2" (the default), without an adapter only.
         fwhm: resolution of raw spectra in Angstrom, as in `to_lamost`, without an adapter only: an adapter
             knows the preprocessing of the spectra that it was trained on.
@@ -126,7 +127,7 @@ def _predict_work(
     about = about_model(foundation, model)
     record = {"command": "predict", "model": foundation.digest, "dtype": foundation.dtype}
     chosen = cast(DtypeChoice, foundation.dtype)  # for workers, which may have other devices
-    absolute = [path.absolute() for path in adapters]
+    absolute = [Path(located(path)) for path in adapters]
     again = partial(_predict_work, located(model), absolute, head, chosen, options)
     if not adapters:
         head = head or "mlp2"
@@ -161,7 +162,7 @@ def _predict_work(
         record={**record, "adapter": digests[0] if len(digests) == 1 else digests, "head": None},
         meta={
             **about,
-            "adapter": ", ".join(map(str, adapters)),
+            "adapter": ", ".join(str(HubAddress.parse(path) or path) for path in adapters),
             **_about_adapters([each.config for each in stored]),
         },
         again=again,

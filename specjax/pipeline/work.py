@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from specjax._version import __version__
+from specjax.checkpoints.hub import is_address
 from specjax.errors import DataError
 from specjax.foundation import Foundation
 from specjax.foundation.inputs import pixel_count
@@ -82,8 +83,8 @@ def about_model(foundation: Foundation, model: str | Path) -> dict[str, Any]:
 
 
 def located(model: str | Path) -> str | Path:
-    """Return the absolute path of a model folder; the name of a model that ships as it is."""
-    return model if str(model) in SHIPPED else Path(model).absolute()
+    """Return the absolute path of a folder; the name of a model that ships or its address as it is."""
+    return model if str(model) in SHIPPED or is_address(model) else Path(model).absolute()
 
 
 def one_spectrum(model: Foundation) -> Float32Array:

@@ -1,18 +1,16 @@
 """Fetch the published SpecCLIP files from the Hugging Face hub or a folder, and convert them."""
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from specjax.cache import cache_folder
 from specjax.checkpoints import load_model
 from specjax.checkpoints.tensor_file import sha256_of
-from specjax.errors import ConfigError, DownloadError, ModelError
+from specjax.errors import ConfigError, ModelError
 from specjax.progress import Say, say
+from specjax.services.hub import RemoteFile, below, list_files, matching
 
 Convert = Callable[[Path, Path], Mapping[str, Mapping[str, str]]]
 """Converts a file of weights to a model folder and returns its record: {file: {"network": name, ...}}.
@@ -20,23 +18,14 @@ Convert = Callable[[Path, Path], Mapping[str, Mapping[str, str]]]
 It raises ModelError for a file that is not one of the published networks.
 """
 
+ConvertHead = Callable[..., object]
+"""Converts a label head, (path, folder, *, stats, labels, head_name), as `checkpoints_convert.convert`."""
+
 REPOSITORY = "astroshawn/SpecCLIP"
+TEST_DATA = "astroshawn/SpecCLIP-TestData-Small"
+"""The authors' data set of pairs of LAMOST and Gaia XP spectra, CC-BY-4.0."""
+
 _SUFFIXES = (".ckpt", ".pt")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublishedFile:
-    """A file of weights.
-
-    Attributes:
-        name: its path in the repository.
-        get: downloads it, or finds it on disk, and returns its path.
-        check: returns whether a file is the published one, as far as its hash is known.
-    """
-
-    name: str
-    get: Callable[[], Path]
-    check: Callable[[Path], bool] = lambda _: True
 
 
 def fetch_specclip(
@@ -71,9 +60,8 @@ def fetch_specclip(
         ModelError: none of the files is a published network.
     """
     out = Path(out) if out is not None else cache_folder() / "specclip"
-    folder = Path(source).expanduser()
-    files = _in_folder(folder) if folder.is_dir() else _on_hub(source, revision, endpoint)
-    files = [file for file in files if not only or any(fnmatchcase(file.name, p) for p in only)]
+    weights = [file for file in _published(source, revision, endpoint) if file.name.endswith(_SUFFIXES)]
+    files = matching(weights, only)
     if not files:
         raise ConfigError(f"{source} has no file {' or '.join(only) or 'of PyTorch weights'}")
     converted = [file for file in files if _fetch(file, out, convert, say)]
@@ -82,13 +70,103 @@ def fetch_specclip(
     return out
 
 
-def _fetch(file: PublishedFile, out: Path, convert: Convert, say: Say) -> bool:
+@dataclass(frozen=True, kw_only=True)
+class PublishedHead:
+    """A published label head of one survey, with the statistics of its features.
+
+    Attributes:
+        label: what it predicts, as specjax names it.
+        survey: whose vectors it reads, "lamost" or "gaia_xp".
+        model: the SpecCLIP model that makes these vectors, a key of `MODELS`.
+        file: its path in the repository.
+        stats: the path of the statistics.
+    """
+
+    label: str
+    survey: str
+    model: str
+    file: str
+    stats: str
+
+
+MODELS = {
+    "pr": "specclip/specclip_model_predrecon_mlp.ckpt",
+    "split": "specclip/specclip_model_split_mlp.ckpt",
+}
+"""Published models by the names that the publication gives them."""
+
+
+def _head(label: str, survey: str, model: str, name: str, stats: str | None = None) -> PublishedHead:
+    tower = {"lamost": "lrs", "gaia_xp": "xp"}[survey]
+    return PublishedHead(
+        label=label,
+        survey=survey,
+        model=model,
+        file=f"downstream_models/{tower}/mlp/{name}.pt",
+        stats=f"stats/{tower}/{stats or name}_mean_std.json",
+    )
+
+
+HEADS = (
+    _head("fe_h", "lamost", "split", "feh"),
+    _head("fe_h", "gaia_xp", "pr", "feh", "FeH"),
+    *(
+        _head(label, survey, "pr", name)
+        for label, name in (("alpha_fe", "afe"), ("c_fe", "cfe"), ("n_fe", "nfe"), ("e_bp_rp", "ebprp"))
+        for survey in ("lamost", "gaia_xp")
+    ),
+)
+"""Label heads of both surveys for the same labels, each with the model that it was published for."""
+
+
+def fetch_heads(
+    source: str = REPOSITORY,
+    out: Path | None = None,
+    *,
+    convert: ConvertHead,
+    heads: Sequence[PublishedHead] = HEADS,
+    revision: str | None = None,
+    endpoint: str | None = None,
+    say: Say = say,
+) -> dict[PublishedHead, Path]:
+    """Download published label heads with their statistics, and convert each to a model folder of its own.
+
+    Args:
+        source: as in `fetch_specclip`.
+        out: folder for the model folders; by default `specclip/heads` in the cache.
+        convert: converts one file, as `checkpoints_convert.convert` does.
+        heads: the heads that are wanted; those that the source does not have are reported and left out.
+        revision: branch, tag or commit of the repository.
+        endpoint: address of the hub; else $HF_ENDPOINT, else the public one.
+        say: takes lines of progress.
+
+    Returns:
+        The folders, by head.
+
+    Raises:
+        DownloadError: as `fetch_specclip`.
+        ModelError: a file is not a label head, or does not fit its statistics.
+    """
+    out = Path(out) if out is not None else cache_folder() / "specclip" / "heads"
+    files = {file.name: file for file in _published(source, revision, endpoint)}
+    found = {}
+    for head in heads:
+        if missing := [name for name in (head.file, head.stats) if name not in files]:
+            say(f"{head.label} from {head.survey}: left out, for {source} has no {missing[0]}")
+            continue
+        weights, stats = (files[name].fetch() for name in (head.file, head.stats))
+        target = _target(out, head.file)
+        if not _is_converted(target, weights):
+            convert(weights, target, stats=stats, labels=[head.label], head_name="mlp2")
+        found[head] = target
+    return found
+
+
+def _fetch(file: RemoteFile, out: Path, convert: Convert, say: Say) -> bool:
     """Fetch, check and convert one file; return whether its model folder exists now."""
     target = _target(out, file.name)
     say(f"{file.name}: fetching")
-    path = file.get()
-    if not file.check(path):
-        raise DownloadError(f"{file.name} is not the file that the hub announces: {path} has another hash")
+    path = file.fetch()
     if _is_converted(target, path):
         say(f"{file.name}: already in {target}")
         return True
@@ -103,10 +181,7 @@ def _fetch(file: PublishedFile, out: Path, convert: Convert, say: Say) -> bool:
 
 def _target(out: Path, name: str) -> Path:
     """Return the folder below `out` for a file of the repository."""
-    parts = PurePosixPath(name).with_suffix("").parts
-    if any(part in ("/", "..") or "\\" in part for part in parts):
-        raise DownloadError(f"the repository has a file named {name!r}, which leads outside the folder")
-    return out.joinpath(*parts)
+    return below(out, name).with_suffix("")
 
 
 def _is_converted(target: Path, source: Path) -> bool:
@@ -118,53 +193,10 @@ def _is_converted(target: Path, source: Path) -> bool:
     return sha256_of(source) in [record.get("sha256") for record in sources.values()]
 
 
-def _in_folder(folder: Path) -> list[PublishedFile]:
-    """List the files of weights below a folder."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES and path.is_file())
-    return [
-        PublishedFile(name=path.relative_to(folder).as_posix(), get=partial(Path, path)) for path in paths
-    ]
-
-
-def _on_hub(repository: str, revision: str | None, endpoint: str | None) -> list[PublishedFile]:
-    """List the files of weights of a repository, at one commit."""
-    try:
-        from huggingface_hub import HfApi, hf_hub_download
-    except ImportError:
-        raise DownloadError(
-            f"there is no folder {repository}, and the hub needs huggingface_hub: pip install 'specjax[hub]'"
-        ) from None
-    with _hub_errors(repository):
-        info = HfApi(endpoint=endpoint).model_info(repository, revision=revision, files_metadata=True)
-
-    def download(name: str) -> Path:
-        with _hub_errors(f"{repository}/{name}"):
-            return Path(hf_hub_download(repository, name, revision=info.sha, endpoint=endpoint))
-
-    return [
-        PublishedFile(
-            name=file.rfilename,
-            get=partial(download, file.rfilename),
-            check=partial(_has_hash, file.lfs.sha256 if file.lfs else None, file.blob_id),
-        )
-        for file in sorted(info.siblings or [], key=lambda file: file.rfilename)
-        if file.rfilename.endswith(_SUFFIXES)
-    ]
-
-
-def _has_hash(sha256: str | None, blob_id: str | None, path: Path) -> bool:
-    """Compare a file with its SHA-256 or, if it is stored in git itself, with its blob id."""
-    if sha256 is not None:
-        return sha256_of(path) == sha256
-    data = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == blob_id
-
-
-@contextmanager
-def _hub_errors(what: str) -> Iterator[None]:
-    """Convert what huggingface_hub raises to one line."""
-    try:
-        yield
-    except Exception as error:  # its own errors, those of httpx, OSError, ValueError for an invalid name
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise DownloadError(f"cannot fetch {what} from the hub: {lines[0][:200]}") from None
+def _published(source: str, revision: str | None, endpoint: str | None) -> list[RemoteFile]:
+    """List all files of a folder, or of a repository at one commit."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        return list_files(source, revision=revision, endpoint=endpoint)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [RemoteFile(name=path.relative_to(folder).as_posix(), get=partial(Path, path)) for path in paths]

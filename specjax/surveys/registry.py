@@ -133,7 +133,7 @@ def read(
     path = Path(path).expanduser()
     if not path.exists():
         raise DataError(f"{path} does not exist")
-    name = survey or _recognise(path)
+    name = survey or recognise(path)
     if name not in SURVEYS:
         raise DataError(f"unknown survey {name!r}: specjax reads {', '.join(SURVEYS)}")
     if name in _UNDECLARED:
@@ -181,7 +181,12 @@ def _with_file_and_snr(spectra: Spectra, path: Path) -> Spectra:
     return spectra
 
 
-def _recognise(path: Path) -> str:
+def recognise(path: Path) -> str:
+    """Return the key in `SURVEYS` of a file or folder, from its headers.
+
+    Raises:
+        DataError: its kind is not recognised, or it is damaged.
+    """
     for name, survey in SURVEYS.items():
         if survey.recognise(path):
             return name
