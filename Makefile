@@ -3,6 +3,7 @@
 #   make experiments   all experiments of docs/experiments.md, into runs/experiments
 #   make test      the test suite without the slow and gpu marks; test-all: with slow; test-gpu: on an accelerator
 #   make lint      ruff and mypy;  make format: rewrite in place
+#   make package   wheel and sdist into dist, and the wheel tried in an empty environment
 #   make bench     throughput, beside PyTorch, on a GPU where there is one
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ comma := ,
 BENCH := bench$(if $(shell command -v nvidia-smi),$(comma)cuda)
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo experiments test test-all test-gpu lint format bench clean
+.PHONY: demo experiments test test-all test-gpu lint format package bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-baselines
@@ -40,6 +41,14 @@ lint: $(VENV)/.installed-lint
 format: $(VENV)/.installed-lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The script runs from another folder, so that nothing is imported from the checkout.
+package: $(VENV)/.installed-package
+	rm -rf dist build/try
+	$(BIN)/python -m build --outdir dist
+	$(PYTHON) -m venv build/try
+	build/try/bin/python -m pip install --quiet --disable-pip-version-check --no-compile $(CONSTRAINTS) dist/*.whl
+	cd build/try && bin/python ../../.ci/smoke.py
 
 bench: $(VENV)/.installed-$(BENCH)
 	$(BIN)/python -m benchmarks

@@ -1,4 +1,4 @@
-"""`specjax check-published` with small networks in the published layout, on files as the authors' test data."""
+"""`specjax check-published` with small networks in the published layout, on files like the authors' data."""
 
 import dataclasses
 import json

@@ -150,7 +150,8 @@ class _Handler(BaseHTTPRequestHandler):
         return {**asked, "actions": {"upload": {"href": f"{self.server.url}/lfs/{asked['oid']}"}}}
 
     def _commit(self, path, lines):
-        repository = self.server.repositories[path[2], f"{path[3]}/{path[4]}"]
+        name = f"{path[3]}/{path[4]}"
+        repository = self.server.repositories[path[2], name]
         files = dict(repository.files)
         for line in lines:
             value = line["value"]
@@ -164,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
         commit = repository.commit(files)
-        self._json({"commitUrl": f"{self.server.url}/commit/{commit}", "commitOid": commit})
+        self._json({"commitUrl": f"{self.server.url}/{name}/commit/{commit}", "commitOid": commit})
 
     def _missing(self, code, message, headers=None):
         self._send(404, b"{}", {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})})

@@ -1,5 +1,7 @@
 """Data sets of a local hub: fetched, checked, and recognised."""
 
+from types import SimpleNamespace
+
 import h5py
 import numpy as np
 import pytest
@@ -74,7 +76,7 @@ def test_troubles_are_one_line(hub, files, monkeypatch):
         fetch_data("someone/nothing")
     with pytest.raises(ConfigError, match="OWNER/NAME"):
         fetch_data("nothing")
-    monkeypatch.setattr("shutil.disk_usage", lambda _: (0, 0, 100))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=3))
     with pytest.raises(DownloadError, match=r"0\.0 GB left"):
         fetch_data("someone/spectra")
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
