@@ -13,6 +13,8 @@ from tests.report.runs import write_run
 from tests.services.hub_server import NOWHERE, running_hub, use
 
 pytest.importorskip("huggingface_hub")
+# huggingface_hub passes a file to its HTTP client in an old way where it uploads without hf_xet.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 FILES = {"manifest.json", "config.json", "weights.safetensors"}
 
