@@ -2,8 +2,8 @@
 
     python -m experiments.model_cards
 
-Counts, digests and training settings come from the model folders, and scores from the tables that docs/demo.md
-and docs/mini.md hold, so that they can differ from neither. A test compares the page with what this writes.
+Counts, digests and training settings come from the model folders, and scores from the tables of docs/demo.md
+and docs/mini.md, so that they can differ from neither. A test compares the page with what this writes.
 """
 
 import dataclasses
@@ -23,13 +23,14 @@ _INTRODUCTION = """\
 
 This page is written by `python -m experiments.model_cards`, from the model folders and the tables of the docs.
 
-Both models are for trying specjax, and for stars of about 3800 to 7500 K with a spectrum of 4000-5600 A, after
-adaptation with labelled stars of the survey. Neither is meant for galaxies, quasars, emission-line or binary stars, nor
-for labels without adaptation: the rows named zero-shot show what these cost. Spectra unlike the training spectra are
-flagged, not refused. Both were trained on hundreds of observed stars or on the simulated spectra of one emulator, where
-the published model was trained on millions; for catalogues, use [the published weights](convert.md). Licence: MIT. The
-libraries that they were trained on are to be cited: MILES (Sanchez-Blazquez et al. 2006; labels of Cenarro et al. 2007),
-MaStar (Yan et al. 2019), and for the scores STELIB (Le Borgne et al. 2003)."""
+Both models are for trying specjax, and for stars of about 3800 to 7500 K with a spectrum of 4000-5600 A,
+after adaptation with labelled stars of the survey. Neither is meant for galaxies, quasars, emission-line or
+binary stars, nor for labels without adaptation: the rows named zero-shot show what these cost. Spectra
+unlike the training spectra are flagged, not refused. Both were trained on hundreds of observed stars or on
+the simulated spectra of one emulator, where the published model was trained on millions; for catalogues,
+use [the published weights](convert.md). Licence: MIT. The libraries that they were trained on are to be
+cited: MILES (Sanchez-Blazquez et al. 2006; labels of Cenarro et al. 2007), MaStar (Yan et al. 2019), and
+for the scores STELIB (Le Borgne et al. 2003)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,14 +56,15 @@ SOURCES = (
     Source(
         name="mini",
         training=(
-            "Trained on 689 observed stars of MILES with their labels, on degraded copies of them, and on stars"
-            " interpolated between them; no star of STELIB. [mini.md](mini.md#training-data) has the details."
+            "Trained on 689 observed stars of MILES with their labels, on degraded copies of them, and on"
+            " stars interpolated between them; no star of STELIB."
+            " [mini.md](mini.md#training-data) has the details."
         ),
         page="mini.md",
         targets=("stelib", "stelib-grism"),
         stars=(
-            "126 stars of STELIB, as observed, and as a slitless survey of low resolution (24 A) and signal to"
-            " noise (20) would observe them. In each of 16 random splits, 60 stars are for training, 10 for"
+            "126 stars of STELIB, as observed, and as a slitless survey of low resolution (24 A) and signal"
+            " to noise (20) would observe them. In each of 16 random splits, 60 stars are for training, 10 for"
             " validation and 56 for the test."
         ),
     ),
@@ -76,8 +78,9 @@ SOURCES = (
         page="demo.md",
         targets=("miles", "miles-grism", "stelib"),
         stars=(
-            "Stars of MILES, as observed and as a slitless survey would observe them, with 89 for training, 9 for"
-            " validation and 396 or 397 for the test in each of 16 random splits; stars of STELIB as for `mini`."
+            "Stars of MILES, as observed and as a slitless survey would observe them, with 89 for training,"
+            " 9 for validation and 397 for the test in each of 16 random splits; stars of STELIB as for"
+            " `mini`."
         ),
     ),
 )
@@ -99,8 +102,8 @@ def _card(source: Source, stored: Stored) -> list[str]:
         model_facts(stored),
         model_training(stored),
         f"### What `{source.name}` reaches",
-        source.stars + " σ is the robust scatter of [Fe/H] in dex; means over the splits, with 95% intervals from a"
-        f" bootstrap over stars. [{source.page}]({source.page}) explains the rows, baselines included.",
+        f"{source.stars} σ is the robust scatter of [Fe/H] in dex; means over the splits, with 95% intervals"
+        f" from a bootstrap over stars. [{source.page}]({source.page}) explains the rows, baselines included.",
         *tables,
     ]
 

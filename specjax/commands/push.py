@@ -51,8 +51,8 @@ class Push(FromFile):
         files: dict[str, Path | bytes] = {CARD: card, **shared.files}
         for name, path in sorted({CARD: card, **shared.files}.items()):
             say(f"{path.stat().st_size:>12,} bytes  {name}")
-        for path in local_paths(shared):
-            say(f"note: config.json names a path of this machine: {path}")
+        for text in local_paths(shared):
+            say(f"note: config.json names a path of this machine: {text}")
         if self.dry_run:
             print(card)
             return

@@ -141,7 +141,8 @@ def _retrieval(z: Float32Array, z_xp: Float32Array, shared: int) -> Agreement:
 
 def _unit(vectors: AnyArray) -> FloatArray:
     x = vectors.astype(np.float64)
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    unit: FloatArray = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return unit
 
 
 def _mean_absolute(difference: AnyArray, valid: BoolArray) -> FloatArray:

@@ -11,6 +11,7 @@ import numpy as np
 
 from specjax._version import __version__
 from specjax.checkpoints import Stored, flatten
+from specjax.report.calibration import calibration_lines
 from specjax.report.metrics import SUBSETS
 from specjax.report.results import HEADINGS, Row, value_and_interval
 from specjax.report.shared import Run, Shared
@@ -270,6 +271,7 @@ def _scores(shared: Shared) -> list[str]:
             continue
         done.add(key)
         parts += score_tables(rows, str(key[0]), str(key[1]))
+        parts += ["- " + line for line in calibration_lines(rows, run.calibration)]
     return parts if len(parts) > 1 else []
 
 

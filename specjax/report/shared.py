@@ -12,12 +12,13 @@ import numpy as np
 from specjax.checkpoints import Stored, load_adapter, load_model
 from specjax.checkpoints.folders import CONFIG, MANIFEST, WEIGHTS
 from specjax.errors import DataError, ModelError, SpecjaxError
-from specjax.report.results import PREDICTIONS, TABLE, Row, read_table
+from specjax.report.results import CALIBRATION, PREDICTIONS, TABLE, Row, read_calibration, read_table
 
 CARD = "README.md"
 PARTS = (MANIFEST, CONFIG, WEIGHTS)
 
-_PLOTS = ("sigma*.png", "predictions_*.png")
+_TABLES = (TABLE, f"{CALIBRATION}.json")
+_PLOTS = ("sigma*.png", "predictions_*.png", "calibration_*.png")
 _ABOVE = 4  # folders from an adapter up to its run: RUN/adapters/TARGET/CONFIGURATION/LABEL
 
 
@@ -43,12 +44,14 @@ class Run:
     Attributes:
         folder: the folder.
         rows: of table.json.
+        calibration: rows of calibration.json, none if it has none.
         config: its config.json, {} if it has none.
         stars: by target and label, from the predictions.
     """
 
     folder: Path
     rows: Sequence[Row]
+    calibration: Sequence[Row] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     stars: Mapping[tuple[str, str], Stars] = field(default_factory=dict)
 
@@ -88,7 +91,7 @@ class Shared:
 def read_shared(folder: str | Path) -> Shared:
     """Read and verify a model folder, an adapter folder, or a run folder with its adapters.
 
-    Of a run the adapters, the table of scores and the plots are shared, but neither its predictions, which
+    Of a run the adapters, the tables of scores and the plots are shared, but neither its predictions, which
     contain the labels of the stars, nor its configuration, which names files.
 
     Raises:
@@ -108,7 +111,7 @@ def read_shared(folder: str | Path) -> Shared:
     if not names:
         raise ModelError(f"{folder} is a run folder without adapters")
     files = {f"{name}/{part}": folder / name / part for name in names for part in PARTS}
-    files |= {path.name: path for pattern in (TABLE, *_PLOTS) for path in sorted(folder.glob(pattern))}
+    files |= {path.name: path for pattern in (*_TABLES, *_PLOTS) for path in sorted(folder.glob(pattern))}
     adapters = {name: load_adapter(folder / name) for name in names}
     return Shared(kind="run", folder=folder, files=files, adapters=adapters, run=_read_run(folder))
 
@@ -116,7 +119,7 @@ def read_shared(folder: str | Path) -> Shared:
 def is_shared(name: str) -> bool:
     """Return whether a file of a repository is one that is written there, other than the card."""
     return (
-        name in (*PARTS, TABLE)
+        name in (*PARTS, *_TABLES)
         or (name.startswith("adapters/") and name.rpartition("/")[2] in PARTS)
         or any(Path(name).match(pattern) and "/" not in name for pattern in _PLOTS)
     )
@@ -158,7 +161,14 @@ def _read_run(folder: Path) -> Run:
         config = {}
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / CONFIG} cannot be read: {error}") from None
-    return Run(folder=folder, rows=rows, config=config, stars=_stars(folder, rows))
+    has_intervals = (folder / f"{CALIBRATION}.json").is_file()
+    return Run(
+        folder=folder,
+        rows=rows,
+        calibration=read_calibration(folder) if has_intervals else (),
+        config=config,
+        stars=_stars(folder, rows),
+    )
 
 
 def _stars(folder: Path, rows: Sequence[Row]) -> dict[tuple[str, str], Stars]:

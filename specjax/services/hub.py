@@ -74,7 +74,7 @@ def list_files(
     with hub_errors(repository):
         from huggingface_hub import HfApi
 
-        info = HfApi(endpoint=endpoint).repo_info(
+        info: Any = HfApi(endpoint=endpoint).repo_info(
             repository, repo_type=kind, revision=revision, files_metadata=True
         )
     get = partial(_download, repository, info.sha, kind, endpoint, local)
@@ -162,7 +162,7 @@ def push_files(
             info = api.model_info(repository)
         names = [file.rfilename for file in info.siblings or []]
         _check_existing(repository, names, bool(info.private), replaces, private)
-        operations = [
+        operations: list[Any] = [
             *(CommitOperationAdd(name, content) for name, content in sorted(files.items())),
             *(CommitOperationDelete(name) for name in names if replaces(name) and name not in files),
         ]

@@ -81,7 +81,7 @@ def test_adapters_of_a_run_are_pushed_and_loaded_again(hub, push, run, tmp_path)
     write_run(tmp_path / "other", targets=("deep",))
     push(tmp_path / "other", "someone/thing", "--license", "mit")
     names = {f"adapters/deep/lora4/{name}" for name in FILES}
-    kept = {".gitattributes", "notes.txt", "README.md", "table.json", "sigma.png"}
+    kept = {".gitattributes", "notes.txt", "README.md", "table.json", "calibration.json", "sigma.png"}
     assert set(repository(hub).files) == names | kept
 
 

@@ -27,11 +27,19 @@ def write_run(folder, base="1234", targets=("deep", "shallow"), spectra="/home/s
         config |= {"sigma": 0.1, "fwhm": None, "preparation": {}}
         save_adapter(folder / "adapters" / target / "lora4", config=config, arrays=FACTORS, base=base)
     results.write_table(folder, rows)
+    results.write_calibration(folder, [_coverage(target) for target in targets])
     about = {"adapt": {"train": 20, "validate": 4}, "spectra": spectra, "labels": "labels.ecsv"}
     results.write_config(folder, {**about, "refused": {"a": "low_snr"}, "outside_training": {"deep": {}}})
     results.write_predictions(folder, {key: np.concatenate([c[key] for c in columns]) for key in columns[0]})
     (folder / "sigma.png").write_bytes(b"a picture")
     return rows
+
+
+def _coverage(target):
+    numbers = {"coverage68": 0.71, "coverage95": 0.94, "width68": 0.2, "width95": 0.4, "crps": 0.05}
+    ends = {f"coverage{level}{end}": 0.5 for level in (68, 95) for end in ("_lo", "_hi")}
+    about = {"target": target, "configuration": "lora4", "subset": "all", "n_stars": STARS}
+    return {**about, "n_predictions": STARS * SEEDS, **numbers, **ends}
 
 
 def _columns(target, configuration, ids, truth, predicted):
