@@ -21,7 +21,7 @@ PAGE = DOCS / "model-card.md"
 _INTRODUCTION = """\
 # Model card: the models that ship
 
-This page is written by `python -m experiments.model_cards`, from the model folders and the tables of the docs.
+This page is written by `python -m experiments.model_cards`, from the model folders and the docs' tables.
 
 Both models are for trying specjax, and for stars of about 3800 to 7500 K with a spectrum of 4000-5600 A,
 after adaptation with labelled stars of the survey. Neither is meant for galaxies, quasars, emission-line or
@@ -64,8 +64,8 @@ SOURCES = (
         targets=("stelib", "stelib-grism"),
         stars=(
             "126 stars of STELIB, as observed, and as a slitless survey of low resolution (24 A) and signal"
-            " to noise (20) would observe them. In each of 16 random splits, 60 stars are for training, 10 for"
-            " validation and 56 for the test."
+            " to noise (20) would observe them. In each of 16 random splits, 60 stars are for training, 10"
+            " for validation and 56 for the test."
         ),
     ),
     Source(
@@ -103,7 +103,7 @@ def _card(source: Source, stored: Stored) -> list[str]:
         model_training(stored),
         f"### What `{source.name}` reaches",
         f"{source.stars} σ is the robust scatter of [Fe/H] in dex; means over the splits, with 95% intervals"
-        f" from a bootstrap over stars. [{source.page}]({source.page}) explains the rows, baselines included.",
+        f" from a bootstrap over stars. [{source.page}]({source.page}) explains the rows and baselines.",
         *tables,
     ]
 
