@@ -1,5 +1,6 @@
 """`specjax push`: share a model or adapters on the Hugging Face hub."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -64,7 +65,7 @@ class Push(FromFile):
         """Return the path of the card, written now unless the folder has one.
 
         Raises:
-            ConfigError: the card in the folder describes something else.
+            ConfigError: the card in the folder describes something else, or names another licence.
         """
         from specjax.atomic import atomic_file
         from specjax.checkpoints.hub import check_repository
@@ -78,6 +79,9 @@ class Push(FromFile):
                 raise ConfigError(
                     f"{path} describes something else, for it lacks a digest of {shared.folder}: remove it"
                 )
+            found = re.search(r"^license: *[\"']?([^\"'\n]*)", text, re.MULTILINE)
+            if found is None or found[1].strip() != self.license:
+                raise ConfigError(f"{path} names another licence than {self.license}: edit or remove it")
             say(f"{path} is used as it is; remove it to have it written anew")
             return path
         options = CardOptions(

@@ -119,6 +119,8 @@ def test_a_card_that_was_edited_is_kept_unless_it_is_of_another_model(hub, push,
     card.write_text(card.read_text() + "\nTrained by us.\n")
     push(model, "someone/thing", "--license", "mit")
     assert repository(hub).files["README.md"].endswith(b"Trained by us.\n")
+    _, err = push(model, "someone/thing", "--license", "cc-by-4.0", status=1)
+    assert "another licence" in err
     card.write_text("another model\n")
     _, err = push(model, "someone/thing", "--license", "mit", status=1)
     assert "describes something else" in err
