@@ -271,7 +271,7 @@ def _scores(shared: Shared) -> list[str]:
             continue
         done.add(key)
         parts += score_tables(rows, str(key[0]), str(key[1]))
-        parts += ["- " + line for line in calibration_lines(rows, run.calibration)]
+        parts += ["- " + line for line in calibration_lines(rows, run.calibration_of(stored.config))]
     return parts if len(parts) > 1 else []
 
 

@@ -57,8 +57,16 @@ class Run:
 
     def rows_of(self, config: Mapping[str, Any]) -> list[Row]:
         """Return the rows for the target and the label of an adapter with this configuration."""
-        target, label = config.get("target"), config.get("label")
-        return [row for row in self.rows if row["target"] == target and row.get("label", label) == label]
+        return _rows_of(self.rows, config)
+
+    def calibration_of(self, config: Mapping[str, Any]) -> list[Row]:
+        """Return the rows of the calibration for the same."""
+        return _rows_of(self.calibration, config)
+
+
+def _rows_of(rows: Sequence[Row], config: Mapping[str, Any]) -> list[Row]:
+    target, label = config.get("target"), config.get("label")
+    return [row for row in rows if row["target"] == target and row.get("label", label) == label]
 
 
 @dataclass(frozen=True, kw_only=True)

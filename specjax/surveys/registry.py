@@ -151,7 +151,7 @@ def is_undeclared(path: Path) -> bool:
     if not path.is_file() or path.suffix.lower() not in _UNDECLARED_SUFFIXES:
         return False
     try:
-        name = _recognise(path)
+        name = recognise(path)
     except DataError:
         return False
     return name == "columns" or (name == "arrays" and not arrays.declares_medium(path))

@@ -38,7 +38,7 @@ def write_run(folder, base="1234", targets=("deep", "shallow"), spectra="/home/s
 def _coverage(target):
     numbers = {"coverage68": 0.71, "coverage95": 0.94, "width68": 0.2, "width95": 0.4, "crps": 0.05}
     ends = {f"coverage{level}{end}": 0.5 for level in (68, 95) for end in ("_lo", "_hi")}
-    about = {"target": target, "configuration": "lora4", "subset": "all", "n_stars": STARS}
+    about = {"target": target, "label": "fe_h", "configuration": "lora4", "subset": "all", "n_stars": STARS}
     return {**about, "n_predictions": STARS * SEEDS, **numbers, **ends}
 
 
