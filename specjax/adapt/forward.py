@@ -152,7 +152,8 @@ def changes_backbone(adapters: Tree) -> bool:
 
 def head_stats(model: Foundation, head: str) -> Mapping[str, Any]:
     """Return the statistics of a head; those that the model lacks are 0 and 1."""
-    return {**NEUTRAL_STATS, **model.stats.get(head, {})}
+    known = model.stats.get(head, {})
+    return {name: known.get(name, neutral) for name, neutral in NEUTRAL_STATS.items()}
 
 
 def _rows_at_once(model: Foundation, seeds: int) -> int:

@@ -89,9 +89,10 @@ def run_head(
 ) -> Float32Array:
     """Map features (n, d) to labels (n, num_labels) in physical units with a label head, in batches.
 
-    `stats` has feature_mean, feature_std, label_mean and label_std; missing ones are 0 and 1.
+    `stats` has feature_mean, feature_std, label_mean and label_std; missing ones are 0 and 1, others ignored.
     """
-    compiled = functools.partial(_head, config, variables, {**NEUTRAL_STATS, **stats})
+    used = {name: stats.get(name, neutral) for name, neutral in NEUTRAL_STATS.items()}
+    compiled = functools.partial(_head, config, variables, used)
     result: Float32Array = in_batches(compiled, FEW_ROWS, features)
     return result
 

@@ -40,7 +40,8 @@ class Foundation:
             "mlp2". A part that the model does not have (a bare encoder has no projection and no heads) is
             missing.
         stats: for each head feature_mean, feature_std (d,) and label_mean, label_std (labels,), as
-            {"mlp1": {...}}; missing ones are 0 and 1.
+            {"mlp1": {...}}; missing ones are 0 and 1. Where it is known, label_scatter (labels,) is the
+            robust scatter of the head's labels on stars that it was not trained on.
         fill: replaces masked LAMOST pixels. Without it, masked pixels are left out of mean and standard
             deviation and enter the tokens as the mean.
         ood: flags spectra unlike those that the heads were trained on; None if that is not known, as for
@@ -174,6 +175,21 @@ class Foundation:
             return mean
         projection = {"params": self.params["lamost"]["projection"]}
         return run_projection(self.config, projection, features.mixed, self.dtype)
+
+    def label_scatter(self, head: str) -> dict[str, float]:
+        """Return the robust scatter of a head's labels on stars that it was not trained on, if it is known.
+
+        In physical units, by label; {} for a model whose folder does not say.
+        """
+        known = self.stats.get(head, {}).get("label_scatter")
+        if known is None:
+            return {}
+        return dict(zip(self.config.labels, np.asarray(known, np.float64).tolist(), strict=True))
+
+    @property
+    def default_head(self) -> str:
+        """The head that reads the projected vector, if the model has it, else that of the mean token."""
+        return "mlp1" if "mlp1" in self.params and "mlp2" not in self.params else "mlp2"
 
     def predict_from_features(self, features: ArrayLike, head: str) -> dict[str, Float32Array]:
         """Predict labels from the output (n, d) of `features`."""

@@ -26,11 +26,13 @@ class ValidationStars:
         labels: (m, k), in physical units.
         held_out: whether they are excluded from training, or drawn apart from it; otherwise they are the
             training stars.
+        simulated: whether their spectra are simulated; without noise, these are easier than observed ones.
     """
 
     flux: jax.Array
     labels: FloatArray
     held_out: bool
+    simulated: bool = False
 
     def scores(
         self, predicted: jax.Array, scaler: Tree, column: int, name: str = "[Fe/H]"
@@ -43,6 +45,16 @@ class ValidationStars:
             f"{prefix} sigma({name})": float(robust_sigma(label - truth)),
             f"{prefix} R2": float(r2(truth, label)),
         }
+
+    def scatter(self, predicted: jax.Array, scaler: Tree) -> FloatArray | None:
+        """Return the robust scatter (k,) of standardised predictions (m, k), in physical units.
+
+        None unless the stars are observed, and were excluded from training.
+        """
+        if self.simulated or not self.held_out:
+            return None
+        residuals = np.asarray(predicted) * scaler["label_std"] + scaler["label_mean"] - self.labels
+        return np.array([robust_sigma(column) for column in residuals.T])
 
 
 Draw = Callable[[jax.Array, Tree, int, AugmentConfig], Tree]

@@ -26,7 +26,7 @@ from specjax.pretrain.loop import StageAux, StageLoss
 from specjax.progress import Say
 from specjax.train.losses import label_loss
 from specjax.train.sharding import shard_rows
-from specjax.typing import AnyArray, Tree
+from specjax.typing import AnyArray, FloatArray, Tree
 
 AT_ONCE = 256  # spectra to embed at a time
 
@@ -85,6 +85,9 @@ class HeadTraining:
             head = self.head.init(key, pool[:2])
             data = {"pool": standard, **truth}
             params[name], batch_stats[name] = self._train(name, head, data, scored, key)
+            scatter = self._scatter(params[name], batch_stats[name], scored)
+            if scatter is not None and np.isfinite(scatter).all():
+                stats[name]["label_scatter"] = scatter.astype(np.float32)
         variables = {"params": params, "batch_stats": batch_stats}
         return Trained(variables, jax.tree.map(np.asarray, stats), ood)
 
@@ -189,6 +192,13 @@ class HeadTraining:
         starts = range(0, len(flux), AT_ONCE)
         parts = [self.features(variables, flux[start : start + AT_ONCE], None) for start in starts]
         return {name: jnp.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _scatter(self, params: Tree, batch_stats: Tree, scored: jax.Array | None) -> FloatArray | None:
+        """Return the scatter (k,) of a trained head on held-out stars, given their features."""
+        if self.validation is None or scored is None:
+            return None
+        predicted = apply(self.head, {"params": params, "batch_stats": batch_stats}, scored)
+        return self.validation.scatter(predicted, self.scaler)
 
     def _train(
         self, name: str, head: Tree, data: Tree, scored: jax.Array | None, key: jax.Array

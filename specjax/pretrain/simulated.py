@@ -262,7 +262,7 @@ def make_material(stars: SimulatedStars, config: PretrainConfig) -> Material:
     with_labels = replace(config.augment, observed_probability=0.0)
     sample = draw_batch(jax.random.key(config.seed + 1), data, _VALIDATION, with_labels)
     labels = np.asarray(sample["labels"]) * scaler["label_std"] + scaler["label_mean"]
-    validation = ValidationStars(sample["flux"], labels.astype(np.float64), True)
+    validation = ValidationStars(sample["flux"], labels.astype(np.float64), True, simulated=True)
     return Material(data, validation, scaler, draw_batch)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from specjax.pretrain.batches import draw_batch, make_data
+from specjax.report.metrics import robust_sigma
 from tests import synthetic
 from tests.pretrain.short_run import AUGMENT, CONFIG, corpus, held_out_stars, without_held_out
 from tests.synthetic import NOTHING
@@ -44,6 +45,16 @@ class TestData:
         np.testing.assert_allclose(
             list(scores.values()), [0, 1], atol=1e-6
         )  # float32 of a dex; a perfect prediction
+
+    def test_the_scatter_is_that_of_observed_stars_that_were_held_out(self):
+        pairs = corpus()
+        _, validation, scaler, *_ = make_data(pairs, CONFIG)
+        predicted = np.random.default_rng(0).normal(size=validation.labels.shape)
+        labels = predicted * scaler["label_std"] + scaler["label_mean"]
+        scatter = [robust_sigma(column) for column in (labels - validation.labels).T]
+        np.testing.assert_allclose(validation.scatter(predicted, scaler), scatter)
+        for change in ({"held_out": False}, {"simulated": True}):
+            assert dataclasses.replace(validation, **change).scatter(predicted, scaler) is None
 
     def test_degraded_copies_follow_the_observed_spectrum(self):
         pairs = corpus()

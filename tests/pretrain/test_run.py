@@ -15,6 +15,7 @@ from specjax.pretrain.batches import make_data
 from specjax.pretrain.config import PretrainConfig
 from specjax.pretrain.from_files import FilesConfig, pretrain_from_files
 from specjax.pretrain.monitor import read
+from specjax.report.metrics import robust_sigma
 from tests import synthetic
 from tests.pretrain.short_run import CONFIG, corpus
 
@@ -43,7 +44,15 @@ def made_from(pairs):
 def test_a_run_writes_a_model_and_removes_its_states(monkeypatch, tmp_path, preset, corpus_of):
     monkeypatch.setattr(run, corpus_of, made_from(corpus()))
     run.pretrain(out=tmp_path / "model", preset=preset, degraded=False, held_out=0.25)
-    assert load(tmp_path / "model").config == synthetic.CONFIG
+    model = load(tmp_path / "model")
+    assert model.config == synthetic.CONFIG
+    validation = make_data(corpus(), dataclasses.replace(CONFIG, held_out=0.25)).validation
+    for head in ("mlp1", "mlp2"):  # of weights in half precision
+        predicted = model.predict(np.asarray(validation.flux), head)
+        scatter = [
+            robust_sigma(predicted[name] - validation.labels[:, k]) for k, name in enumerate(predicted)
+        ]
+        np.testing.assert_allclose(list(model.label_scatter(head).values()), scatter, rtol=0.02)
     assert not (tmp_path / "model.training").exists()
     written = json.loads((tmp_path / "model" / "config.json").read_text())
     assert written["training"]["augment"]["degraded_probability"] == 0
