@@ -114,29 +114,39 @@ def calibration_of(config: Mapping[str, Any]) -> Calibration | None:
     return Calibration.from_json(config.get("calibration"))
 
 
-def predict_unadapted(model: Foundation, lamost: Spectra, head: str = "mlp2") -> dict[str, AnyArray]:
-    """Predict all labels with a head of the model as it is.
+def predict_unadapted(
+    model: Foundation, lamost: Spectra, head: str = "mlp2", labels: Sequence[str] | None = None
+) -> dict[str, AnyArray]:
+    """Predict labels with a head of the model as it is.
 
     Args:
         model: the model.
         lamost: n spectra from `preprocess.to_lamost`.
         head: "mlp1" or "mlp2".
+        labels: some of the model's labels; all by default.
 
     Returns:
-        Columns (n,): id, each label of the model, flag, masked_fraction and distance, see `predict`.
+        Columns (n,): id; each label, and LABEL_err, the scatter of the head on stars that it was not trained
+        on, if the model folder knows it; flag, masked_fraction and distance, see `predict`.
     """
     flag = lamost.meta["flag"].astype(FLAG_DTYPE)
     usable = np.isin(flag, USABLE)
-    labels = {name: np.full(len(lamost), np.nan) for name in model.config.labels}
+    scatter = model.label_scatter(head)
+    columns: dict[str, AnyArray] = {}
+    for name in model.config.labels if labels is None else labels:
+        columns[name] = np.full(len(lamost), np.nan)
+        if name in scatter:
+            columns[f"{name}_err"] = np.where(usable, scatter[name], np.nan)
     base = None
     if usable.any():
         base = model.backbone_features(lamost[np.flatnonzero(usable)])
         for name, values in model.predict_from_features(model.head_features(base, head), head).items():
-            labels[name][usable] = values
+            if name in columns:
+                columns[name][usable] = values
     distance, flag = _outside(model, base, usable, flag)
     return {
         "id": lamost.id,
-        **labels,
+        **columns,
         "flag": flag,
         "masked_fraction": lamost.meta["masked_fraction"],
         "distance": distance,

@@ -12,7 +12,7 @@ from specjax.prepare.parts import Part, stack_columns, write_part
 from specjax.prepare.plan import Options, Source
 from specjax.preprocess import to_gaia_xp, to_lamost
 from specjax.spectra import Spectra
-from specjax.surveys import arrays, read
+from specjax.surveys import arrays, read, read_xp
 from specjax.surveys.io.many import assuming, collecting
 from specjax.surveys.io.snr import median_snr
 from specjax.typing import AnyArray
@@ -25,7 +25,7 @@ _EXACT = 1e30  # inverse variance of flux without an uncertainty; the fill of ma
 
 
 class OnGrid(NamedTuple):
-    """Spectra of a chunk on the LAMOST grid, float32, and the (file, reason) of what is refused."""
+    """Spectra of a chunk on a model grid, float32, and the (file, reason) of what is refused."""
 
     spectra: Spectra | None
     refused: list[tuple[str, str]]
@@ -44,12 +44,13 @@ def prepare_sources(sources: Sequence[Source], options: Options) -> Part:
 
 
 def put_on_grid(sources: Sequence[Source], options: Options) -> OnGrid:
-    """Read the sources and put them on the LAMOST grid, row by row in their order. Runs in a worker.
+    """Read the sources and put them on a model grid, row by row in their order. Runs in a worker.
 
-    Sources that are already on that grid are accepted; no Gaia XP side is made. Of `meta`, file, flag and
-    masked_fraction are kept.
+    The grid is that of `options.tower`. Sources that are already on it are accepted. Of `meta`, file, flag
+    and masked_fraction are kept.
     """
-    prepared, refused = _prepare(sources, options, _read, lambda *given: (_lamost(*given), None))
+    read_source, convert = (_read_any, _lamost) if options.tower == "lamost" else (_read_xp, _gaia_xp)
+    prepared, refused = _prepare(sources, options, read_source, lambda *given: (convert(*given), None))
     sides = [side for side, _ in prepared]
     if not sides:
         return OnGrid(None, refused)
@@ -130,6 +131,35 @@ def _read_raw(source: Source, options: Options) -> Spectra:
     return spectra
 
 
+def _read_any(source: Source, options: Options) -> Spectra:
+    """Read a source for the LAMOST grid; refuse Gaia XP spectra."""
+    spectra = _read(source, options)
+    if _is_xp(spectra):
+        raise DataError(
+            f"{source.path} holds Gaia XP spectra, which the LAMOST tower of a model does not take;"
+            " `specjax translate --to lamost` reads them"
+        )
+    return spectra
+
+
+def _read_xp(source: Source, options: Options) -> Spectra:
+    """Read a source for the Gaia XP grid: the XP spectra of a file, or others if their FWHM is given."""
+    partner = None if source.rows is not None else read_xp(source.path)
+    if partner is not None:
+        return partner.with_meta(file=np.full(len(partner), str(source.path)))
+    spectra = _read(source, options)
+    if not _is_xp(spectra) and options.fwhm_from is None:
+        raise DataError(
+            f"{source.path} holds no Gaia XP spectra; spectra that cover 336-1020 nm can take their place if"
+            " their resolution in Angstrom is given (fwhm)"
+        )
+    return spectra
+
+
+def _is_xp(spectra: Spectra) -> bool:
+    return spectra.survey == "gaia_xp" or (spectra.prepared or {}).get("tower") == "gaia_xp"
+
+
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if isinstance(error, SpecjaxError) else f"{type(error).__name__}: {text}"
@@ -152,6 +182,11 @@ def _lamost(spectra: Spectra, options: Options) -> Spectra:
         fwhm_to=options.fwhm_to,
         velocity_column=options.velocity_column,
     )
+
+
+def _gaia_xp(spectra: Spectra, options: Options) -> Spectra:
+    fwhm = None if _is_xp(spectra) else options.fwhm_from
+    return to_gaia_xp(spectra, fwhm_from=fwhm, max_masked=options.max_masked)
 
 
 def _make_sides(spectra: Spectra, options: Options) -> Sides:

@@ -44,6 +44,7 @@ class Options:
         fwhm_to: resolution in Angstrom to which the spectra are smoothed.
         velocity_column: radial velocities to remove: "redshift" (v/c) or a column in km/s.
         max_masked: fraction of masked pixels above which a spectrum is flagged.
+        tower: the model grid that `put_on_grid` puts spectra on, "lamost" or "gaia_xp".
     """
 
     survey: str | None = None
@@ -56,6 +57,7 @@ class Options:
     fwhm_to: float | None = None
     velocity_column: str | None = None
     max_masked: float = MAX_MASKED
+    tower: Literal["lamost", "gaia_xp"] = "lamost"
 
     def __post_init__(self) -> None:
         if self.survey is not None and self.survey not in SURVEYS:

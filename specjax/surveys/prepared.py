@@ -65,7 +65,7 @@ def read(path: Path, *, rows: tuple[int, int] | None = None) -> Spectra:
         return _spectra(file, "", columns if not bad.any() else _kept(columns, ~bad))
 
 
-def read_xp(path: Path) -> Spectra | None:
+def read_xp(path: Path, *, rows: tuple[int, int] | None = None) -> Spectra | None:
     """Read the Gaia XP spectra, row for row as `read`; None if there are none or the file is of another kind.
 
     Rows without a Gaia XP spectrum, or with a damaged or incomplete one, are completely masked.
@@ -78,13 +78,28 @@ def read_xp(path: Path) -> Spectra | None:
     with _opened(Path(path)) as file:
         if XP_GROUP not in file:
             return None
-        whole = slice(None)
-        columns, bad = _columns(file, Path(path), XP_GROUP, whole)
-        _, left_out = _columns(file, Path(path), "", whole)
-        checksums.report_damaged(path, bad & ~left_out, _names(columns["id"]), kind="Gaia XP spectra")
+        part = slice(*(rows or (None,)))
+        columns, bad = _columns(file, Path(path), XP_GROUP, part)
+        _, left_out = _columns(file, Path(path), "", part)
+        names = _names(columns["id"])
+        checksums.report_damaged(path, bad & ~left_out, names, part.start or 0, kind="Gaia XP spectra")
         if bad.any():
             columns = _without_flux(columns, bad)
         return _spectra(file, XP_GROUP, columns if not left_out.any() else _kept(columns, ~left_out))
+
+
+def read_side(path: Path, tower: str, *, rows: tuple[int, int] | None = None) -> Spectra:
+    """Read the spectra on the grid of one tower, "lamost" or "gaia_xp"; otherwise as `read`.
+
+    Raises:
+        DataError: also, there are no Gaia XP spectra in the file.
+    """
+    if tower == "lamost":
+        return read(path, rows=rows)
+    spectra = read_xp(path, rows=rows)
+    if spectra is None:
+        raise DataError(f"{path} has no Gaia XP spectra: give them to `specjax prepare` with --xp")
+    return spectra
 
 
 def read_plan(path: Path) -> str:
