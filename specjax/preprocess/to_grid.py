@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from specjax.errors import ConfigError, DataError
 from specjax.flags import FLAG_DTYPE, MAX_MASKED, Flag, mask_columns
-from specjax.preprocess.continuum import BLUE, RED, normalise
+from specjax.preprocess.continuum import BLUE, RED, fit_continuum, normalise
 from specjax.preprocess.quality import mask_spikes, quality_flags, too_fast
 from specjax.preprocess.resample import (
     SPEED_OF_LIGHT,
@@ -94,20 +94,74 @@ def to_lamost(
         return _already_prepared(spectra, "lamost", asked)
 
     def convert(observed: Spectra) -> Spectra:
-        clean = mask_spikes(observed)
-        if fwhm is not None and target is not None:
-            clean = smooth(clean, fwhm, target)
-        unknown = np.zeros(len(clean), dtype=bool)
-        if velocity_column is not None:
-            clean, unknown = _to_rest(clean, velocity_column)
+        clean, unknown = _cleaned(observed, fwhm, target, velocity_column)
         result = change(normalise(clean), LAMOST_WAVELENGTH)
         flag = _lamost_flags(clean, result)
         if velocity_column is None:
             flag = np.where((flag == Flag.GOOD) & too_fast(observed, result), Flag.TOO_FAST, flag)
         return result.with_meta(flag=np.where(unknown, Flag.NO_VELOCITY, flag))
 
-    reach = _MARGIN if target is None else _MARGIN + _KERNEL_WIDTHS * target
-    return _convert_batches(spectra, convert, reach, max_masked, options)
+    return _convert_batches(spectra, convert, _reach(target), max_masked, options)
+
+
+class Continuum(NamedTuple):
+    """The continuum by which `to_lamost` divides spectra.
+
+    Attributes:
+        wavelength: (m,) or (n, m) Angstrom in vacuum, as observed.
+        level: (n, m) in the unit of the flux; NaN where there is none.
+        masked: (n, m) pixels that are not used, among them spikes.
+    """
+
+    wavelength: FloatArray
+    level: FloatArray
+    masked: BoolArray
+
+
+def continuum_of(
+    spectra: Spectra,
+    *,
+    fwhm: float | None = None,
+    fwhm_to: float | None = None,
+    velocity_column: str | None = None,
+) -> Continuum:
+    """Return the continuum that `to_lamost` fits to spectra as observed, with the same options.
+
+    Raises:
+        ConfigError: as `to_lamost`.
+        DataError: as `to_lamost`; the spectra are on a model grid, where there is no continuum any more.
+    """
+    if spectra.prepared is not None:
+        raise DataError("the spectra are on a model grid: their continuum has been divided out")
+    target = _target_fwhm(fwhm, fwhm_to)
+    vacuum = spectra.to_vacuum()
+    part = _columns_near(vacuum.wavelength, _reach(target))
+    near = vacuum.derive(
+        wavelength=vacuum.wavelength[..., part],
+        flux=vacuum.flux[:, part],
+        ivar=vacuum.ivar[:, part],
+        mask=vacuum.mask[:, part],
+    )
+    clean, _ = _cleaned(near, fwhm, target, velocity_column)
+    level = fit_continuum(clean.wavelength, clean.flux, clean.valid)
+    return Continuum(near.wavelength, level, ~clean.valid)
+
+
+def _cleaned(
+    observed: Spectra, fwhm: float | None, target: float | None, velocity_column: str | None
+) -> tuple[Spectra, BoolArray]:
+    """Mask spikes, smooth and move to rest; also return (n,) where the velocity to remove is unknown."""
+    clean = mask_spikes(observed)
+    if fwhm is not None and target is not None:
+        clean = smooth(clean, fwhm, target)
+    if velocity_column is not None:
+        return _to_rest(clean, velocity_column)
+    return clean, np.zeros(len(clean), dtype=bool)
+
+
+def _reach(target: float | None) -> float:
+    """Return how far in Angstrom the pixels that are needed lie outside the fitted range."""
+    return _MARGIN if target is None else _MARGIN + _KERNEL_WIDTHS * target
 
 
 def to_gaia_xp(

@@ -3,6 +3,7 @@ import pytest
 
 from specjax.errors import ConfigError, DataError
 from specjax.preprocess import gaia_xp_fwhm, rebin, to_gaia_xp, to_grid, to_lamost
+from specjax.preprocess.to_grid import continuum_of
 from specjax.spectra import Spectra
 from specjax.wavelength import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, air_to_vacuum
 
@@ -117,6 +118,41 @@ def test_velocities_are_removed_on_request(column, per_beta):
     assert np.abs(to_lamost(moving).flux[1] - rest.flux[1]).max() > 0.1  # 300 km/s is not rounding
     with pytest.raises(DataError, match="no column 'vrad'"):
         to_lamost(moving, velocity_column="vrad")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"fwhm": 9.0}, {"fwhm": 3.0, "fwhm_to": 8.0}, {"velocity_column": "redshift"}]
+)
+@pytest.mark.parametrize("medium", ["vacuum", "air"])
+def test_the_continuum_is_that_by_which_spectra_are_divided(options, medium):
+    # Flux over this continuum has a continuum of one all but exactly: fitting it again changes nothing.
+    flux = line_star(GRID)
+    flux[:, 700] *= 50  # a spike
+    spectra = Spectra.build(GRID, flux, medium=medium, meta={"redshift": [1e-4, 3e-4]})
+    found = continuum_of(spectra, **options)
+    assert found.level.shape == found.masked.shape
+    column = np.flatnonzero(found.wavelength == spectra.to_vacuum().wavelength[700])
+    assert found.masked[:, column].all() or "fwhm" in options  # smoothing spreads what is not masked
+    part = np.searchsorted(spectra.to_vacuum().wavelength, found.wavelength[[0, -1]])
+    near = slice(part[0], part[1] + 1)
+    divided = np.where(found.masked, 1.0, flux[:, near] / found.level)
+    known = np.isfinite(divided)
+    assert known.sum() > 1800 * len(flux)
+    if "fwhm" in options:
+        return
+    direct = to_lamost(spectra, **options)
+    rest = 1 + (np.array([1e-4, 3e-4]) if options else np.zeros(2))
+    for row in range(2):
+        grid, values = found.wavelength / rest[row], np.where(known[row], divided[row], 1.0)
+        level = np.interp(LAMOST_WAVELENGTH, grid, values)
+        valid = ~direct.mask[row]
+        # Rebinning averages 0.9 A pixels to 1.1 A ones, interpolation does not; the lines are 7 A wide.
+        np.testing.assert_allclose(level[valid], direct.flux[row, valid], atol=0.02)
+
+
+def test_there_is_no_continuum_of_spectra_on_a_model_grid():
+    with pytest.raises(DataError, match="on a model grid"):
+        continuum_of(to_lamost(Spectra.build(GRID, line_star(GRID))))
 
 
 def test_xp_spectra_are_divided_by_the_flux_at_550_nm():
