@@ -13,9 +13,9 @@ from specjax.pipeline.parts import Columns, read_columns
 from specjax.surveys.arrays import HDF5, for_hdf5
 from specjax.surveys.io.tables import SUFFIXES, require_pyarrow, write_table
 from specjax.typing import AnyArray
-from specjax.units import column_description, label_unit
+from specjax.units import COLUMNS, column_description, label_unit
 
-_WIDE = (*HDF5, ".parquet", ".fits")
+_WIDE = (*HDF5, ".parquet", ".fits", ".npz")
 
 
 def check_format(out: Path, *, vectors: bool = False, partitioned: bool = False) -> None:
@@ -42,29 +42,52 @@ def _one_of(suffixes: Sequence[str]) -> str:
 
 
 def write_output(
-    out: Path, parts: Sequence[Path], *, wide: Collection[str] = (), meta: Mapping[str, Any] | None = None
+    out: Path,
+    parts: Sequence[Path],
+    *,
+    wide: Collection[str] = (),
+    shared: Mapping[str, AnyArray] | None = None,
+    meta: Mapping[str, Any] | None = None,
 ) -> Columns:
     """Write the rows of all parts, atomically, and return their columns without the wide ones.
 
     HDF5 has one dataset per column and the metadata as attributes; Parquet has one row group per part, and
     wide columns as lists of fixed size. These two hold one part of the wide columns in memory, others all.
+    .npz has one array per column, and the metadata as texts.
 
     Args:
         out: the suffix selects the format.
         parts: files of `parts.write_part`, each with at least one row.
         wide: names of columns (n, d, ...).
+        shared: arrays (p,) that belong to all rows: one dataset of HDF5, one array of .npz, and a column
+            that repeats them in every row of Parquet, which compresses it away, and FITS.
         meta: metadata of the file, kept if the format supports them.
     """
+    shared = shared or {}
     narrow = [read_columns(path, but=wide) for path in parts]
     columns = {name: np.concatenate([part[name] for part in narrow]) for name in narrow[0]}
     if out.suffix.lower() in HDF5:
-        _write_hdf5(out, columns, parts, wide, meta or {})
+        _write_hdf5(out, columns, parts, wide, shared, meta or {})
     elif out.suffix.lower() == ".parquet" and wide:
-        write_parquet(out, columns, parts, wide, meta or {})
+        write_parquet(out, columns, parts, wide, meta or {}, shared)
     else:
         whole = {name: np.concatenate(list(_blocks(parts, name))) for name in wide}
-        write_table(out, {**columns, **whole}, meta)
+        _write_whole(out, {**columns, **whole}, shared, meta or {})
     return columns
+
+
+def _write_whole(
+    out: Path, columns: Columns, shared: Mapping[str, AnyArray], meta: Mapping[str, Any]
+) -> None:
+    """Write columns that are in memory: .npz, or a table."""
+    if out.suffix.lower() != ".npz":
+        rows = len(columns["id"])
+        repeated = {name: np.broadcast_to(each, (rows, *each.shape)) for name, each in shared.items()}
+        write_table(out, {**columns, **repeated}, meta)
+        return
+    content: dict[str, Any] = {**{name: str(text) for name, text in meta.items()}, **columns, **shared}
+    with atomic_file(out) as temporary:
+        np.savez(temporary, **content)
 
 
 def _blocks(parts: Sequence[Path], name: str) -> Iterator[AnyArray]:
@@ -73,7 +96,12 @@ def _blocks(parts: Sequence[Path], name: str) -> Iterator[AnyArray]:
 
 
 def _write_hdf5(
-    out: Path, columns: Columns, parts: Sequence[Path], wide: Collection[str], meta: Mapping[str, Any]
+    out: Path,
+    columns: Columns,
+    parts: Sequence[Path],
+    wide: Collection[str],
+    shared: Mapping[str, AnyArray],
+    meta: Mapping[str, Any],
 ) -> None:
     import h5py  # slow to import
 
@@ -85,6 +113,9 @@ def _write_hdf5(
                 file[name].attrs["unit"] = unit
             if text := column_description(name):
                 file[name].attrs["description"] = text
+        for name, array in shared.items():
+            file[name] = array
+            file[name].attrs["unit"] = COLUMNS.get(name, "")
         for name in wide:
             start, dataset = 0, None
             for block in _blocks(parts, name):

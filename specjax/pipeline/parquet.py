@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,20 @@ from astropy.table import Table
 
 from specjax.atomic import atomic_file, atomic_folder, check_folder
 from specjax.pipeline.parts import Columns, read_columns
-from specjax.units import column_description, label_unit
+from specjax.typing import AnyArray
+from specjax.units import COLUMNS, column_description, label_unit
 
 _PARTITION = 128 << 20  # bytes of parts in one partition: a size that Dask and Spark advise
 _NAME = re.compile(r"part-\d{5,}\.parquet")
 
 
 def write_parquet(
-    out: Path, columns: Columns, parts: Sequence[Path], wide: Collection[str], meta: Mapping[str, Any]
+    out: Path,
+    columns: Columns,
+    parts: Sequence[Path],
+    wide: Collection[str],
+    meta: Mapping[str, Any],
+    shared: Mapping[str, AnyArray] = MappingProxyType({}),
 ) -> None:
     """Write all parts as one file with a row group per part, atomically.
 
@@ -29,15 +36,16 @@ def write_parquet(
         parts: files of `parts.write_part`, each with at least one row.
         wide: names of columns (n, d, ...), written as lists of fixed size.
         meta: metadata of the file.
+        shared: arrays (p,) that every row repeats.
     """
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
-    schema = _schema(columns, read_columns(parts[0], wide), meta, _text_lengths(columns))
+    schema = _schema(columns, _wide_blocks(parts[0], wide, shared), meta, _text_lengths(columns))
     start = 0
     with atomic_file(out) as temporary, ParquetWriter(temporary, schema) as writer:
         for path in parts:
-            blocks = read_columns(path, wide)
+            blocks = _wide_blocks(path, wide, shared)
             stop = start + len(next(iter(blocks.values())))
             narrow = {name: column[start:stop] for name, column in columns.items()}
             writer.write_table(pyarrow.Table.from_arrays(_arrow(narrow, blocks), schema=schema))
@@ -54,7 +62,11 @@ def check_dataset(out: Path) -> None:
 
 
 def write_dataset(
-    out: Path, parts: Sequence[Path], wide: Collection[str], meta: Mapping[str, Any]
+    out: Path,
+    parts: Sequence[Path],
+    wide: Collection[str],
+    meta: Mapping[str, Any],
+    shared: Mapping[str, AnyArray] = MappingProxyType({}),
 ) -> Counter[str]:
     """Write all parts as a folder of files part-00000.parquet, ... in their order, atomically.
 
@@ -66,6 +78,7 @@ def write_dataset(
         parts: files of `parts.write_part`, each with at least one row.
         wide: names of columns (n, d, ...), written as lists of fixed size.
         meta: metadata of every file.
+        shared: arrays (p,) that every row repeats.
 
     Returns:
         The number of rows by their flag.
@@ -81,17 +94,24 @@ def write_dataset(
     texts = list(_text_lengths(narrow))
     lengths = [_text_lengths(read_columns(path, texts)) for path in parts]
     longest = {name: max(length[name] for length in lengths) for name in texts}
-    schema = _schema(narrow, read_columns(parts[0], wide), meta, longest)
+    schema = _schema(narrow, _wide_blocks(parts[0], wide, shared), meta, longest)
     with atomic_folder(out, known=_partitions(out)) as temporary:
         for number, group in enumerate(_groups(parts)):
             tables = []
             for path in group:
                 narrow = read_columns(path, but=wide)
                 flags.update(narrow["flag"].tolist())
-                arrays = _arrow(narrow, read_columns(path, wide))
+                arrays = _arrow(narrow, _wide_blocks(path, wide, shared))
                 tables.append(pyarrow.Table.from_arrays(arrays, schema=schema))
             write_table(pyarrow.concat_tables(tables), temporary / f"part-{number:05d}.parquet")
     return flags
+
+
+def _wide_blocks(path: Path, wide: Collection[str], shared: Mapping[str, AnyArray]) -> Columns:
+    """Return the wide columns of a part, and those that repeat a shared array."""
+    blocks = read_columns(path, wide)
+    rows = len(next(iter(blocks.values()), ()))
+    return blocks | {name: np.broadcast_to(each, (rows, *each.shape)) for name, each in shared.items()}
 
 
 def _partitions(out: Path) -> list[str]:
@@ -133,6 +153,8 @@ def _schema(narrow: Columns, wide: Columns, meta: Mapping[str, Any], lengths: Ma
         if column.dtype.kind == "f" and (unit := label_unit(name)):
             header[name].unit = unit
         header[name].description = column_description(name)
+    for name in flat:
+        header[name].unit = COLUMNS.get(name)
     shapes = {name: list(block.shape[1:]) for name, block in wide.items() if block.ndim > 2}
     header.meta.update({f"{name}_shape": json.dumps(shape) for name, shape in shapes.items()})
     fields = [(name, pyarrow.from_numpy_dtype(column.dtype.type)) for name, column in narrow.items()]

@@ -7,7 +7,7 @@ so that the same run continues where it was stopped, in either way.
 
 import shutil
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from zipfile import BadZipFile
@@ -39,6 +39,7 @@ def run(
     partitioned: bool = False,
     dry_run: bool = False,
     say: Say = silent,
+    look: Callable[[Sequence[Path]], object] | None = None,
 ) -> Columns:
     """Run all spectra of the sources through the work, and write one file or one folder.
 
@@ -51,6 +52,7 @@ def run(
         partitioned: write a folder of Parquet files, with one of them in memory at a time.
         dry_run: only say what would be done.
         say: receives lines of progress.
+        look: is called with the parts that have rows, before they are removed, to draw some of them.
 
     Returns:
         The columns (n,) of the file, in the order of the sources, without the wide ones; none if
@@ -89,7 +91,7 @@ def run(
         finished_parts = sum(path.exists() for path in parts)
         say(f"{finished_parts} of {len(parts)} chunks are finished: run the same command again to resume")
         raise
-    return _finish(work, plan, parts, out, partitioned, say)
+    return _finish(work, plan, parts, out, partitioned, say, look)
 
 
 def _check_prepared(plan: Plan, work: Work) -> None:
@@ -123,7 +125,15 @@ def _on_grid(plan: Plan, todo: Sequence[int], workers: int) -> Generator[tuple[i
     yield from run_jobs(read_chunk, jobs, workers, ahead=workers, finish=False, total=total)
 
 
-def _finish(work: Work, plan: Plan, parts: Sequence[Path], out: Path, partitioned: bool, say: Say) -> Columns:
+def _finish(
+    work: Work,
+    plan: Plan,
+    parts: Sequence[Path],
+    out: Path,
+    partitioned: bool,
+    say: Say,
+    look: Callable[[Sequence[Path]], object] | None,
+) -> Columns:
     """Write the output and the report, remove the parts, and say what needs attention."""
     folder, report = parts[0].parent, report_path(out)
     try:
@@ -139,10 +149,12 @@ def _finish(work: Work, plan: Plan, parts: Sequence[Path], out: Path, partitione
         raise DataError(refused[0][1] if plan.file_count == 1 else several)
     say(f"writing {out}")
     if partitioned:
-        columns, flags = {}, write_dataset(out, full, work.wide, work.meta)
+        columns, flags = {}, write_dataset(out, full, work.wide, work.meta, work.shared)
     else:
-        columns = write_output(out, full, wide=work.wide, meta=work.meta)
+        columns = write_output(out, full, wide=work.wide, shared=work.shared, meta=work.meta)
         flags = Counter(columns["flag"].tolist())
+    if look is not None:
+        look(full)
     shutil.rmtree(folder, ignore_errors=True)
     for flag, count in flags.items():
         if flag != Flag.GOOD:

@@ -1,7 +1,7 @@
 """What a run does with every chunk: read it, put it on the grid, compute its columns, and write its part."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from specjax.prepare.plan import Options, Source
 from specjax.spectra import Spectra
 from specjax.surveys import prepared
 from specjax.surveys.io.many import collecting
-from specjax.typing import Float32Array
+from specjax.typing import AnyArray, Float32Array
 
 VERSION = 1
 """Version of the parts; those of another version are not resumed."""
@@ -42,6 +42,8 @@ class Work:
         meta: metadata of the output.
         again: makes the same work in another process, wherever that runs, and can be pickled.
         wide: names of columns of vectors, which are never in memory as a whole; only some formats take them.
+        shared: arrays (p,) that belong to every row, such as the wavelengths of a wide column.
+        notes: lines to say before the run.
     """
 
     compute: Callable[[Spectra], Columns]
@@ -51,6 +53,8 @@ class Work:
     meta: Mapping[str, Any]
     again: Callable[[], "Work"]
     wide: tuple[str, ...] = ()
+    shared: Mapping[str, AnyArray] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def record_of(work: Work, stamps: Mapping[str, list[int]] | None = None) -> dict[str, Any]:
@@ -87,29 +91,35 @@ def located(model: str | Path) -> str | Path:
     return model if str(model) in SHIPPED or is_address(model) else Path(model).absolute()
 
 
-def one_spectrum(model: Foundation) -> Float32Array:
+def one_spectrum(model: Foundation, tower: str = "lamost") -> Float32Array:
     """Return a featureless spectrum (1, pixels), to try out what a model can do before a run."""
-    return np.ones((1, pixel_count(model.config, "lamost")), np.float32)
+    return np.ones((1, pixel_count(model.config, tower)), np.float32)
 
 
 def read_chunk(sources: Sequence[Source], options: Options) -> OnGrid:
-    """Read a chunk and put it on the LAMOST grid; the rows of a prepared file are there already."""
+    """Read a chunk and put it on the grid of the options; the rows of a prepared file are there already."""
     first = sources[0]
-    return _read_prepared(first) if first.prepared else put_on_grid(sources, options)
+    return _read_prepared(first, options.tower) if first.prepared else put_on_grid(sources, options)
 
 
 def write_chunk(work: Work, chunk: OnGrid, path: Path) -> int:
     """Compute the columns of a chunk, write them with what is refused as a part, and return their length."""
+    columns, refused = columns_of(work, chunk)
+    write_part(path, columns, refused)
+    return len(columns.get("id", ()))
+
+
+def columns_of(work: Work, chunk: OnGrid) -> tuple[Columns, list[tuple[str, str]]]:
+    """Return the columns of a chunk, {} if it has no spectra, and (file, reason) of what is refused."""
     computed, refused = ([], []) if chunk.spectra is None else _compute(work, chunk.spectra)
-    write_part(path, stack_columns(computed) if computed else {}, [*chunk.refused, *refused])
-    return sum(len(columns["id"]) for columns in computed)
+    return stack_columns(computed) if computed else {}, [*chunk.refused, *refused]
 
 
-def _read_prepared(source: Source) -> OnGrid:
+def _read_prepared(source: Source, tower: str) -> OnGrid:
     """Read rows of a prepared file, which is the only source of its chunk."""
     with collecting() as left_out:
         try:
-            spectra = prepared.read(source.path, rows=source.rows)
+            spectra = prepared.read_side(source.path, tower, rows=source.rows)
         except DataError as error:
             return OnGrid(None, [(str(source.path), str(error))])
     refused = [(str(source.path), reason) for reason in left_out]

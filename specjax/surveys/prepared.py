@@ -94,8 +94,9 @@ def read_side(path: Path, tower: str, *, rows: tuple[int, int] | None = None) ->
     Raises:
         DataError: also, there are no Gaia XP spectra in the file.
     """
+    lamost = read(path, rows=rows)  # also reports the rows that are left out of both sides
     if tower == "lamost":
-        return read(path, rows=rows)
+        return lamost
     spectra = read_xp(path, rows=rows)
     if spectra is None:
         raise DataError(f"{path} has no Gaia XP spectra: give them to `specjax prepare` with --xp")

@@ -16,7 +16,7 @@ from specjax.errors import DataError
 from specjax.surveys.io.fits import add_checksums, open_fits
 from specjax.surveys.io.sniff import is_fits
 from specjax.typing import FloatArray, StrArray
-from specjax.units import column_description, label_unit
+from specjax.units import COLUMNS, column_description, label_unit
 
 _WRITTEN = {".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".fits": "fits", ".parquet": "parquet"}
 SUFFIXES = tuple(_WRITTEN)
@@ -153,7 +153,7 @@ def _with_units(columns: Mapping[str, Any], meta: Mapping[str, Any], form: str) 
     table = Table(dict(columns), meta=dict(meta))
     for name in table.colnames:
         table[name].description = column_description(name)
-        unit = label_unit(name)
+        unit = label_unit(name) or COLUMNS.get(name)
         if unit and table[name].dtype.kind == "f":
             table[name].unit = unit
         if form == "fits" and str(table[name].unit) == "dex":
