@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from specjax.commands.options_file import FromFile
+from specjax.commands.reading import Reading
 from specjax.errors import ConfigError
 from specjax.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)
-class ManySpectra(FromFile):
+class ManySpectra(Reading):
     """Files, folders and lists of spectra, and how they are read."""
 
     spectra: Annotated[Positional[tuple[Path, ...]], arg(metavar="SRC")] = ()
@@ -20,16 +20,6 @@ class ManySpectra(FromFile):
     @FILE, a text file with one of these per line; at least one"""
     lists: Annotated[tuple[Path, ...], arg(name="list")] = ()
     """text files of spectra, the same as @FILE"""
-    model: str = "mini"
-    """model folder, hf://OWNER/NAME, or mini or mini-physics for a model that ships with specjax"""
-    fwhm: float | None = None
-    """resolution of raw spectra in Angstrom, if it is much lower than that of LAMOST"""
-    survey: str | None = None
-    """name of the survey, if it cannot be recognised from the files; naming it also saves time"""
-    wavelength_medium: Literal["vacuum", "air"] | None = None
-    """medium of the wavelengths in an .npz or .h5 file that does not specify it"""
-    wavelength_unit: Literal["angstrom", "nm", "um", "log10"] | None = None
-    """unit of the wavelengths in an .npz or .h5 file that does not specify it"""
     workers: int | None = None
     """number of processes that read and preprocess, by default the number of cores"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -59,11 +49,7 @@ class ManySpectra(FromFile):
             )
         return {
             "spectra": sources,
-            "model": self.model,
-            "fwhm": self.fwhm,
-            "survey": self.survey,
-            "wavelength_medium": self.wavelength_medium,
-            "wavelength_unit": self.wavelength_unit,
+            **self.reading(),
             "workers": self.workers,
             "dtype": self.dtype,
             "dask": self.dask,

@@ -24,7 +24,10 @@ class Predict(ManySpectra):
     per label; may be given several times, for a label each; without one, the model as it is predicts all its
     labels"""
     head: Literal["mlp1", "mlp2"] | None = None
-    """head of the model that predicts without an adapter, by default mlp2"""
+    """head of the model that predicts without an adapter: mlp1 reads the mean token, mlp2 the projected
+    vector; by default mlp2 if the model has it"""
+    label: Annotated[tuple[str, ...], arg(metavar="LABEL ...")] = ()
+    """labels that the model predicts without an adapter, such as teff logg fe_h; by default all it has"""
 
     def run(self) -> None:
         """Predict labels and print the path of the table."""
@@ -34,6 +37,8 @@ class Predict(ManySpectra):
         use_compilation_cache()
         from specjax.pipeline.predict import predict_survey
 
-        predict_survey(**options, adapter=self.adapter, head=self.head, out=self.out)
+        predict_survey(
+            **options, adapter=self.adapter, head=self.head, labels=self.label or None, out=self.out
+        )
         if not self.dry_run:
             print(self.out)

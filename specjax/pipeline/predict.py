@@ -17,7 +17,7 @@ from specjax.checkpoints import load_adapter
 from specjax.checkpoints.folders import MANIFEST
 from specjax.checkpoints.hub import HubAddress
 from specjax.errors import ConfigError
-from specjax.foundation import DtypeChoice, load
+from specjax.foundation import DtypeChoice, Foundation, load
 from specjax.pipeline.cluster import check_cluster
 from specjax.pipeline.output import check_format
 from specjax.pipeline.parts import Columns
@@ -28,6 +28,7 @@ from specjax.preprocess import to_lamost
 from specjax.progress import Say, silent
 
 _DEPTH = 4  # of RUN/adapters/TARGET/CONFIGURATION/LABEL
+_NO_ERRORS = "the labels have no errors: the model folder does not know its scatter; an adapter knows its own"
 
 
 def predict_survey(
@@ -37,6 +38,7 @@ def predict_survey(
     out: Path,
     adapter: Path | Sequence[Path] | None = None,
     head: str | None = None,
+    labels: Sequence[str] | None = None,
     fwhm: float | None = None,
     survey: str | None = None,
     wavelength_medium: str | None = None,
@@ -64,7 +66,8 @@ def predict_survey(
         out: the table to write, .ecsv, .fits, .parquet, .csv or .h5; replaced if it exists.
         adapter: an adapter folder or its address on the hub, made from this model, or several for a label
             each, or a folder that holds these. Without one, the model as it is predicts all its labels.
-        head: "mlp1" or "mlp2" (the default), without an adapter only.
+        head: "mlp1" or "mlp2", without an adapter only; by default "mlp2" if the model has it.
+        labels: some of the model's labels, without an adapter only; by default all.
         fwhm: resolution of raw spectra in Angstrom, as in `to_lamost`, without an adapter only: an adapter
             knows the preprocessing of the spectra that it was trained on.
         survey: as in `surveys.read`.
@@ -99,14 +102,9 @@ def predict_survey(
     options = raw_options(survey, wavelength_medium, wavelength_unit, fwhm)
     given = [adapter] if isinstance(adapter, str | Path) else list(adapter or ())
     adapters = adapter_folders(given)
-    work = _predict_work(model, adapters, head, dtype, options)
-    if not dry_run:
-        for path in adapters:
-            if calibration_of(load_adapter(path).config) is None:
-                say(
-                    f"{path} stores no calibration: the table has no intervals, and its errors are nearly"
-                    " constant"
-                )
+    work = _predict_work(model, adapters, head, dtype, options, labels)
+    for note in () if dry_run else work.notes:
+        say(note)
     return run(
         work,
         spectra,
@@ -120,7 +118,12 @@ def predict_survey(
 
 
 def _predict_work(
-    model: str | Path, adapters: Sequence[Path], head: str | None, dtype: DtypeChoice, options: Options
+    model: str | Path,
+    adapters: Sequence[Path],
+    head: str | None,
+    dtype: DtypeChoice,
+    options: Options,
+    labels: Sequence[str] | None = None,
 ) -> Work:
     """Load model and adapters; arguments as of `predict_survey`."""
     foundation, fwhm = load(model, dtype=dtype), options.fwhm_from
@@ -128,22 +131,25 @@ def _predict_work(
     record = {"command": "predict", "model": foundation.digest, "dtype": foundation.dtype}
     chosen = cast(DtypeChoice, foundation.dtype)  # for workers, which may have other devices
     absolute = [Path(located(path)) for path in adapters]
-    again = partial(_predict_work, located(model), absolute, head, chosen, options)
+    again = partial(_predict_work, located(model), absolute, head, chosen, options, labels)
     if not adapters:
-        head = head or "mlp2"
+        head, names = head or foundation.default_head, checked_labels(foundation, labels)
         foundation.predict(one_spectrum(foundation), head)  # a head that is absent is an error before the run
         return Work(
-            compute=lambda rows: predict_unadapted(foundation, to_lamost(rows, fwhm=fwhm), head),
+            compute=lambda rows: predict_unadapted(foundation, to_lamost(rows, fwhm=fwhm), head, names),
             check=lambda rows: to_lamost(rows, fwhm=fwhm),
             options=options,
-            record={**record, "adapter": None, "head": head},
+            record={**record, "adapter": None, "head": head, "labels": list(names)},
             meta={**about, "head": head},
             again=again,
+            notes=() if foundation.label_scatter(head) else (_NO_ERRORS,),
         )
-    if head is not None or fwhm is not None:
-        raise ConfigError("an adapter has its own heads and preprocessing: leave out head and fwhm")
+    if head is not None or fwhm is not None or labels is not None:
+        raise ConfigError(
+            "an adapter has its own heads, label and preprocessing: leave out head, label and fwhm"
+        )
     stored = [load_adapter(path, base=foundation.digest) for path in adapters]
-    _check_together(adapters, [each.config for each in stored])
+    check_together(adapters, [each.config for each in stored])
     first = stored[0].config
     wanted = preparation_of(first)
     pairs = [(each.arrays, each.config) for each in stored]
@@ -166,7 +172,25 @@ def _predict_work(
             **_about_adapters([each.config for each in stored]),
         },
         again=again,
+        notes=tuple(
+            f"{path} stores no calibration: the table has no intervals, and its errors are nearly constant"
+            for path, each in zip(adapters, stored, strict=True)
+            if calibration_of(each.config) is None
+        ),
     )
+
+
+def checked_labels(model: Foundation, labels: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the labels to predict, by default all of the model.
+
+    Raises:
+        ConfigError: the model does not have one of them.
+    """
+    known = model.config.labels
+    unknown = [name for name in labels or () if name not in known]
+    if unknown:
+        raise ConfigError(f"the model has no label {', '.join(unknown)}; it has {', '.join(known)}")
+    return tuple(dict.fromkeys(labels or known))
 
 
 def adapter_folders(given: Sequence[Path]) -> list[Path]:
@@ -189,7 +213,7 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _check_together(adapters: Sequence[Path], configs: Sequence[Mapping[str, Any]]) -> None:
+def check_together(adapters: Sequence[Path], configs: Sequence[Mapping[str, Any]]) -> None:
     """Check that adapters can predict together.
 
     Raises:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -120,6 +121,54 @@ def test_the_model_as_it_is_predicts_all_its_labels(files, tmp_path):
         run(files, files.arrays, tmp_path / "labels.fits", head="mlp1")
     with pytest.raises(ModelError, match="no head"):
         run(files, files.arrays, tmp_path / "labels.fits", adapter=None, head="mlp3")
+
+
+def test_the_model_as_it_is_predicts_the_labels_asked_for(files, tmp_path):
+    options = {"adapter": None, "fwhm": 6.0}
+    every = run(files, files.arrays, tmp_path / "all.ecsv", **options)
+    some = run(files, files.arrays, tmp_path / "some.ecsv", labels=["fe_h"], **options)
+    assert set(every) - set(some) == {"teff"}
+    np.testing.assert_array_equal(some["fe_h"], every["fe_h"])
+    with pytest.raises(ConfigError, match="the model has no label age, mass; it has teff, fe_h"):
+        run(files, files.arrays, tmp_path / "none.ecsv", labels=["age", "teff", "mass"], **options)
+    with pytest.raises(ConfigError, match="leave out head, label"):
+        run(files, files.arrays, tmp_path / "none.ecsv", labels=["fe_h"])
+
+
+def test_the_scatter_of_a_model_is_the_error_of_its_labels_where_its_folder_knows_it(files, tmp_path):
+    said, options = [], {"adapter": None, "fwhm": 6.0}
+    found = run(files, files.raw, tmp_path / "labels.ecsv", say=said.append, **options)
+    assert "the labels have no errors" in said[0]
+    assert not [name for name in found if name.endswith("_err")]
+    model = load(files.model)
+    stats = {**model.stats, "mlp1": {**model.stats["mlp1"], "label_scatter": np.float32([90, 0.2])}}
+    replace(model, stats=stats).save(tmp_path / "model")
+    said.clear()
+    known = replace(files, model=tmp_path / "model")
+    with_error = run(known, files.raw, tmp_path / "labels.ecsv", head="mlp1", say=said.append, **options)
+    assert not [line for line in said if "errors" in line]
+    usable = np.isfinite(with_error["teff"])
+    np.testing.assert_allclose(with_error["teff_err"], np.where(usable, 90, np.nan))
+    np.testing.assert_allclose(with_error["fe_h_err"], np.where(usable, np.float32(0.2), np.nan))
+    without = predict_unadapted(model, to_lamost(read(files.raw / "000.npz"), fwhm=6.0), "mlp1")
+    np.testing.assert_allclose(with_error["teff"][0], without["teff"][0], rtol=1e-5)
+    assert str(Table.read(tmp_path / "labels.ecsv")["teff_err"].unit) == "K"
+
+
+def test_a_model_with_one_head_predicts_with_it(files, tmp_path):
+    model = load(files.model)
+    params = {name: tree for name, tree in model.params.items() if name != "mlp2"}
+    replace(model, variables={**model.variables, "params": params}).save(tmp_path / "model")
+    found = run(replace(files, model=tmp_path / "model"), files.arrays, tmp_path / "a.ecsv", adapter=None)
+    expected = run(files, files.arrays, tmp_path / "b.ecsv", adapter=None, head="mlp1")
+    np.testing.assert_array_equal(found["fe_h"], expected["fe_h"])
+    assert Table.read(tmp_path / "a.ecsv").meta["head"] == "mlp1"
+
+
+def test_gaia_xp_spectra_are_not_taken_for_others(files, tmp_path):
+    np.savez(tmp_path / "xp.npz", source_id=[1], flux=np.ones((1, 343)), flux_error=np.ones((1, 343)))
+    with pytest.raises(DataError, match="holds Gaia XP spectra"):
+        run(files, tmp_path / "xp.npz", tmp_path / "labels.ecsv")
 
 
 @pytest.fixture
