@@ -25,14 +25,18 @@ from specjax.commands.predict import Predict
 from specjax.commands.prepare import Prepare
 from specjax.commands.pretrain import Pretrain
 from specjax.commands.push import Push
+from specjax.commands.show import Show
+from specjax.commands.similar import Similar
 from specjax.commands.simulate import Simulate
 from specjax.commands.split import Split
+from specjax.commands.translate import Translate
 from specjax.errors import SpecjaxError, one_line
 from specjax.interrupt import Terminated
 
 # In the order in which `specjax --help` lists them.
 Command = (
     Info
+    | Show
     | Fetch
     | Prepare
     | Simulate
@@ -43,6 +47,8 @@ Command = (
     | Adapt
     | Predict
     | Embed
+    | Similar
+    | Translate
     | Push
     | CheckPublished
 )

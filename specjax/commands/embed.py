@@ -18,7 +18,7 @@ class Embed(ManySpectra):
     """
 
     out: Annotated[Path, arg(aliases=("-o",))]
-    """file to write: .h5, .parquet or .fits"""
+    """file to write: .h5, .parquet, .fits or .npz"""
     tokens: bool = False
     """write all tokens of each spectrum instead of one vector"""
 

@@ -76,7 +76,7 @@ def embed_survey(
     if dask is not None:
         check_cluster(dask)
     options = raw_options(survey, wavelength_medium, wavelength_unit, fwhm)
-    work = _embed_work(model, tokens, dtype, options)
+    work = embed_work(model, tokens, dtype, options)
     return run(
         work,
         spectra,
@@ -89,8 +89,8 @@ def embed_survey(
     )
 
 
-def _embed_work(model: str | Path, tokens: bool, dtype: DtypeChoice, options: Options) -> Work:
-    """Load the model; arguments as of `embed_survey`."""
+def embed_work(model: str | Path, tokens: bool, dtype: DtypeChoice, options: Options) -> Work:
+    """Load the model and return what is done with every chunk; arguments as of `embed_survey`."""
     foundation, fwhm = load(model, dtype=dtype), options.fwhm_from
     chosen = cast(DtypeChoice, foundation.dtype)  # for workers, which may have other devices
     name, embed = ("tokens", foundation.tokens) if tokens else ("vectors", foundation.embed)
@@ -117,6 +117,6 @@ def _embed_work(model: str | Path, tokens: bool, dtype: DtypeChoice, options: Op
         options=options,
         record={"command": "embed", "model": foundation.digest, "tokens": tokens, "dtype": foundation.dtype},
         meta=about_model(foundation, model),
-        again=partial(_embed_work, located(model), tokens, chosen, options),
+        again=partial(embed_work, located(model), tokens, chosen, options),
         wide=(name,),
     )
