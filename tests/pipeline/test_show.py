@@ -51,8 +51,8 @@ def test_what_is_drawn_is_what_was_read_and_predicted(files, tmp_path, drawn):
     np.testing.assert_array_equal(portrait.masked, ~lamost.valid[0])
     np.testing.assert_allclose(portrait.reconstruction, model.reconstruct(lamost)[0], rtol=1e-6)
     columns = predict(model, spectra, stored.arrays, stored.config)
-    value, error = columns["fe_h"][0], columns["fe_h_err"][0]
-    assert portrait.labels == [f"[Fe/H] = {value:.2f} ± {error:.2f} dex".replace("-", "−")]
+    value, low, high = (columns[name][0] for name in ("fe_h", "fe_h_lo", "fe_h_hi"))
+    assert portrait.labels == [f"[Fe/H] = {value:.2f} [{low:.2f}, {high:.2f}] dex".replace("-", "−")]
     assert portrait.warning == f"flag: {columns['flag'][0]}"
     assert columns["flag"][0] == Flag.MASKED_FRACTION
     assert (portrait.title, "lora4" in portrait.about) == ("star 4", True)
