@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from specjax.commands.reading import Reading
 
@@ -26,8 +26,9 @@ class Show(Reading):
     """id of the spectrum, if the file holds several"""
     row: int | None = None
     """or its number in the file, from 0"""
-    adapter: Path | None = None
-    """adapter folder whose labels are shown; without one, the model as it is predicts them"""
+    adapter: UseAppendAction[tuple[Path, ...]] = ()
+    """adapter folder whose label is shown, or a folder that holds one per label; may be given several times;
+    without one, the model as it is predicts all its labels"""
     head: Literal["mlp1", "mlp2"] | None = None
     """head of the model that predicts without an adapter, by default mlp2 if the model has it"""
     column: bool = False

@@ -1,22 +1,24 @@
 """One spectrum in a picture, to check it before its labels are trusted."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from specjax.adapt.predict import predict, predict_unadapted, preparation_of, prepared_as
+from specjax.adapt.predict import predict_labels, predict_unadapted, preparation_of, prepared_as
 from specjax.checkpoints import load_adapter
 from specjax.errors import ConfigError, DataError, ModelError
 from specjax.flags import USABLE
 from specjax.foundation import Foundation, load
+from specjax.pipeline.predict import adapter_folders, check_together
 from specjax.preprocess import to_lamost
 from specjax.preprocess.to_grid import continuum_of
 from specjax.preprocess.velocity import measure_velocity
 from specjax.report.portrait import Observed, Portrait, plot_portrait
 from specjax.spectra import Spectra
 from specjax.surveys import read
+from specjax.surveys.io.many import assuming
 from specjax.typing import AnyArray, BoolArray, FloatArray
 from specjax.units import LABELS, symbol_and_unit
 
@@ -29,7 +31,7 @@ def show_spectrum(
     spectrum: Path,
     out: Path,
     model: str | Path = "mini",
-    adapter: Path | None = None,
+    adapter: Path | Sequence[Path] | None = None,
     head: str | None = None,
     id: str | None = None,
     row: int | None = None,
@@ -45,8 +47,8 @@ def show_spectrum(
         spectrum: a file that `surveys.read` takes.
         out: the picture, .png or .pdf; both are written.
         model: a model folder, or "mini".
-        adapter: an adapter folder, made from this model, whose labels are shown. Without one, they are those
-            of the model as it is.
+        adapter: an adapter folder, made from this model, whose label is shown, or several for a label each,
+            or a folder that holds these. Without one, the labels are those of the model as it is.
         head: "mlp1" or "mlp2", without an adapter only.
         id: the spectrum of a file that holds several.
         row: likewise, its number, from 0.
@@ -66,21 +68,27 @@ def show_spectrum(
     """
     if Path(out).suffix.lower() not in _SUFFIXES:
         raise DataError(f"cannot write {Path(out).name}: a picture is .png and .pdf")
-    if adapter is not None and (head is not None or fwhm is not None):
+    given = [adapter] if isinstance(adapter, str | Path) else list(adapter or ())
+    if given and (head is not None or fwhm is not None):
         raise ConfigError("an adapter has its own heads and preprocessing: leave out head and fwhm")
-    foundation = load(model)
-    stored = None if adapter is None else load_adapter(adapter, base=foundation.digest)
-    spectra = read(spectrum, survey, wavelength_medium=wavelength_medium, wavelength_unit=wavelength_unit)
+    foundation, folders = load(model), adapter_folders(given)
+    stored = [load_adapter(path, base=foundation.digest) for path in folders]
+    configs = [each.config for each in stored]
+    check_together(folders, configs)
+    made_with = (configs[0].get("wavelength") or {}) if configs else {}
+    with assuming(made_with.get("medium"), made_with.get("unit")):
+        spectra = read(spectrum, survey, wavelength_medium=wavelength_medium, wavelength_unit=wavelength_unit)
     one = _chosen(spectra, Path(spectrum), id, row)
-    if stored is None:
+    if not stored:
         how: dict[str, Any] = {"fwhm": fwhm}
         lamost = to_lamost(one, **how)
         columns, made_by = _labels_as_is(foundation, lamost, head)
     else:
-        how = {name: value for name, value in preparation_of(stored.config).items() if name != "tower"}
-        lamost = prepared_as(one, stored.config)
-        columns = predict(foundation, one, stored.arrays, stored.config)
-        made_by = f"{stored.config['configuration']} on {foundation.config.name}"
+        how = {name: value for name, value in preparation_of(configs[0]).items() if name != "tower"}
+        lamost = prepared_as(one, configs[0])
+        columns = predict_labels(foundation, one, [(each.arrays, each.config) for each in stored])
+        kinds = " and ".join(dict.fromkeys(config["configuration"] for config in configs))
+        made_by = f"{kinds} on {foundation.config.name}"
     portrait = _portrait(foundation, Path(spectrum), one, lamost, columns, made_by, how)
     return plot_portrait(out, portrait, column=column)
 

@@ -22,7 +22,8 @@ def call(monkeypatch):
 def test_show(call):
     line = "show s.fits --model m --adapter a --id s1 --column --wavelength-medium air -o p.pdf"
     options = call("specjax.pipeline.show.show_spectrum", line, [])
-    assert (str(options["spectrum"]), str(options["adapter"]), options["out"]) == ("s.fits", "a", "p.pdf")
+    assert (str(options["spectrum"]), options["out"]) == ("s.fits", "p.pdf")
+    assert [str(path) for path in options["adapter"]] == ["a"]
     assert (options["model"], options["id"], options["row"], options["head"]) == ("m", "s1", None, None)
     assert (options["column"], options["wavelength_medium"]) == (True, "air")
 
@@ -47,7 +48,7 @@ def test_translate(call):
 def test_predict_without_an_adapter(call):
     line = "predict a.fits --label teff fe_h --head mlp1 -o l.ecsv"
     options = call("specjax.pipeline.predict.predict_survey", line)
-    assert (options["labels"], options["head"], options["adapter"]) == (("teff", "fe_h"), "mlp1", None)
+    assert (options["labels"], options["head"], options["adapter"]) == (("teff", "fe_h"), "mlp1", ())
     assert call("specjax.pipeline.predict.predict_survey", "predict a.fits -o l.ecsv")["labels"] is None
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from specjax.adapt.predict import predict
+from specjax.adapt.predict import predict_labels
 from specjax.checkpoints import load_adapter
 from specjax.cli import main
 from specjax.errors import ConfigError, DataError, ModelError
@@ -50,7 +50,7 @@ def test_what_is_drawn_is_what_was_read_and_predicted(files, tmp_path, drawn):
     np.testing.assert_array_equal(portrait.flux, lamost.flux[0])
     np.testing.assert_array_equal(portrait.masked, ~lamost.valid[0])
     np.testing.assert_allclose(portrait.reconstruction, model.reconstruct(lamost)[0], rtol=1e-6)
-    columns = predict(model, spectra, stored.arrays, stored.config)
+    columns = predict_labels(model, spectra, [(stored.arrays, stored.config)])
     value, low, high = (columns[name][0] for name in ("fe_h", "fe_h_lo", "fe_h_hi"))
     assert portrait.labels == [f"[Fe/H] = {value:.2f} [{low:.2f}, {high:.2f}] dex".replace("-", "−")]
     assert portrait.warning == f"flag: {columns['flag'][0]}"
