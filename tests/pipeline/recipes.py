@@ -23,7 +23,7 @@ def traced(model, adapter, folder, star="", then=""):
         star: id of the star whose chunk is stopped.
         then: "die" ends the process each time, "die once" the first time; "wait" waits for the trap to go.
     """
-    work, trap = _predict_work(model, adapter, None, "float32", OPTIONS), folder / "trap"
+    work, trap = _predict_work(model, [adapter], None, "float32", OPTIONS), folder / "trap"
 
     def compute(rows):
         if star in rows.id.tolist() and trap.exists():

@@ -101,7 +101,7 @@ def test_a_killed_worker_loses_and_repeats_nothing(files, tmp_path, address):
     assert not (notes / "trap").exists()
     assert sorted(star for star, _ in trace(notes)) == [f"star {number}" for number in range(0, 10, 2)]
     assert str(os.getpid()) not in {process for _, process in trace(notes)}
-    plain = _predict_work(files.model, files.adapter, None, "float32", OPTIONS)
+    plain = _predict_work(files.model, [files.adapter], None, "float32", OPTIONS)
     same(found, run(plain, [folder], tmp_path / "anew.fits", workers=1))
     assert not list(tmp_path.glob(".*"))
 
@@ -199,7 +199,7 @@ def test_an_interrupt_ends_a_local_cluster_and_says_how_to_resume(files, tmp_pat
 
 
 def test_a_cluster_that_has_lost_its_workers_is_an_error(files, tmp_path):
-    plain = _predict_work(files.model, files.adapter, None, "float32", OPTIONS)
+    plain = _predict_work(files.model, [files.adapter], None, "float32", OPTIONS)
     with (
         dask.config.set({"distributed.scheduler.no-workers-timeout": "100ms"}),
         distributed.LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as cluster,
@@ -217,11 +217,11 @@ def test_parts_that_do_not_become_visible_are_an_error(tmp_path, monkeypatch):
 
 
 def test_workers_with_another_model_or_version_are_refused(files, tmp_path, address, monkeypatch):
-    plain = _predict_work(files.model, files.adapter, None, "float32", OPTIONS)
-    other = replace(plain, again=partial(_predict_work, files.model, None, None, "float32", OPTIONS))
+    plain = _predict_work(files.model, [files.adapter], None, "float32", OPTIONS)
+    other = replace(plain, again=partial(_predict_work, files.model, [], None, "float32", OPTIONS))
     with pytest.raises(SpecjaxError, match=r"the worker tcp:\S+ cannot take part: its adapter is None, not"):
         run(other, [files.raw], tmp_path / "labels.fits", dask=address)
-    missing = replace(plain, again=partial(_predict_work, tmp_path / "none", None, None, "float32", OPTIONS))
+    missing = replace(plain, again=partial(_predict_work, tmp_path / "none", [], None, "float32", OPTIONS))
     with pytest.raises(SpecjaxError, match=r"cannot take part: .*none"):
         run(missing, [files.raw], tmp_path / "labels.fits", dask=address)
     monkeypatch.setattr(work, "__version__", "9.9")
@@ -235,7 +235,7 @@ def plugin_of(files, folder, monkeypatch):
     from specjax.pipeline.worker import ModelPlugin
 
     monkeypatch.setenv("NPROC", "1")
-    plain = _predict_work(files.model, files.adapter, None, "float32", OPTIONS)
+    plain = _predict_work(files.model, [files.adapter], None, "float32", OPTIONS)
     plugin = ModelPlugin(plain.again, work.record_of(plain), folder, local=False)
     worker = SimpleNamespace(address="tcp://there:1", state=SimpleNamespace(nthreads=1))
     asyncio.run(plugin.setup(worker))

@@ -62,9 +62,11 @@ def test_spectra_prepared_unlike_the_adapters_are_refused(folder, tmp_path, monk
         predict(monkeypatch, spectra, preparation=dict(spectra.prepared))
 
 
-def test_the_target_records_the_preparation_of_its_spectra(folder, tmp_path, monkeypatch):
-    prepare(folder, tmp_path / "p.h5", fwhm_from=8.0, fwhm_to=9.0)
-    (tmp_path / "labels.csv").write_text("id,fe_h\n" + "".join(f"star {k},{-0.1 * k}\n" for k in range(5)))
+def test_the_target_records_the_preparation_of_its_spectra(tmp_path, monkeypatch):
+    stars = 11  # ten to train on and one to test
+    prepare(write_stars(tmp_path / "raw", stars), tmp_path / "p.h5", fwhm_from=8.0, fwhm_to=9.0)
+    rows = "".join(f"star {k},{-0.1 * k}\n" for k in range(stars))
+    (tmp_path / "labels.csv").write_text("id,fe_h\n" + rows)
     targets = []
     monkeypatch.setattr(survey, "run_study", lambda model, given, *more, **options: targets.extend(given))
     survey.adapt_survey(
@@ -75,7 +77,7 @@ def test_the_target_records_the_preparation_of_its_spectra(folder, tmp_path, mon
         say=lambda line: None,
     )
     assert targets[0].preparation["fwhm_to"] == 9.0
-    assert len(targets[0].labelled) == 5
+    assert len(targets[0].labelled) == stars
 
 
 def test_the_xp_side_is_read_from_the_prepared_file(folder, tmp_path):
