@@ -3,6 +3,7 @@
 The public names are imported on first use, so that ``import specjax`` is fast:
 
 - ``load(folder)``: load a `specjax.foundation.Foundation`; ``"mini"`` is the model that ships with specjax.
+- ``qtable(columns)``: predictions as an astropy `QTable`, with units and descriptions.
 - ``read(path, survey=None)``: read `Spectra` from the files of a survey.
 - ``Spectra``: wavelength, flux, inverse variance, mask and labels of a set of stars.
 - ``SpecjaxError``: the base class of all errors that user input can cause.
@@ -18,13 +19,15 @@ if TYPE_CHECKING:
     from specjax.foundation import load
     from specjax.spectra import Spectra
     from specjax.surveys import read
+    from specjax.surveys.io.tables import qtable
 
-__all__ = ["SpecjaxError", "Spectra", "__version__", "load", "read"]
+__all__ = ["SpecjaxError", "Spectra", "__version__", "load", "qtable", "read"]
 
 _HOMES = {
     "SpecjaxError": "specjax.errors",
     "Spectra": "specjax.spectra",
     "load": "specjax.foundation",
+    "qtable": "specjax.surveys.io.tables",
     "read": "specjax.surveys",
 }
 

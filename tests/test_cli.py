@@ -221,7 +221,7 @@ def test_public_names_are_imported_on_first_use():
     assert specjax.Spectra is Spectra
     assert specjax.read is read
     assert specjax.SpecjaxError is SpecjaxError
-    assert set(dir(specjax)) == {"SpecjaxError", "Spectra", "__version__", "load", "read"}
+    assert set(dir(specjax)) == {"SpecjaxError", "Spectra", "__version__", "load", "qtable", "read"}
     with pytest.raises(AttributeError, match="nothing"):
         _ = specjax.nothing
 

@@ -13,7 +13,7 @@ from specjax.pipeline.parts import Columns, read_columns
 from specjax.surveys.arrays import HDF5, for_hdf5
 from specjax.surveys.io.tables import SUFFIXES, require_pyarrow, write_table
 from specjax.typing import AnyArray
-from specjax.units import COLUMNS, column_description, label_unit
+from specjax.units import column_description, column_ucd, column_unit
 
 _WIDE = (*HDF5, ".parquet", ".fits", ".npz")
 
@@ -109,13 +109,12 @@ def _write_hdf5(
         file.attrs.update(meta)
         for name, column in columns.items():
             file[name] = for_hdf5(column)
-            if column.dtype.kind != "U" and (unit := label_unit(name)):
-                file[name].attrs["unit"] = unit
-            if text := column_description(name):
-                file[name].attrs["description"] = text
+            unit = None if column.dtype.kind == "U" else column_unit(name)
+            about = {"unit": unit, "description": column_description(name), "ucd": column_ucd(name)}
+            file[name].attrs.update({key: text for key, text in about.items() if text})
         for name, array in shared.items():
             file[name] = array
-            file[name].attrs["unit"] = COLUMNS.get(name, "")
+            file[name].attrs["unit"] = column_unit(name) or ""
         for name in wide:
             start, dataset = 0, None
             for block in _blocks(parts, name):

@@ -14,7 +14,7 @@ from astropy.table import Table
 from specjax.atomic import atomic_file, atomic_folder, check_folder
 from specjax.pipeline.parts import Columns, read_columns
 from specjax.typing import AnyArray
-from specjax.units import COLUMNS, column_description, label_unit
+from specjax.units import column_description, column_ucd, column_unit
 
 _PARTITION = 128 << 20  # bytes of parts in one partition: a size that Dask and Spark advise
 _NAME = re.compile(r"part-\d{5,}\.parquet")
@@ -150,11 +150,13 @@ def _schema(narrow: Columns, wide: Columns, meta: Mapping[str, Any], lengths: Ma
     flat = {name: block.reshape(len(block), -1)[:1] for name, block in wide.items()}
     header = Table({**{name: column[:1] for name, column in narrow.items()}, **flat}, meta=dict(meta))
     for name, column in narrow.items():
-        if column.dtype.kind == "f" and (unit := label_unit(name)):
+        if column.dtype.kind == "f" and (unit := column_unit(name)):
             header[name].unit = unit
         header[name].description = column_description(name)
+        if ucd := column_ucd(name):
+            header[name].meta["ucd"] = ucd
     for name in flat:
-        header[name].unit = COLUMNS.get(name)
+        header[name].unit = column_unit(name)
     shapes = {name: list(block.shape[1:]) for name, block in wide.items() if block.ndim > 2}
     header.meta.update({f"{name}_shape": json.dumps(shape) for name, shape in shapes.items()})
     fields = [(name, pyarrow.from_numpy_dtype(column.dtype.type)) for name, column in narrow.items()]

@@ -248,7 +248,7 @@ def test_predicting_gives_what_was_scored(files, adapted, tmp_path):
         np.testing.assert_array_equal(columns[name], values)
     table = Table.read(tmp_path / "labels.ecsv")
     assert {str(table[name].unit) for name in ("fe_h", *errors)} == {"dex"}
-    assert table["fe_h_hi95"].description == "upper end of the 95% interval"
+    assert table["fe_h_hi95"].description == "upper end of the 95% interval of [Fe/H]"
     assert table.meta["intervals"] == "of the literature label, calibrated on 18 stars"
     np.testing.assert_array_equal(table["fe_h"], columns["fe_h"])
 
@@ -280,12 +280,12 @@ def test_every_format_has_the_intervals(files, adapted, name, tmp_path):
         with h5py.File(tmp_path / name) as file:
             np.testing.assert_array_equal(file["fe_h_lo95"], columns["fe_h_lo95"])
             described = {key: file["fe_h_lo95"].attrs[key] for key in ("unit", "description")}
-            assert described == {"unit": "dex", "description": "lower end of the 95% interval"}
+            assert described == {"unit": "dex", "description": "lower end of the 95% interval of [Fe/H]"}
         return
     table = Table.read(tmp_path / name)
     np.testing.assert_array_equal(table["fe_h_lo95"], columns["fe_h_lo95"])
     if not name.endswith(".csv"):
-        assert table["fe_h_lo95"].description == "lower end of the 95% interval"
+        assert table["fe_h_lo95"].description.startswith("lower end of the 95% interval of [Fe/H]")
 
 
 @pytest.fixture(scope="module")

@@ -3,22 +3,29 @@
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from astropy.io import fits
 from astropy.io.fits.verify import VerifyWarning
-from astropy.table import Table
+from astropy.table import QTable, Table
 
 from specjax.atomic import atomic_file
 from specjax.errors import DataError
 from specjax.surveys.io.fits import add_checksums, open_fits
 from specjax.surveys.io.sniff import is_fits
 from specjax.typing import FloatArray, StrArray
-from specjax.units import COLUMNS, column_description, label_unit
+from specjax.units import NOT_STANDARD, column_description, column_ucd, column_unit
 
-_WRITTEN = {".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".fits": "fits", ".parquet": "parquet"}
+_WRITTEN = {
+    ".ecsv": "ascii.ecsv",
+    ".csv": "ascii.csv",
+    ".fits": "fits",
+    ".parquet": "parquet",
+    ".vot": "votable",
+}
 SUFFIXES = tuple(_WRITTEN)
 """Suffixes of the tables that `write_table` writes."""
 
@@ -78,11 +85,13 @@ def require_pyarrow(what: str = "writing") -> None:
 
 
 def write_table(path: str | Path, columns: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> None:
-    """Write columns with their units as .ecsv, .fits, .parquet or .csv, atomically.
+    """Write columns with units and descriptions as .ecsv, .fits, .vot, .parquet or .csv, atomically.
+
+    Descriptions are TCOMMn in FITS, and UCDs are TUCDn. CSV has names only.
 
     Args:
         path: the suffix selects the format.
-        columns: {name: (n,)}; units follow from the names, see `units.label_unit`.
+        columns: {name: (n,)}; units, descriptions and UCDs follow from the names, see `specjax.units`.
         meta: metadata of the table, kept if the format supports them.
 
     Raises:
@@ -93,15 +102,30 @@ def write_table(path: str | Path, columns: Mapping[str, Any], meta: Mapping[str,
     lengths = {name: np.shape(values)[:1] for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(f"columns of {path.name} differ in length: {lengths}")
-    table = _with_units(columns, meta or {}, form)
+    table = _described(columns, meta or {}, form)
     with atomic_file(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore", VerifyWarning)  # keywords of more than eight characters
-        if form == "ascii.ecsv" and len(table) > _ROWS_AT_ONCE:
-            _write_in_parts(table, temporary)
+        if write := _WRITERS.get(form):
+            write(table, temporary)
         else:
             table.write(temporary, format=form, overwrite=True)
             if form == "fits":
                 add_checksums(temporary)
+
+
+def qtable(columns: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> QTable:
+    """Return columns as a table of quantities: with units, descriptions, and UCDs in their metadata.
+
+    Args:
+        columns: {name: (n,)} with names as specjax writes them, such as the predictions of
+            `Foundation.predict`, `adapt.predict.predict` or `pipeline.predict_survey`.
+        meta: metadata of the table.
+
+    >>> table = qtable({"id": ["a", "b"], "teff": [5777.0, 4500.0]})
+    >>> table["teff"].to_value("kK"), table["teff"].info.description
+    (array([5.777, 4.5  ]), 'effective temperature')
+    """
+    return QTable(_described(columns, meta or {}))
 
 
 def id_texts(column: Any) -> StrArray:
@@ -133,18 +157,63 @@ def floats(column: Any, what: str) -> FloatArray:
     return np.where(masked | (values <= _UNKNOWN) | ~np.isfinite(values), np.nan, values)
 
 
-def _write_in_parts(table: Table, path: Path) -> None:
-    """Write a long table as ECSV with few rows as text in memory at a time."""
+def _write_ecsv(table: Table, path: Path) -> None:
+    _write_text(table, path, format="ascii.ecsv")
+
+
+def _write_csv(table: Table, path: Path) -> None:
+    """Write CSV with NaN spelt so that pandas, polars and astropy all take it for a number."""
+    numbers = [column.name for column in table.itercols() if column.dtype.kind == "f"]
+    nan = {"fill_values": [("nan", "NaN")], "fill_include_names": numbers} if numbers else {}
+    _write_text(table, path, format="ascii.csv", fast_writer=False, **nan)
+
+
+def _write_text(table: Table, path: Path, **options: Any) -> None:
+    """Write a table as text, of a long one few rows at a time."""
     with path.open("w", encoding="utf-8", newline="") as file:
-        for start in range(0, len(table), _ROWS_AT_ONCE):
+        for start in range(0, max(len(table), 1), _ROWS_AT_ONCE):
             text = io.StringIO(newline="")
-            table[start : start + _ROWS_AT_ONCE].write(text, format="ascii.ecsv")
+            table[start : start + _ROWS_AT_ONCE].write(text, **options)
             lines = text.getvalue().splitlines(keepends=True)
             names = next(k for k, line in enumerate(lines) if not line.startswith("#"))
             file.writelines(lines[names + 1 :] if start else lines)
 
 
-def _with_units(columns: Mapping[str, Any], meta: Mapping[str, Any], form: str) -> Table:
+def _write_fits(table: Table, path: Path) -> None:
+    """Write FITS with descriptions and UCDs beside the names of the columns in the header.
+
+    astropy puts both into comments that only astropy understands; they are kept for it.
+    """
+    table.write(path, format="fits", overwrite=True)
+    with fits.open(path, mode="update") as file:
+        for number, column in enumerate(table.itercols(), start=1):
+            for key, value in (("TUCD", column.meta.get("ucd")), ("TCOMM", column.description)):
+                if value:
+                    file[1].header.set(f"{key}{number}", value, after=f"TFORM{number}")
+
+
+def _write_votable(table: Table, path: Path) -> None:
+    """Write a VOTable, with the metadata of the table as INFO elements."""
+    from astropy.io.votable import from_table
+    from astropy.io.votable.tree import Info
+
+    meta, table.meta = table.meta, {}
+    votable = from_table(table)
+    infos = votable.resources[0].infos
+    for name, value in meta.items():
+        infos.append(Info(name=name, ID=re.sub(r"\W", "_", f"about_{name}"), value=str(value)))
+    votable.to_xml(str(path))
+
+
+_WRITERS: dict[str, Callable[[Table, Path], None]] = {
+    "ascii.csv": _write_csv,
+    "ascii.ecsv": _write_ecsv,
+    "fits": _write_fits,
+    "votable": _write_votable,
+}
+
+
+def _described(columns: Mapping[str, Any], meta: Mapping[str, Any], form: str = "") -> Table:
     """Build the table to be written in a format, with the units and metadata that the format allows."""
     if form == "ascii.csv":
         meta = {}
@@ -152,10 +221,13 @@ def _with_units(columns: Mapping[str, Any], meta: Mapping[str, Any], form: str) 
         meta = {re.sub(r"\W+", "_", key).strip("_"): value for key, value in meta.items()}
     table = Table(dict(columns), meta=dict(meta))
     for name in table.colnames:
-        table[name].description = column_description(name)
-        unit = label_unit(name) or COLUMNS.get(name)
-        if unit and table[name].dtype.kind == "f":
-            table[name].unit = unit
-        if form == "fits" and str(table[name].unit) == "dex":
-            table[name].unit = None  # the FITS standard has no dex
+        column = table[name]
+        unit = column_unit(name) if column.dtype.kind == "f" else None
+        column.description = column_description(name)
+        if unit in NOT_STANDARD and form in ("fits", "votable"):
+            column.description, unit = f"{column.description or name} ({unit})", None
+        if unit:
+            column.unit = unit
+        if ucd := column_ucd(name):
+            column.meta["ucd"] = ucd
     return table

@@ -1,11 +1,124 @@
+import astropy.units as u
 import numpy as np
 import pytest
-from astropy.table import Table
+from astropy.io import fits
+from astropy.io.votable import parse, ucd
+from astropy.table import QTable, Table
 
+from specjax import units
 from specjax.errors import DataError
+from specjax.flags import FLAG_DTYPE
 from specjax.surveys.io import tables
-from specjax.surveys.io.tables import read_table, write_table
+from specjax.surveys.io.tables import qtable, read_table, write_table
 from tests.damage import flip
+
+COLUMNS = {
+    "id": np.array(["007", "a b", "8,5", 'q"']),
+    "teff": np.array([5000.0, np.nan, 6000.5, 4000.0], np.float32),
+    "fe_h": np.array([0.1, -2.5, np.nan, 1e-12]),
+    "fe_h_err": np.full(4, np.nan),
+    "flag": np.array(["", "too_fast", "", ""], FLAG_DTYPE),
+    "good": np.array([True, False, True, False]),
+    "n": np.arange(4),
+}
+FORMATS = [".ecsv", ".csv", ".fits", ".vot", ".parquet"]
+DERIVED = [f"{label}{end}" for label in units.LABELS for end in ("", "_std", "_err", "_lo", "_hi95")]
+
+
+def with_pandas(path):
+    pandas = pytest.importorskip("pandas")
+    if path.suffix == ".parquet":
+        return pandas.read_parquet(path)
+    if path.suffix in (".fits", ".vot"):
+        return with_texts(path).to_pandas()
+    options = {"sep": " ", "comment": "#"} if path.suffix == ".ecsv" else {}
+    return pandas.read_csv(path, dtype={"id": str}, **options)
+
+
+def with_polars(path):
+    polars = pytest.importorskip("polars")
+    if path.suffix == ".parquet":
+        return polars.read_parquet(path)
+    if path.suffix in (".fits", ".vot", ".ecsv"):
+        return polars.DataFrame({name: with_texts(path)[name].tolist() for name in COLUMNS})
+    return polars.read_csv(path, schema_overrides={"id": polars.String})
+
+
+def with_texts(path):
+    table = Table.read(path)
+    table.convert_bytestring_to_unicode()
+    return table
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("read", [with_pandas, with_polars])
+def test_data_frames_hold_the_columns_that_were_written(tmp_path, read, suffix):
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    path = tmp_path / f"t{suffix}"
+    write_table(path, COLUMNS, {"made by": "hand"})
+    frame = read(path)
+    assert list(frame.columns) == list(COLUMNS)
+    for name, column in COLUMNS.items():
+        found = frame[name].to_list()
+        if column.dtype.kind == "f":  # the shortest text of a float32 is read as another float64
+            numbers = np.array([np.nan if value is None else value for value in found], column.dtype)
+            np.testing.assert_array_equal(numbers, column)
+        else:
+            assert [value if value == value and value is not None else "" for value in found] == list(column)
+
+
+@pytest.mark.parametrize("suffix", [suffix for suffix in FORMATS if suffix != ".csv"])
+def test_units_and_descriptions_are_kept(tmp_path, suffix):
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    write_table(tmp_path / f"t{suffix}", COLUMNS, {"made by": "hand", "model": "mini"})
+    table = read_table(tmp_path / f"t{suffix}")
+    standard = suffix in (".fits", ".vot")  # where the unit dex is a word in the description
+    assert table["teff"].unit == u.K
+    assert table["fe_h_err"].unit == (None if standard else u.dex)
+    if suffix == ".fits":
+        header = fits.getheader(tmp_path / "t.fits", 1)
+        assert (header["MADE_BY"], header["TTYPE4"]) == ("hand", "fe_h_err")
+        about = {n: (header.get(f"TCOMM{k}"), header.get(f"TUCD{k}")) for k, n in enumerate(COLUMNS, start=1)}
+        assert table["teff"].description == about["teff"][0]  # astropy restores it
+    elif suffix == ".vot":
+        file = parse(tmp_path / "t.vot", verify="exception")
+        assert [(i.name, i.value) for i in file.resources[0].infos] == [
+            ("made by", "hand"),
+            ("model", "mini"),
+        ]
+        about = {field.name: (field.description, field.ucd) for field in file.get_first_table().fields}
+    else:
+        assert table.meta == {"made by": "hand", "model": "mini"}
+        about = {c.name: (c.description, c.meta.get("ucd")) for c in table.itercols()}
+    dex = " (dex)" if standard else ""
+    assert about["teff"] == ("effective temperature", "phys.temperature.effective")
+    assert about["fe_h_err"] == (f"standard error of [Fe/H]{dex}", "stat.error;phys.abund.Fe")
+    assert about["n"] == (None, None)
+
+
+@pytest.mark.parametrize("name", [*units.COLUMNS, *units.DESCRIBED, *DERIVED])
+def test_descriptions_fit_into_a_card_and_ucds_are_of_the_vocabulary(name):
+    description, ucds = units.column_description(name), units.column_ucd(name)
+    assert 0 < len(f"{description} (dex)") <= 68  # the longest text of a FITS card
+    assert ucds is None or ucd.check_ucd(ucds, check_controlled_vocabulary=True)
+
+
+def test_the_ends_of_intervals_are_told_apart():
+    about = [units.column_description(f"fe_h{end}") for end in ("_lo", "_hi", "_lo95", "_hi95", "_err", "")]
+    assert len(set(about)) == len(about)
+
+
+def test_a_qtable_converts_units():
+    table = qtable(COLUMNS, {"model": "mini"})
+    assert isinstance(table, QTable)
+    assert table.meta == {"model": "mini"}
+    np.testing.assert_allclose(table["teff"].to_value("kK"), COLUMNS["teff"] / 1e3, rtol=1e-6)  # float32
+    assert table["fe_h"].unit == u.dex
+    assert table["flag"].info.meta["ucd"] == "meta.code.qual"
+    with pytest.raises(u.UnitConversionError):
+        table["teff"].to("km")
 
 
 def test_errors_of_a_label_carry_its_unit(tmp_path):
