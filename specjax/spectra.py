@@ -7,6 +7,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from specjax import display
 from specjax.errors import DataError
 from specjax.flags import mask_columns
 from specjax.typing import AnyArray, BoolArray, FloatArray, StrArray
@@ -84,7 +85,11 @@ class Spectra:
         survey: str = "",
         unit: str | None = None,
     ) -> Self:
-        """Build spectra from arrays as files hold them.
+        """Build spectra from arrays as files hold them, or from astropy quantities.
+
+        Quantities are converted once: wavelengths, frequencies, wavenumbers and energies to Angstrom, flux
+        densities per frequency or in photons to those per wavelength (see `quantities`). Any other unit of
+        the flux is kept, and named in the column "flux_unit" of `meta`.
 
         Casts to native float64, sorts by wavelength together with flux, ivar and mask, and turns one spectrum
         (p,) into (1, p). Masks pixels whose flux is not finite (or so large that its square overflows), whose
@@ -101,13 +106,25 @@ class Spectra:
             meta: columns of length n.
             medium: "vacuum" or "air".
             survey: origin of the spectra.
-            unit: "angstrom", "nm", "um" or "log10" (of Angstrom). None means Angstrom, and a grid that looks
-                like another unit is refused.
+            unit: "angstrom", "nm", "um" or "log10" (of Angstrom). None means Angstrom, or the unit of a
+                quantity, and a grid that looks like another unit is refused.
 
         Raises:
-            DataError: as for the constructor, for duplicate wavelengths and for a grid that looks like
-                another unit.
+            DataError: as for the constructor, for duplicate wavelengths, for a grid that looks like another
+                unit, and for quantities that are no wavelength or no flux.
         """
+        if any(getattr(values, "unit", None) is not None for values in (wavelength, flux, ivar)):
+            from specjax import quantities  # slow to import
+
+            if getattr(wavelength, "unit", None) is None:
+                wavelength = in_angstrom(_native(wavelength, "wavelength"), unit)
+            elif unit is not None:
+                raise DataError(f"the wavelengths have a unit of their own: leave out {unit!r}")
+            plain = quantities.build_arguments(wavelength, flux, ivar, medium=medium)
+            wavelength, flux, ivar = (plain[name] for name in ("wavelength", "flux", "ivar"))
+            unit = "angstrom"
+            if text := plain["flux_unit"]:
+                meta = {**(meta or {}), quantities.FLUX_UNIT: np.full(len(np.atleast_2d(flux)), text)}
         flux_2d = np.atleast_2d(_native(flux, "flux"))
         grid = in_angstrom(_native(wavelength, "wavelength"), unit)
         grid = grid[0] if grid.ndim == 2 and len(grid) == 1 else grid
@@ -192,13 +209,91 @@ class Spectra:
             prepared={"tower": survey},
         )
 
+    @classmethod
+    def from_specutils(
+        cls,
+        spectra: Any,
+        *,
+        id: Sequence[str] | None = None,
+        medium: str | None = None,
+        survey: str = "",
+    ) -> "Spectra":
+        """Build spectra from those of specutils, as `build` does: any units, masks and uncertainties.
+
+        Numbers and texts in their `meta` become columns, and a redshift that is set the column "redshift".
+
+        Args:
+            spectra: a `Spectrum` (several rows on one axis are several spectra), a `SpectrumCollection`, a
+                `SpectrumList` or any other sequence of `Spectrum`.
+            id: (n,) names; by default `meta["id"]` of each, or row numbers if any has none.
+            medium: "vacuum" or "air", if neither `meta["medium"]` nor a FITS header (AWAV) declares it;
+                vacuum by default.
+            survey: origin of the spectra; by default `meta["survey"]`.
+
+        Raises:
+            DataError: as `build`, for other objects, and if specutils is not installed.
+        """
+        from specjax import quantities  # slow to import
+
+        given = quantities.specutils_arguments(spectra, id=id, medium=medium, survey=survey)
+        return cls.concatenate([cls.build(**arguments) for arguments in given])
+
+    def to_specutils(self) -> Any:
+        """Return a `SpectrumList` of specutils, with one `Spectrum` per row.
+
+        Wavelengths are in Angstrom; the flux has the unit of the column "flux_unit", or none, as prepared
+        spectra have. `meta` holds id, survey, medium and all columns, so that `from_specutils` restores them.
+
+        Raises:
+            DataError: specutils is not installed.
+        """
+        from specjax import quantities  # slow to import
+
+        columns = {key: column for key, column in self.meta.items() if column.ndim == 1}
+        if self.prepared is not None:
+            columns.pop(quantities.FLUX_UNIT, None)
+        about = {"survey": self.survey, "medium": self.medium}
+        return quantities.to_specutils(
+            (
+                self.wavelength if self.wavelength.ndim == 1 else self.wavelength[row],
+                self.flux[row],
+                self.ivar[row] if self.has_ivar else None,
+                self.mask[row],
+                {"id": str(name), **about, **{key: column[row].item() for key, column in columns.items()}},
+            )
+            for row, name in enumerate(self.id)
+        )
+
     def __len__(self) -> int:
         return int(self.flux.shape[0])
 
     def __repr__(self) -> str:
         count, pixels = self.flux.shape
         tower = f", input of the {self.prepared['tower']} tower" if self.prepared else ""
-        return f"<Spectra {self.survey!r}: {count} spectra of {pixels} pixels in {self.medium}{tower}>"
+        low, high = _ends(self.wavelength)
+        return (
+            f"<Spectra {self.survey!r}: {count} spectra of {pixels} pixels, {low:.0f}-{high:.0f} A in"
+            f" {self.medium}{tower}>"
+        )
+
+    def _repr_html_(self) -> str:
+        low, high = _ends(self.wavelength)
+        snr = self.meta.get("snr", np.zeros(0))
+        known = snr[np.isfinite(snr)] if snr.dtype.kind == "f" else snr[:0]
+        some = ", ".join(self.id[:3].tolist())
+        return display.card(
+            f"{len(self)} spectra",
+            {
+                "survey": self.survey,
+                "pixels": f"{self.flux.shape[1]:,}{'' if self.wavelength.ndim == 1 else ', own grids'}",
+                "wavelength": f"{low:.1f} to {high:.1f} A in {self.medium}",
+                "uncertainties": "yes" if self.has_ivar else "no",
+                "prepared": self.prepared and f"for the {self.prepared['tower']} tower",
+                "median S/N": f"{np.median(known):.3g}" if known.size else None,
+                "ids": f"{some}, ..." if len(self) > 3 else some,
+                "columns": ", ".join(sorted(self.meta)),
+            },
+        )
 
     def __getitem__(self, rows: int | slice | ArrayLike) -> Self:
         """Return the selected rows; `rows` is an index, a slice, an index array or a boolean array."""
@@ -296,6 +391,11 @@ class Spectra:
             has_ivar=all(part.has_ivar for part in parts),
             prepared=first.prepared,
         )
+
+
+def _ends(wavelength: FloatArray) -> tuple[float, float]:
+    """Return the smallest and the largest wavelength of increasing ones."""
+    return (float(wavelength[..., 0].min()), float(wavelength[..., -1].max())) if wavelength.size else (0, 0)
 
 
 def _native(values: ArrayLike, name: str, *, keep_single: bool = False) -> FloatArray:

@@ -1,3 +1,5 @@
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 
@@ -262,6 +264,18 @@ def test_on_grid_refuses_anything_else(arguments, message):
 
 def test_the_representation_is_one_line():
     spectra = Spectra.build(np.linspace(4000, 5000, 50), np.ones((3, 50)), survey="demo", medium="air")
-    assert repr(spectra) == "<Spectra 'demo': 3 spectra of 50 pixels in air>"
+    assert repr(spectra) == "<Spectra 'demo': 3 spectra of 50 pixels, 4000-5000 A in air>"
     prepared = Spectra.on_grid(np.ones((2, 1462)))
-    assert repr(prepared).endswith("of 1462 pixels in vacuum, input of the lamost tower>")
+    assert repr(prepared).endswith("of 1462 pixels, 3999-5599 A in vacuum, input of the lamost tower>")
+    nothing = Spectra.build(np.linspace(4000, 5000, 50), np.ones((0, 50)))
+    assert "0 spectra" in repr(nothing)
+
+
+def test_a_notebook_shows_a_short_table():
+    spectra = Spectra.build(np.linspace(4000, 5000, 50), np.ones((4, 50)), survey="<b>", id=list("abcd"))
+    html = spectra.with_meta(snr=[1.0, 2.0, np.nan, 3.0])._repr_html_()
+    ElementTree.fromstring(html)  # well-formed
+    assert "&lt;b&gt;" in html
+    assert "<th>median S/N</th><td>2</td>" in html
+    assert "a, b, c, ..." in html
+    assert len(html) < 1000
