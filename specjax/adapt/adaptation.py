@@ -15,6 +15,7 @@ import dataclasses
 import jax
 import numpy as np
 
+from specjax import display
 from specjax.adapt import forward
 from specjax.adapt.buckets import seed_groups
 from specjax.adapt.checks import check_label, check_model, check_ranks
@@ -29,7 +30,7 @@ from specjax.progress import Say, silent
 from specjax.typing import BoolArray, FloatArray, Tree
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class AdaptationResult:
     """The result of one configuration, for S seeds.
 
@@ -50,6 +51,17 @@ class AdaptationResult:
     adapters: Tree
     chosen: dict[str, FloatArray]
     of_seeds: FloatArray | None = None
+
+    def __repr__(self) -> str:
+        seeds, stars = self.predictions.shape
+        return f"<AdaptationResult {self.configuration.name!r}: {seeds} seeds, {stars} labelled stars>"
+
+    def _repr_html_(self) -> str:
+        seeds, stars = self.predictions.shape
+        rows = {"seeds": str(seeds), "labelled stars": str(stars)}
+        for name, values in self.chosen.items():
+            rows[f"selected {name}, median"] = f"{np.median(values):g}"
+        return display.card(self.configuration.name, rows)
 
 
 class Adaptation:

@@ -23,7 +23,7 @@ _WIDTH = 2.0  # of a 95% interval of the scatter, to either side, times the root
 _STRATA = 10  # groups of stars of similar label, of equal size
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Splits:
     """Rows of the labelled spectra for S seeds.
 
@@ -45,6 +45,10 @@ class Splits:
 
     def __len__(self) -> int:
         return len(self.train)
+
+    def __repr__(self) -> str:
+        train, validate, test = (rows.shape[1] for rows in (self.train, self.validate, self.test))
+        return f"<Splits of {len(self)} seeds: {train} training, {validate} validation and {test} test stars>"
 
     @property
     def unseen(self) -> IntArray:

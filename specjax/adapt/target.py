@@ -12,7 +12,7 @@ from specjax.spectra import Spectra
 from specjax.typing import BoolArray, FloatArray, IntArray
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Target:
     """A survey to adapt to.
 
@@ -59,6 +59,12 @@ class Target:
     def error_of(self, rows: IntArray) -> FloatArray | None:
         """Return the errors of the labels of these stars, None if they are unknown."""
         return None if self.truth_error is None else self.truth_error[rows]
+
+    def __repr__(self) -> str:
+        return (
+            f"<Target {self.name!r}: {len(self.labelled)} spectra with {self.label},"
+            f" {len(self.unlabelled)} without>"
+        )
 
     @property
     def preparation(self) -> Mapping[str, Any]:

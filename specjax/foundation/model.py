@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import ArrayLike
 
-from specjax import lora
+from specjax import display, lora
 from specjax.config import LoRAConfig, ModelConfig, from_dict, to_dict
 from specjax.errors import ConfigError, DataError, ModelError
 from specjax.foundation.inference import Placement, Program, place, run, run_head, run_projection
@@ -68,7 +68,26 @@ class Foundation:
         object.__setattr__(self, "variables", jax.device_put(mine))
 
     def __repr__(self) -> str:
-        return f"<Foundation {self.config.name!r}: {', '.join(sorted(self.params))}>"
+        count = lora.count_parameters(self.params)
+        labels = f"; labels {', '.join(self.config.labels)}" if self.params.keys() & set(lora.HEADS) else ""
+        return (
+            f"<Foundation {self.config.name!r}: {', '.join(sorted(self.params))};"
+            f" {count:,} parameters{labels}>"
+        )
+
+    def _repr_html_(self) -> str:
+        parts = {name: lora.count_parameters(tree) for name, tree in sorted(self.params.items())}
+        return display.card(
+            f"model {self.config.name}",
+            {
+                "labels": ", ".join(self.config.labels),
+                "parameters": f"{sum(parts.values()):,}",
+                **{f"of {name}": f"{count:,}" for name, count in parts.items()},
+                "matrix products": self.dtype,
+                "out-of-domain flags": "no" if self.ood is None else "yes",
+                "digest": self.digest and self.digest[:12],
+            },
+        )
 
     @property
     def params(self) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +25,28 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Row = dict[str, Any]
+
+
+class Rows(list[Row]):
+    """Rows of table.json: a list, which a notebook shows as the table of all stars."""
+
+    def __repr__(self) -> str:
+        targets, names = ({row.get(key) for row in self} for key in ("target", "configuration"))
+        return f"<Rows: {len(self)} scores of {len(names)} configurations on {len(targets)} targets>"
+
+    def _repr_html_(self) -> str:
+        lines = [row for row in self if row["subset"] == "all"]
+        columns = {"σ": "sigma", "R²": "r2", "gain in σ": "sigma_gain"}
+        head = "".join(f"<th>{heading}</th>" for heading in ("target", "configuration", *columns))
+        body = "".join(
+            f"<tr><td>{escape(row['target'])}</td><td>{escape(row['configuration'])}</td>"
+            + "".join(f"<td>{value_and_interval(row, name)}</td>" for name in columns.values())
+            + "</tr>"
+            for row in lines
+        )
+        note = "test stars; brackets: 95% intervals over stars"
+        return f"<table><caption>{note}</caption><tr>{head}</tr>{body}</table>"
+
 
 Kind = Literal["baseline", "zero-shot", "adapted"]
 """Without the foundation model, by the model as pretrained, or by the model with trained LoRA factors."""
@@ -76,13 +99,13 @@ def read_calibration(folder: str | Path) -> list[Row]:
     return _read_rows(Path(folder) / f"{CALIBRATION}.json")
 
 
-def read_table(folder: str | Path) -> list[Row]:
+def read_table(folder: str | Path) -> Rows:
     """Read the rows of ``folder``/table.json, with null as NaN again.
 
     Raises:
         DataError: there is no such file, or it is not a table of scores.
     """
-    return _read_rows(Path(folder) / TABLE)
+    return Rows(_read_rows(Path(folder) / TABLE))
 
 
 def _read_rows(path: Path) -> list[Row]:
