@@ -15,6 +15,7 @@ from specjax.atomic import atomic_file
 from specjax.pretrain.board import FOLDER as BOARDS
 from specjax.pretrain.board import Board
 from specjax.progress import Say, duration
+from specjax.report import style
 
 METRICS, CURVES = "metrics.jsonl", "curves.png"
 LOGS = "training"
@@ -135,29 +136,26 @@ def _finite(scores: Mapping[str, float]) -> dict[str, float | None]:
     return {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in scores.items()}
 
 
-_COLUMNS = 4
+_COLUMNS = 3
 _ABOUT = ("stage", "step", "seconds")
 _SPEED = {*_ABOUT, "steps_per_s", "spectra_per_s", "seconds_left", "tflops_per_s", "share_of_peak"}
 
 
 def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
     """Plot every score of every stage against the step."""
-    from matplotlib.figure import Figure
-
     stages = dict.fromkeys(line["stage"] for line in lines)
     panels = [(stage, *panel) for stage in stages for panel in _panels(lines, stage).items()]
     if not panels:
         return
     rows = math.ceil(len(panels) / _COLUMNS)
-    figure = Figure(figsize=(3.2 * _COLUMNS, 2.4 * rows), layout="constrained")
-    axes = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
-    for ax in axes[len(panels) :]:
-        ax.set_axis_off()
-    for ax, (stage, title, names) in zip(axes, panels, strict=False):
-        _panel(ax, [line for line in lines if line["stage"] == stage], names)
-        ax.set_title(f"{stage}: {title}", fontsize=9)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=90)
+    with style.paper_figure(style.PAGE, 1.75 * rows) as figure:
+        axes = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
+        for ax in axes[len(panels) :]:
+            ax.set_axis_off()
+        for ax, (stage, title, names) in zip(axes, panels, strict=False):
+            _panel(ax, [line for line in lines if line["stage"] == stage], names)
+            ax.set_title(f"{stage}\n{title}", fontsize=style.SMALL)
+        style.save_figure(figure, path, pdf=False)
 
 
 def _panels(lines: list[dict[str, Any]], stage: str) -> dict[str, list[str]]:
@@ -180,7 +178,6 @@ def _panel(ax: Any, lines: list[dict[str, Any]], names: list[str]) -> None:
     values = [line[name] for name in names for line in lines if line.get(name) is not None]
     if values and min(values) > 0 and max(values) > 20 * min(values):
         ax.set_yscale("log")
-    ax.tick_params(labelsize=7)
-    ax.set_xlabel("step", fontsize=8)
+    ax.set_xlabel("step")
     if len(names) > 1:
-        ax.legend(fontsize=7, frameon=False)
+        ax.legend()

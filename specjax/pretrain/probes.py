@@ -18,6 +18,7 @@ from specjax.models.tokens import detokenise, standardise, tokenise
 from specjax.pretrain.objectives import retrieval
 from specjax.pretrain.source import Source
 from specjax.progress import Say
+from specjax.report import style
 from specjax.report.metrics import r2, robust_sigma
 from specjax.surveys.training_parts import Part
 from specjax.surveys.training_rows import Rows
@@ -114,27 +115,22 @@ def _unmasked(flux: Float32Array, valid: BoolArray) -> Float32Array:
 
 def _plot_reconstruction(model: Foundation, source: Source, path: Path, stars: int = 3) -> None:
     """Plot spectra, what was hidden of them, and what the LAMOST encoder predicts there."""
-    from matplotlib.figure import Figure
-
     shape, backbone = model.config.specformer, model.params["lamost"]["backbone"]
     rows = source.examples(("lamost",), stars)
     flux = jnp.asarray(_unmasked(rows["flux"], rows["valid"]))
     standard, _, _ = standardise(flux)
     predicted, hidden = hidden_pixels(shape, backbone, flux)
-    figure = Figure(figsize=(9, 2.2 * len(flux)), layout="constrained")
-    for ax, true, made, gone in zip(
-        np.ravel(figure.subplots(len(flux), squeeze=False)), standard, predicted, hidden, strict=True
-    ):
-        wavelength = LAMOST_WAVELENGTH[: len(true)]
-        ax.plot(wavelength, true, color="#8C8C8C", lw=0.7, label="observed")
-        ax.plot(
-            wavelength, np.where(gone, made, np.nan), color="#D55E00", lw=0.9, label="predicted where hidden"
-        )
-        ax.set_ylabel("standardised flux", fontsize=8)
-    ax.set_xlabel("wavelength (Angstrom)", fontsize=8)
-    figure.axes[0].legend(fontsize=8, frameon=False, ncols=2)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    with style.paper_figure(style.PAGE, 1.4 * len(flux) + 0.2) as figure:
+        axes = np.ravel(figure.subplots(len(flux), squeeze=False, sharex=True))
+        for ax, true, made, gone in zip(axes, standard, predicted, hidden, strict=True):
+            wavelength = LAMOST_WAVELENGTH[: len(true)]
+            guess = np.where(gone, made, np.nan)
+            ax.plot(wavelength, true, color=style.GREY, lw=0.6, label="observed")
+            ax.plot(wavelength, guess, color=style.VERMILION, lw=0.8, label="predicted where hidden")
+        figure.supylabel("standardised flux", fontsize=style.NORMAL)
+        axes[-1].set_xlabel("vacuum wavelength (Angstrom)")
+        axes[0].legend(ncols=2)
+        style.save_figure(figure, path)
 
 
 def hidden_pixels(shape: SpecFormerConfig, backbone: Any, flux: jax.Array) -> tuple[jax.Array, BoolArray]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from specjax.report import plots
+from specjax.report import plots, style
 from specjax.report.results import Row
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def plot_calibration(path: str | Path, rows: Sequence[Row], *, title: str = "", 
     Bars are 95% intervals over stars, dashed lines the nominal fractions.
 
     Args:
-        path: PNG to write.
+        path: PNG to write; a PDF is written beside it.
         rows: rows of calibration.json, of one target.
         title: title of the figure.
         unit: unit of the label.
@@ -29,21 +29,23 @@ def plot_calibration(path: str | Path, rows: Sequence[Row], *, title: str = "", 
     subsets = list(dict.fromkeys(row["subset"] for row in rows))
     names = list(dict.fromkeys(row["configuration"] for row in rows))
     own = [[row for row in rows if row["configuration"] == name] for name in names]
-    figure = plots.new_figure(11.0, 0.32 * len(subsets) * max(1.0, 0.45 * len(names)) + 1.8)
-    axes = figure.subplots(1, 3, sharey=True)
-    for axis, (column, level, text) in zip(axes, PANELS, strict=False):
-        axis.axvline(level, color=plots.INK, ls="--", lw=1, zorder=1)
-        axis.set_xlabel(f"fraction {text}")
+    height = 0.17 * len(subsets) * max(1.0, 0.5 * len(names)) + 1.0
+    with style.paper_figure(style.PAGE, height) as figure:
+        axes = figure.subplots(1, 3, sharey=True)
+        for axis, (column, level, text) in zip(axes, PANELS, strict=False):
+            axis.axvline(level, color=style.INK, ls="--", lw=0.7, zorder=1)
+            axis.set_xlabel(f"fraction {text}")
+            for place, part in enumerate(own):
+                _draw(axis, part, subsets, column, place, len(names))
         for place, part in enumerate(own):
-            _draw(axis, part, subsets, column, place, len(names))
-    for place, part in enumerate(own):
-        _draw_widths(axes[2], part, subsets, place, len(names))
-    axes[2].set_xlabel(plots.with_unit("mean half width of 68%", unit))
-    axes[2].set_xlim(0, 0.55 * max(row["width68"] for row in rows) or 1.0)
-    axes[0].set_yticks(range(len(subsets)), [_with_count(name, rows) for name in subsets])
-    axes[0].set_ylim(len(subsets) - 0.4, -0.6)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(names)))
-    return plots.save_figure(figure, path, title)
+            _draw_widths(axes[2], part, subsets, place, len(names))
+        axes[2].set_xlabel(plots.with_unit("mean half width of 68%", unit))
+        axes[2].set_xlim(0, 0.55 * max(row["width68"] for row in rows) or 1.0)
+        axes[0].set_yticks(range(len(subsets)), [_with_count(name, rows) for name in subsets])
+        axes[0].set_ylim(len(subsets) - 0.4, -0.6)
+        entries = axes[0].get_legend_handles_labels()
+        figure.legend(*entries, loc="outside lower center", ncols=min(4, len(names)))
+        return style.save_figure(figure, path, title=title)[0]
 
 
 def _with_count(subset: str, rows: Sequence[Row]) -> str:
@@ -64,22 +66,26 @@ def _draw(
     values = np.array([[row[f"{column}{end}"] for end in ("", "_lo", "_hi")] for row in rows]).T
     heights = [_place(subsets.index(row["subset"]), place, count) for row in rows]
     bars = np.clip(np.stack([values[0] - values[1], values[2] - values[0]]), 0, None)
-    colour = plots.CURVES[place % len(plots.CURVES)]
+    colour = _colour(place)
     axis.errorbar(
-        values[0], heights, xerr=bars, fmt=_marker(place), ms=4.5, capsize=2.5, lw=1.2, color=colour,
+        values[0], heights, xerr=bars, fmt=_marker(place), ms=3, capsize=2, lw=0.9, color=colour,
         label=rows[0]["configuration"],
     )  # fmt: skip
-    axis.grid(color="#E6E6E6", lw=0.8)
+    axis.grid(color=style.LIGHT)
     axis.set_axisbelow(True)
 
 
 def _draw_widths(axis: "Axes", rows: Sequence[Row], subsets: Sequence[str], place: int, count: int) -> None:
     heights = [_place(subsets.index(row["subset"]), place, count) for row in rows]
     widths = [0.5 * row["width68"] for row in rows]
-    axis.plot(widths, heights, _marker(place), ms=4.5, color=plots.CURVES[place % len(plots.CURVES)])
-    axis.grid(color="#E6E6E6", lw=0.8)
+    axis.plot(widths, heights, _marker(place), ms=3, color=_colour(place))
+    axis.grid(color=style.LIGHT)
     axis.set_axisbelow(True)
 
 
 def _marker(place: int) -> str:
-    return "osD^vP"[place % 6]
+    return style.MARKERS[place % len(style.MARKERS)]
+
+
+def _colour(place: int) -> str:
+    return style.CURVES[place % len(style.CURVES)]

@@ -1,7 +1,7 @@
-"""The two figures of a run: predicted against literature labels, and the scatter of all configurations.
+"""The figures of a run: predicted against literature labels, and the scatter of all configurations.
 
-Colours are from the palette of Okabe and Ito, which is distinguishable with any colour vision; baselines,
-zero-shot and adapted configurations also differ in their markers.
+Each is one or two columns of a journal wide (see `style`), and written as PNG and PDF. Baselines, zero-shot
+and adapted configurations differ in their markers and in colour.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from specjax.atomic import atomic_file
+from specjax.report import style
 from specjax.report.metrics import r2, robust_sigma
 from specjax.report.results import Kind, value_and_interval
+from specjax.report.style import BLUE, COLUMN, CURVES, GREEN, GREY, INK, LIGHT, PAGE, SMALL, VERMILION
 from specjax.typing import FloatArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, VERMILION, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#8C8C8C", "#222222"
-CURVES = (VERMILION, BLUE, GREEN, "#CC79A7", "#E69F00", INK)
+_RASTER = 3000  # points, above which a PDF holds an image of them
 LABEL_SCATTER = "scatter between literature labels"
 
 
@@ -104,7 +104,7 @@ def plot_predictions(
     over seeds. Stars outside the axes are drawn as arrows at their edge.
 
     Args:
-        path: PNG to write.
+        path: PNG to write; a PDF is written beside it.
         panels: predictions by configuration, all for one target.
         rows: the target's rows of table.json, whose scores are written into the panels. A panel without a row
             shows the scores of the plotted means, which are better than those of single seeds.
@@ -114,26 +114,30 @@ def plot_predictions(
     """
     columns = min(3, len(panels))
     blocks = -(-len(panels) // columns)
-    figure = new_figure(3.5 * columns + 0.7, 4.5 * blocks + 0.5)
-    grid = figure.subplots(2 * blocks, columns, sharex=True, squeeze=False, height_ratios=[3, 1.3] * blocks)
-    pairs = grid.reshape(blocks, 2, columns).swapaxes(1, 2).reshape(-1, 2)
-    limits, reach = _limits(panels.values())
-    scores = {row["configuration"]: row for row in rows if row["subset"] == "all"}
-    for k, (name, stars) in enumerate(panels.items()):
-        top, bottom = pairs[k]
-        _draw_predictions(top, stars, limits)
-        _draw_residuals(bottom, stars, reach)
-        top.text(0.04, 0.95, _scores(stars, scores.get(name)), transform=top.transAxes, va="top", fontsize=9)
-        top.set_title(name, fontsize=11, color=STYLES[stars.kind].colour, fontweight="bold")
-        bottom.tick_params(labelbottom=True)
-        bottom.set_xlabel(with_unit(f"literature {label}", unit))
-        for axis, text in ((top, f"predicted {label}"), (bottom, "residual")):
-            axis.set_ylabel(with_unit(text, unit) if k % columns == 0 else "")
-            axis.tick_params(labelleft=k % columns == 0)
-    for axis in pairs[len(panels) :].ravel():
-        axis.remove()
-    figure.align_ylabels()
-    return save_figure(figure, path, title)
+    width = COLUMN if columns == 1 else PAGE
+    with style.paper_figure(width, blocks * (1.25 * width / columns + 0.4) + 0.25) as figure:
+        grid = figure.subplots(
+            2 * blocks, columns, sharex=True, squeeze=False, height_ratios=[3, 1.3] * blocks
+        )
+        pairs = grid.reshape(blocks, 2, columns).swapaxes(1, 2).reshape(-1, 2)
+        limits, reach = _limits(panels.values())
+        scores = {row["configuration"]: row for row in rows if row["subset"] == "all"}
+        for k, (name, stars) in enumerate(panels.items()):
+            top, bottom = pairs[k]
+            _draw_predictions(top, stars, limits)
+            _draw_residuals(bottom, stars, reach)
+            text = _scores(stars, scores.get(name))
+            top.text(0.04, 0.96, text, transform=top.transAxes, va="top", fontsize=SMALL)
+            top.set_title(name, color=STYLES[stars.kind].colour, fontweight="bold")
+            bottom.tick_params(labelbottom=True)
+            bottom.set_xlabel(with_unit(f"literature {label}", unit))
+            for axis, text in ((top, f"predicted {label}"), (bottom, "residual")):
+                axis.set_ylabel(with_unit(text, unit) if k % columns == 0 else "")
+                axis.tick_params(labelleft=k % columns == 0)
+        for axis in pairs[len(panels) :].ravel():
+            axis.remove()
+        figure.align_ylabels()
+        return style.save_figure(figure, path, title=title)[0]
 
 
 def plot_sigma(
@@ -148,7 +152,7 @@ def plot_sigma(
     """Plot the robust scatter of all configurations with 95% intervals over stars, one panel per target.
 
     Args:
-        path: PNG to write.
+        path: PNG to write; a PDF is written beside it.
         rows: rows of table.json.
         subset: subset whose rows are plotted.
         unit: unit of the label.
@@ -158,17 +162,22 @@ def plot_sigma(
     rows = [row for row in rows if row["subset"] == subset]
     targets = list(dict.fromkeys(row["target"] for row in rows))
     names = list(dict.fromkeys(row["configuration"] for row in rows))
-    figure = new_figure(4.8 * len(targets) + 1.8, 0.34 * len(names) + 1.9)
-    axes = figure.subplots(1, len(targets), sharey=True, squeeze=False)[0]
-    for target, axis in zip(targets, axes, strict=True):
-        own = [row for row in rows if row["target"] == target]
-        _draw_sigmas(axis, own, names, (label_scatter or {}).get(target))
-        axis.set_title(target, fontsize=12, fontweight="bold")
-        axis.set_xlabel(f"{with_unit('robust scatter σ', unit)}, lower is better")
-    axes[0].set_yticks(range(len(names)), names)
-    axes[0].set_ylim(len(names) - 0.4, -0.6)
-    _add_legend(figure, axes)
-    return save_figure(figure, path, title)
+    columns = min(2, len(targets))
+    lines = -(-len(targets) // columns)
+    height = lines * (0.165 * len(names) + 0.65) + 0.35
+    with style.paper_figure(COLUMN if columns == 1 else PAGE, height) as figure:
+        axes = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
+        for target, axis in zip(targets, axes, strict=False):
+            own = [row for row in rows if row["target"] == target]
+            _draw_sigmas(axis, own, names, (label_scatter or {}).get(target))
+            axis.set_title(target, fontweight="bold")
+            axis.set_xlabel(with_unit("robust scatter σ", unit))
+        for axis in axes[len(targets) :]:
+            axis.set_axis_off()
+        axes[0].set_yticks(range(len(names)), names)
+        axes[0].set_ylim(len(names) - 0.4, -0.6)
+        _add_legend(figure, axes, 2 * columns)
+        return style.save_figure(figure, path, title=title)[0]
 
 
 def plot_curves(
@@ -179,49 +188,53 @@ def plot_curves(
     Bars are 95% intervals over stars, dashed lines the zero-shot scatter.
 
     Args:
-        path: PNG to write.
+        path: PNG to write; a PDF is written beside it.
         rows: rows of table.json with n_train, 0 for zero-shot, and snr.
         unit: unit of the label.
         title: title of the figure.
     """
     rows = [row for row in rows if row["subset"] == "all" and np.isfinite(row["sigma"])]
     levels = sorted({row["snr"] for row in rows})
-    figure = new_figure(6.4, 4.4)
-    axis = figure.subplots()
-    for place, snr in enumerate(levels):
-        offset = 1.02 ** (place - 0.5 * (len(levels) - 1))  # so that bars do not overlap
-        own = [row for row in rows if row["snr"] == snr]
-        _draw_curve(axis, own, CURVES[place % len(CURVES)], offset, f"S/N {snr:g}")
-    ticks = sorted({row["n_train"] for row in rows if row["n_train"]})
-    axis.set(xscale="log", xlabel="training stars", ylabel=with_unit("robust scatter σ", unit))
-    axis.set_xticks(ticks, [str(tick) for tick in ticks])
-    axis.minorticks_off()
-    axis.set_ylim(bottom=0)
-    axis.legend(title="dashed: zero-shot", frameon=False)
-    return save_figure(figure, path, title)
+    with style.paper_figure(COLUMN, 2.6) as figure:
+        axis = figure.subplots()
+        for place, snr in enumerate(levels):
+            offset = 1.02 ** (place - 0.5 * (len(levels) - 1))  # so that bars do not overlap
+            own = [row for row in rows if row["snr"] == snr]
+            _draw_curve(axis, own, place, offset, f"S/N {snr:g}")
+        ticks = sorted({row["n_train"] for row in rows if row["n_train"]})
+        axis.set(xscale="log", xlabel="training stars", ylabel=with_unit("robust scatter σ", unit))
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
+        axis.set_ylim(bottom=0)
+        axis.legend(title="dashed: zero-shot")
+        return style.save_figure(figure, path, title=title)[0]
 
 
 def _draw_curve(
-    axis: "Axes", rows: Sequence[Mapping[str, Any]], colour: str, offset: float, legend: str
+    axis: "Axes", rows: Sequence[Mapping[str, Any]], place: int, offset: float, legend: str
 ) -> None:
     """Scatter against the number of training stars, times an offset, and the zero-shot scatter."""
+    colour, marker = CURVES[place % len(CURVES)], style.MARKERS[place % len(style.MARKERS)]
     adapted = sorted((row for row in rows if row["n_train"]), key=lambda row: row["n_train"])
     stars = offset * np.array([row["n_train"] for row in adapted])
     sigma = np.array([row["sigma"] for row in adapted])
     bars = np.abs(np.array([_interval(row) for row in adapted]).reshape(-1, 2).T - sigma)
-    axis.errorbar(stars, sigma, yerr=bars, fmt="o-", color=colour, capsize=3, label=legend)
+    axis.errorbar(stars, sigma, yerr=bars, fmt=f"{marker}-", color=colour, capsize=2, label=legend)
     for row in rows:
         if not row["n_train"]:
-            axis.axhline(row["sigma"], color=colour, ls="--", lw=1)
+            axis.axhline(row["sigma"], color=colour, ls="--", lw=0.8)
 
 
 def _draw_predictions(axis: "Axes", stars: StarPredictions, limits: tuple[float, float]) -> None:
     """Predicted against literature labels, with the line of equality."""
     colour = STYLES[stars.kind].colour
-    axis.plot(limits, limits, color=INK, lw=1, ls="--", zorder=1)
+    axis.plot(limits, limits, color=INK, lw=0.7, ls="--", zorder=1)
     inside = (stars.predicted > limits[0]) & (stars.predicted < limits[1])
     x, y, error = (a[inside] for a in (stars.truth, stars.predicted, stars.spread))
-    axis.errorbar(x, y, yerr=error, fmt="o", ms=4, color=colour, alpha=0.65, mew=0, elinewidth=0.7)
+    axis.errorbar(
+        x, y, yerr=error, fmt="o", ms=2.4, color=colour, alpha=0.65, mew=0, elinewidth=0.5,
+        rasterized=len(x) > _RASTER,
+    )  # fmt: skip
     _draw_outside(axis, stars.truth, stars.predicted, limits, colour)
     axis.set(xlim=limits, ylim=limits)
 
@@ -229,8 +242,11 @@ def _draw_predictions(axis: "Axes", stars: StarPredictions, limits: tuple[float,
 def _draw_residuals(axis: "Axes", stars: StarPredictions, reach: float) -> None:
     colour = STYLES[stars.kind].colour
     inside = np.abs(stars.residual) < reach
-    axis.axhline(0, color=INK, lw=1, ls="--", zorder=1)
-    axis.plot(stars.truth[inside], stars.residual[inside], "o", ms=3, color=colour, alpha=0.65, mew=0)
+    axis.axhline(0, color=INK, lw=0.7, ls="--", zorder=1)
+    axis.plot(
+        stars.truth[inside], stars.residual[inside], "o", ms=2, color=colour, alpha=0.65, mew=0,
+        rasterized=len(stars.truth) > _RASTER,
+    )  # fmt: skip
     _draw_outside(axis, stars.truth, stars.residual, (-reach, reach), colour)
     axis.set_ylim(-reach, reach)
 
@@ -244,7 +260,7 @@ def _draw_outside(
         (y >= limits[1], "^", limits[1] - inset),
         (y <= limits[0], "v", limits[0] + inset),
     ):
-        axis.plot(x[outside], np.full(outside.sum(), place), marker, ms=5, color=colour, mew=0)
+        axis.plot(x[outside], np.full(outside.sum(), place), marker, ms=3.5, color=colour, mew=0)
 
 
 def _scores(stars: StarPredictions, row: Mapping[str, Any] | None) -> str:
@@ -259,34 +275,34 @@ def _scores(stars: StarPredictions, row: Mapping[str, Any] | None) -> str:
 def _draw_sigmas(
     axis: "Axes", rows: Sequence[Mapping[str, Any]], names: Sequence[str], label_scatter: float | None
 ) -> None:
-    """Scatter of one target's configurations, with the values as text."""
+    """Scatter of one target's configurations, with the values as text beside the axis."""
     rows = [row for row in rows if np.isfinite(row["sigma"])]
     for row in rows:
         _draw_sigma(axis, row, names.index(row["configuration"]))
     if label_scatter is not None:
-        axis.axvline(label_scatter, color=GREEN, ls="--", lw=1.4, label=LABEL_SCATTER, zorder=1)
+        axis.axvline(label_scatter, color=GREEN, ls="--", lw=1, label=LABEL_SCATTER, zorder=1)
     ends = [end for row in rows for end in _interval(row)]
     ends = [*ends, label_scatter] if label_scatter else ends
     low, high = min(ends, default=0.0), max(ends, default=1.0)
     width = high - low or high
-    axis.set_xlim(low - 0.07 * width, high + 0.5 * width)  # the numbers need room on the right
-    axis.grid(color="#E6E6E6", lw=0.8)
+    axis.set_xlim(low - 0.07 * width, high + 0.07 * width)
+    axis.grid(color=LIGHT)
     axis.set_axisbelow(True)
     axis.tick_params(axis="y", length=0)
     axis.spines[["top", "right", "left"]].set_visible(False)
 
 
 def _draw_sigma(axis: "Axes", row: Mapping[str, Any], place: int) -> None:
-    sigma, style = row["sigma"], STYLES[row["kind"]]
+    sigma, look = row["sigma"], STYLES[row["kind"]]
     low, high = _interval(row)
     axis.errorbar(
-        [sigma], [place], xerr=[[sigma - low], [high - sigma]], label=style.legend, zorder=3,
-        color=style.edge, elinewidth=1.8, capsize=4, fmt=style.marker, mfc=style.face, mec=style.edge,
-        mew=1.5, ms=5.5,
+        [sigma], [place], xerr=[[sigma - low], [high - sigma]], label=look.legend, zorder=3,
+        color=look.edge, elinewidth=1.1, capsize=2, fmt=look.marker, mfc=look.face, mec=look.edge,
+        mew=0.9, ms=3.2,
     )  # fmt: skip
     axis.annotate(
-        value_and_interval(row, "sigma"), (high, place), (8, 0), textcoords="offset points",
-        va="center", fontsize=8.5, color=style.values,
+        value_and_interval(row, "sigma"), (1.03, place), xycoords=("axes fraction", "data"),
+        va="center", fontsize=SMALL, color=look.values, annotation_clip=False,
     )  # fmt: skip
 
 
@@ -296,12 +312,12 @@ def _interval(row: Mapping[str, Any]) -> tuple[float, float]:
     return (low, high) if np.isfinite([low, high]).all() else (row["sigma"], row["sigma"])
 
 
-def _add_legend(figure: "Figure", axes: Iterable["Axes"]) -> None:
+def _add_legend(figure: "Figure", axes: Iterable["Axes"], columns: int) -> None:
     """One legend below all panels, with one entry per kind."""
     handles = {text: h for axis in axes for h, text in zip(*axis.get_legend_handles_labels(), strict=True)}
     order = [text for text in (*(s.legend for s in STYLES.values()), LABEL_SCATTER) if text in handles]
     entries = [handles[text] for text in order]
-    figure.legend(entries, order, loc="outside lower center", ncols=len(order), frameon=False)
+    figure.legend(entries, order, loc="outside lower center", ncols=min(columns, len(order)))
 
 
 def with_unit(text: str, unit: str) -> str:
@@ -317,22 +333,3 @@ def _limits(panels: Iterable[StarPredictions]) -> tuple[tuple[float, float], flo
     scatter = max(float(robust_sigma(p.residual)) for p in panels)
     margin = max(0.05 * (high - low), 1.5 * scatter) or 0.5
     return (low - margin, high + margin), 4.0 * scatter or 1.0
-
-
-def new_figure(width: float, height: float) -> "Figure":
-    """Make a figure without pyplot's global state, which needs neither the main thread nor a display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save_figure(figure: "Figure", path: str | Path, title: str) -> Path:
-    """Write the PNG atomically."""
-    if title:
-        figure.suptitle(title, fontsize=13)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png")
-    return Path(path)

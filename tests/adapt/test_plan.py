@@ -45,7 +45,7 @@ def test_a_plan_has_a_row_for_every_number_of_stars_and_snr(model, tmp_path):
     out = tmp_path / "plan"
     said = []
     rows = plan_survey(model=model, instrument=PRESETS["desi"], out=out, config=CONFIG, say=said.append)
-    assert {path.name for path in out.iterdir()} == {"config.json", "table.json", "plan.png"}
+    assert {path.name for path in out.iterdir()} == {"config.json", "table.json", "plan.png", "plan.pdf"}
     everything = [row for row in rows if row["subset"] == "all"]
     assert [(row["snr"], row["n_train"], row["configuration"]) for row in everything] == [
         (snr, *point)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from specjax.report import metrics, plots, results
+from specjax.report import metrics, plots, results, style
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_predictions_are_plotted_for_any_number_of_panels(tmp_path, run, panels,
         tmp_path / "p.png", chosen, rows=run[1] if with_rows else (), title="stelib"
     )
     image = imread(path)
-    assert image.shape[1] == round((3.5 * min(panels, 3) + 0.7) * 150)
+    assert image.shape[1] == round((style.COLUMN if panels == 1 else style.PAGE) * style.DPI)
     assert image[..., :3].std() > 0.05  # not an empty page
 
 

@@ -1,0 +1,103 @@
+"""The style of all figures: the widths of a journal's columns, legible type, and colours for any eye.
+
+    with style.paper_figure(style.COLUMN, 2.5) as figure:
+        axis = figure.subplots()
+        ...
+        style.save_figure(figure, folder / "plot.png")
+
+Colours are from the palette of Okabe and Ito, which is distinguishable with any colour vision; images should
+use the map `MAP`. What differs in colour should also differ in its marker or line.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specjax.atomic import atomic_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMN, PAGE = 3.4, 7.1
+"""Widths in inches of one and of two columns of an astronomical journal."""
+
+BLUE, VERMILION, GREEN, PINK, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+INK, GREY, LIGHT = "#222222", "#8C8C8C", "#E6E6E6"
+CURVES = (VERMILION, BLUE, GREEN, PINK, ORANGE, INK)
+"""Colours of lines, in order."""
+
+MARKERS = "osD^vP"
+"""Markers of lines, in order."""
+
+MAP = "viridis"
+
+SMALL, NORMAL = 7.0, 8.0
+"""Sizes of type in points: of numbers, legends and notes, and of everything else."""
+
+DPI = 300
+
+_SETTINGS: Any = {
+    "font.size": NORMAL,
+    "axes.labelsize": NORMAL,
+    "axes.titlesize": NORMAL,
+    "figure.titlesize": NORMAL,
+    "legend.fontsize": SMALL,
+    "legend.title_fontsize": SMALL,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "axes.linewidth": 0.6,
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.0,
+    "lines.markersize": 3.0,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "legend.frameon": False,
+    "image.cmap": MAP,
+    "mathtext.default": "regular",
+    "pdf.fonttype": 42,  # TrueType, which journals ask for
+}
+
+
+@contextmanager
+def paper_figure(width: float, height: float) -> Iterator["Figure"]:
+    """Yield an empty figure, in inches as printed, while matplotlib has the style; save it before the end.
+
+    The figure does without pyplot's global state, and so needs neither the main thread nor a display.
+    """
+    import matplotlib
+    from cycler import cycler
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**_SETTINGS, "axes.prop_cycle": cycler(color=CURVES)}):
+        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+
+
+def save_figure(figure: "Figure", path: str | Path, *, title: str = "", pdf: bool = True) -> list[Path]:
+    """Write a figure as PNG and, for a paper, as PDF beside it, atomically.
+
+    Args:
+        figure: of `paper_figure`.
+        path: of the PNG; .png may be left out.
+        title: of the figure.
+        pdf: write the PDF, too.
+
+    Returns:
+        The paths that were written. Without a date in them, the same figure is the same file.
+    """
+    if title:
+        figure.suptitle(title, fontweight="bold")
+    figure.draw_without_rendering()  # lays it out, once for both files
+    figure.set_layout_engine("none")
+    name = Path(path).name.removesuffix(".png")  # other suffixes may be parts of a name
+    written = []
+    for form, notes in (("png", {"Software": None}), ("pdf", {"CreationDate": None}))[: 1 + pdf]:
+        written.append(Path(path).with_name(f"{name}.{form}"))
+        with atomic_file(written[-1]) as temporary:
+            figure.savefig(temporary, format=form, metadata=notes)
+    return written
