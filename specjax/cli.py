@@ -25,6 +25,7 @@ from specjax.commands.predict import Predict
 from specjax.commands.prepare import Prepare
 from specjax.commands.pretrain import Pretrain
 from specjax.commands.push import Push
+from specjax.commands.report import Report
 from specjax.commands.show import Show
 from specjax.commands.similar import Similar
 from specjax.commands.simulate import Simulate
@@ -45,6 +46,7 @@ Command = (
     | Split
     | Pretrain
     | Adapt
+    | Report
     | Predict
     | Embed
     | Similar

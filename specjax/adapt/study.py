@@ -38,7 +38,7 @@ from specjax.errors import DataError, ModelError
 from specjax.flags import count_flags
 from specjax.foundation import Foundation
 from specjax.progress import Say, silent
-from specjax.report import metrics, plots, results
+from specjax.report import metrics, plots, provenance, results
 from specjax.report.calibration_plot import plot_calibration
 from specjax.typing import FloatArray, IntArray
 from specjax.units import symbol_and_unit
@@ -70,8 +70,9 @@ def run_study(
     and means over seeds have the seed 0), calibration.json and .ecsv (coverage of these intervals),
     predictions_TARGET.png, calibration_TARGET.png, sigma.png, and adapters/TARGET/CONFIGURATION; if there are
     several labels, predictions_TARGET_LABEL.png, calibration_TARGET_LABEL.png, sigma_LABEL.png and
-    adapters/TARGET/CONFIGURATION/LABEL. It appears whole or not at all. Until then finished configurations
-    are kept beside it, and the same study resumes from them (see `parts.Parts`).
+    adapters/TARGET/CONFIGURATION/LABEL. Each figure is there as .pdf, too. The folder appears whole or not at
+    all. Until then finished configurations are kept beside it, and the same study resumes from them (see
+    `parts.Parts`).
 
     In a distributed session the processes share the seeds. Process 0 alone writes the folder, and the others
     return no rows.
@@ -132,10 +133,11 @@ def run_study(
         outside.setdefault(one.target.name, {}).update(one.outside)
     sizes = [{"target": one.target.name, "label": one.target.label, **_sizes(one.splits)} for one in adapted]
     about = {"adapt": config, "configurations": names, "splits": sizes, "outside_training": outside}
+    about |= {**(record or {}), "made": provenance.made()}
     made = {} if files is None else files(config)
-    rows = _write(model, adapted, config, out, {**about, **(record or {})}, label_scatter, made, say)
+    rows = _write(model, adapted, config, out, about, label_scatter, made, say)
     parts.remove()
-    return rows
+    return results.Rows(rows)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

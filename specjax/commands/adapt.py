@@ -55,6 +55,8 @@ class Adapt(FromFile):
     """one split for all seeds, as in the paper: the first one if the table of labels contains splits"""
     fuse: bool = False
     """also average the seeds of configurations of lora1 to lora4 into one adapter (NAME-fused)"""
+    report: bool = False
+    """also write report.html into the run folder: one page with all tables and figures, to keep or send"""
     survey: str | None = None
     """name of the survey, if it cannot be recognised from the files"""
     wavelength_medium: Literal["vacuum", "air"] | None = None
@@ -115,6 +117,10 @@ class Adapt(FromFile):
         print_table(rows)
         for line in calibration_lines(rows, read_calibration(self.out)):
             print(line)
+        if self.report:
+            from specjax.report.page import write_page
+
+            write_page(self.out)
         print(self.out)
 
     def _files(self, config: "AdaptConfig") -> dict[str, str]:

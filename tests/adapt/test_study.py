@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
+from specjax import __version__
 from specjax.adapt import study
 from specjax.adapt.adaptation import Adaptation, AdaptationResult
 from specjax.adapt.configuration import Configuration
@@ -87,7 +88,8 @@ class TestFolder:
         ]
         plots.append("sigma.png")
         tables = ["calibration.ecsv", "calibration.json", "predictions.ecsv", "table.json"]
-        assert found == sorted([*adapters, "config.json", *tables, *plots])
+        papers = [name.replace(".png", ".pdf") for name in plots]
+        assert found == sorted([*adapters, "config.json", *tables, *plots, *papers])
         for name in plots:
             assert (out / name).read_bytes().startswith(b"\x89PNG")
         assert (out / "table.json").name in MARKERS  # so that a later run may replace the folder
@@ -100,6 +102,8 @@ class TestFolder:
         assert content["model"] == "somewhere"
         assert content["adapt"]["seeds"] == 3
         assert content["adapt"]["head"][0]["head"]["learning_rate"] == 3e-2
+        assert content["made"]["versions"]["specjax"] == __version__
+        assert content["made"]["versions"].keys() >= {"python", "jax", "numpy"}
 
     def test_table(self, run):
         out, rows, _ = run
