@@ -19,6 +19,7 @@ from specjax.atomic import atomic_file
 from specjax.errors import DataError
 from specjax.preprocess.operators import SIGMA_PER_FWHM, gaussian
 from specjax.progress import say
+from specjax.report import style
 from specjax.simulate.emulator import Emulator
 from specjax.simulate.labels import LABELS
 from specjax.typing import AnyArray, FloatArray
@@ -150,11 +151,7 @@ def accuracy(teff: FloatArray, error: FloatArray, continuum: FloatArray) -> list
 
 def write_report(folder: Path, teff: FloatArray, error: FloatArray, rows: list[dict[str, float]]) -> None:
     """Write the table and the plot of the errors against temperature and wavelength."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     from astropy.table import Table
-    from matplotlib import pyplot as plt
 
     table = Table(rows)
     for name in ("teff_min", "teff_max"):
@@ -162,18 +159,18 @@ def write_report(folder: Path, teff: FloatArray, error: FloatArray, rows: list[d
     with atomic_file(folder / "emulator.ecsv") as path:
         table.write(path, format="ascii.ecsv", overwrite=True)
     size = np.abs(error)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
-    left.semilogy(teff, np.median(size, axis=1), ".", markersize=3, label="median over pixels")
-    left.semilogy(teff, np.percentile(size, 95, axis=1), ".", markersize=3, label="95th percentile")
-    left.set(xlabel="Teff (K)", ylabel="|error| / continuum, spectra left out")
-    left.legend()
-    for name, inside in (("Teff < 5000 K", teff < 5000), ("5000-7000 K", (teff >= 5000) & (teff < 7000))):
-        right.semilogy(LAMOST_WAVELENGTH, np.median(size[inside], axis=0), linewidth=0.7, label=name)
-    right.set(xlabel="vacuum wavelength (Angstrom)", ylabel="median |error| / continuum")
-    right.legend()
-    with atomic_file(folder / "emulator.png") as path:
-        figure.savefig(path, dpi=130)
-    plt.close(figure)
+    with style.paper_figure(style.PAGE, 2.5) as figure:
+        left, right = figure.subplots(1, 2)
+        left.semilogy(teff, np.median(size, axis=1), "o", ms=1.5, mew=0, label="median over pixels")
+        left.semilogy(teff, np.percentile(size, 95, axis=1), "s", ms=1.5, mew=0, label="95th percentile")
+        left.set(xlabel="Teff (K)", ylabel="|error| / continuum, spectra left out")
+        left.legend()
+        groups = (("Teff < 5000 K", teff < 5000, "-"), ("5000-7000 K", (teff >= 5000) & (teff < 7000), "--"))
+        for name, inside, line in groups:
+            right.semilogy(LAMOST_WAVELENGTH, np.median(size[inside], axis=0), line, lw=0.6, label=name)
+        right.set(xlabel="vacuum wavelength (Angstrom)", ylabel="median |error| / continuum")
+        right.legend()
+        style.save_figure(figure, folder / "emulator.png")
 
 
 if __name__ == "__main__":

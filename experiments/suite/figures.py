@@ -1,4 +1,4 @@
-"""Plots of experiments: one column wide, in colours that differ with any colour vision, as PNG and PDF."""
+"""Plots of experiments, in the style of all figures: one column wide, as PNG and PDF."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,42 +8,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.suite.frame import Draw, Row
-from specjax.atomic import atomic_file
-from specjax.report.plots import CURVES, STYLES
+from specjax.report import style
+from specjax.report.plots import STYLES
+from specjax.report.style import CURVES, LIGHT, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 3.5
-"""Inches, the width of a column of a journal."""
-
-MARKERS = "osD^vP"
-
-_FONTS: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.labelsize": 8,
-    "axes.titlesize": 8,
-    "legend.fontsize": 6.5,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-}
+WIDTH = style.COLUMN
 
 
 def save(path: Path, draw: Draw) -> None:
-    """Write a figure as `path`.png and `path`.pdf."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(_FONTS):
-        figure = Figure(figsize=(WIDTH, 2.8), dpi=200, layout="constrained")
-        FigureCanvasAgg(figure)
+    """Write a figure of one column as `path`.png and `path`.pdf."""
+    with style.paper_figure(style.COLUMN, 2.8) as figure:
         draw(figure)
-        # Without a date, the same figures give the same file.
-        for form, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-            with atomic_file(path.with_suffix(f".{form}")) as temporary:
-                figure.savefig(temporary, format=form, metadata=metadata)
+        style.save_figure(figure, path)
 
 
 def tall(figure: "Figure", lines: int) -> "Axes":
@@ -62,15 +42,15 @@ def draw_bars(axis: "Axes", rows: Sequence[Row], names: Sequence[str], value: st
         value: key of the values.
     """
     for place, row in enumerate(rows):
-        style = STYLES[row["kind"]]
+        look = STYLES[row["kind"]]
         axis.errorbar(
-            [row[value]], [place], xerr=_reach([row], value), fmt=style.marker, color=style.edge,
-            mfc=style.face, mec=style.edge, ms=3.5, elinewidth=1, label=style.legend,
+            [row[value]], [place], xerr=_reach([row], value), fmt=look.marker, color=look.edge,
+            mfc=look.face, mec=look.edge, ms=3.5, elinewidth=1, label=look.legend,
         )  # fmt: skip
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.set_xlabel("σ (dex)" if value == "sigma" else value)
-    axis.grid(axis="x", color="#E6E6E6", lw=0.6)
+    axis.grid(axis="x", color=LIGHT)
     axis.set_axisbelow(True)
     handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     axis.figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)

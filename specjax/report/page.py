@@ -64,7 +64,7 @@ def make_page(folder: str | Path) -> str:
     calibration = read_calibration(folder) if has_intervals else []
     label = _label(folder, rows)
     names = ", ".join(dict.fromkeys(row["target"] for row in rows))
-    title = f"Adaptation to {names}: {label.replace('_', ' ') if label else 'labels'}"
+    title = f"Adaptation to {names}{f': {symbol_and_unit(label)[0]}' if label else ''}"
     made = config.get("made") if isinstance(config.get("made"), Mapping) else {}
     heading = html.text("h1", title) + html.text("p", _summary(rows, config), class_="note")
     body = [
@@ -103,19 +103,22 @@ def _label(folder: Path, rows: Sequence[Row]) -> str:
 
 
 def _summary(rows: Sequence[Row], config: Mapping[str, Any]) -> str:
-    """Name the model, the stars and the seeds in one sentence."""
+    """Name the model, the stars and the seeds."""
     first = next((row for row in rows if row["subset"] == "all"), rows[0])
-    settings = config.get("adapt") or {}
-    model = f"model {config['model']}; " if config.get("model") else ""
-    stars = ", ".join(
-        f"{settings[name]} {text} stars"
-        for name, text in (("train", "training"), ("validate", "validation"))
-        if isinstance(settings, Mapping) and settings.get(name) is not None
-    )
+    model = f"Model {config['model']}. " if config.get("model") else ""
     return (
-        f"{model}{stars + ' and ' if stars else ''}{first['n_stars']:g} test stars per split;"
-        f" {first['n_seeds']} random splits. Intervals in brackets are 95% intervals over stars."
+        f"{model}{first['n_seeds']} random splits of the labelled stars{_sizes(rows, config)}."
+        " Numbers in brackets are 95% intervals over stars."
     )
+
+
+def _sizes(rows: Sequence[Row], config: Mapping[str, Any]) -> str:
+    """State the sizes of the splits; nothing where targets may differ in them."""
+    settings = config.get("adapt")
+    known = isinstance(settings, Mapping) and None not in (settings.get("train"), settings.get("validate"))
+    if not known or len(groups(rows)) > 1:
+        return ""
+    return f", each with {settings['train']} training and {settings['validate']} validation stars"
 
 
 def _score_tables(rows: Sequence[Row], label: str) -> list[str]:
@@ -124,9 +127,10 @@ def _score_tables(rows: Sequence[Row], label: str) -> list[str]:
     for (target, own), found in groups(rows).items():
         symbol, unit = symbol_and_unit(own or label)
         title = f"{target}, {symbol}{f' in {unit}' if unit else ''}"
-        tables.append(_overall(found, f"All test stars of {title}"))
+        count = next((row["n_stars"] for row in found if row["subset"] == "all"), 0)
+        tables.append(_overall(found, f"{title}: {count:g} test stars per split"))
         if any(row["subset"] != "all" and row.get("n_predictions") for row in found):
-            tables.append(_by_metallicity(found, f"By metallicity, {title}"))
+            tables.append(_by_metallicity(found, f"{title}: by metallicity"))
     return tables
 
 

@@ -100,9 +100,15 @@ def test_the_page_shows_the_scores_and_how_they_were_made(run):
     text = "\n".join(checked(make_page(run)).texts)
     for row in results.read_table(run):
         assert results.value_and_interval(row, "sigma") in text
-    for part in ("a & <b>, [Fe/H] in dex", "specjax adapt --out '<run>'", "jax 0.1", "adapters/t/lora4"):
+    for part in (
+        "a & <b>, [Fe/H] in dex: 25 test stars per split",
+        "Adaptation to a & <b>: [Fe/H]",
+        "specjax adapt --out '<run>'",
+        "jax 0.1",
+        "adapters/t/lora4",
+    ):
         assert part in text
-    assert "60 training stars, 10 validation stars and 25 test stars" in text
+    assert "3 random splits of the labelled stars, each with 60 training and 10 validation stars" in text
 
 
 def test_the_page_warns_of_what_matters(run):
