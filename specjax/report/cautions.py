@@ -47,7 +47,7 @@ def groups(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 def is_gain(row: Row) -> bool:
     """Return whether a row was compared with a zero-shot row."""
     low, high = row.get("sigma_gain_lo", math.nan), row.get("sigma_gain_hi", math.nan)
-    return row["kind"] == "adapted" and (row.get("sigma_gain", 0) != 0 or low < high)
+    return bool(row["kind"] == "adapted" and (row.get("sigma_gain", 0) != 0 or low < high))
 
 
 def direction(row: Row) -> str:

@@ -12,6 +12,7 @@ from specjax.adapt import survey
 from specjax.adapt.roles import SplitConfig, split_table
 from specjax.calibration.calibration import SUFFIXES, Calibration
 from specjax.checkpoints import load_adapter, save_adapter
+from specjax.cli import main
 from specjax.errors import ConfigError, DataError, ModelError
 from specjax.foundation import Foundation, inference, load
 from specjax.foundation.networks import Networks
@@ -20,6 +21,7 @@ from specjax.pipeline import predict_survey
 from specjax.pipeline.predict import _predict_work
 from specjax.pipeline.work import raw_options
 from specjax.preprocess import to_lamost
+from specjax.report.page import make_page
 from specjax.report.results import read_table
 from specjax.spectra import Spectra
 from specjax.surveys import read
@@ -93,6 +95,19 @@ def test_adapting_writes_the_folder(adapted):
     assert any("18 labelled and 6 unlabelled" in line for line in said)
     content = json.loads((out / "config.json").read_text())
     assert content["refused"] == {}
+    page = make_page(out)  # of a run with all its files
+    for part in ("lora4", "Calibration of the intervals", content["made"]["date"]):
+        assert part in page
+    assert page.count("<img") == len(list(out.glob("*.png"))) == 3
+
+
+def test_the_command_writes_a_report_if_asked_to(files, tmp_path, capsys):
+    words = [f"--{name}={files[name]}" for name in ("model", "spectra", "labels")]
+    words += ["--configuration=zero-shot-mlp2", "--seeds=2", "--train=12", "--validate=2"]
+    for out, report in ((tmp_path / "with", ["--report"]), (tmp_path / "without", [])):
+        assert main(["adapt", *words, f"--out={out}", *report]) == 0
+        assert (out / "report.html").exists() == bool(report)
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "without")
 
 
 def test_the_splits_of_a_table_of_labels_are_followed(files, tmp_path):
