@@ -16,6 +16,7 @@ def result():
     return AdaptationResult(
         configuration=Configuration.parse("lora4"),
         predictions=np.random.default_rng(0).normal(size=(3, 40)),
+        unseen=np.zeros((3, 40)),
         adapters={"mlp2": np.ones((3, 1000))},
         chosen={"tower": np.zeros(3), "head": np.ones(3), "step": np.array([10.0, 20.0, 60.0])},
     )

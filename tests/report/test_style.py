@@ -11,12 +11,12 @@ from specjax.report import metrics, plots, results, style
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Figures that are saved, with the words that they show and their sizes."""
+    """Figures that are saved, their files, and the box around all that they show, in inches."""
     saved, save = [], style.save_figure
 
     def keep(figure, path, **options):
         written = save(figure, path, **options)
-        saved.append((figure, written))
+        saved.append((figure, written, figure.get_tightbbox()))
         return written
 
     monkeypatch.setattr(style, "save_figure", keep)
@@ -80,7 +80,7 @@ def pretraining(path, stages):
 )
 def test_figures_are_legible_at_the_width_of_a_journal(tmp_path, drawn, draw, number, width, pdf):
     draw(tmp_path / "figure.png", number)
-    ((figure, written),) = drawn
+    ((figure, written, box),) = drawn
     assert figure.get_size_inches()[0] == width
     assert figure.get_size_inches()[1] <= 9.0  # the height of a page
     assert [path.name for path in written] == ["figure.png", "figure.pdf"][: 1 + pdf]
@@ -88,8 +88,7 @@ def test_figures_are_legible_at_the_width_of_a_journal(tmp_path, drawn, draw, nu
     words = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
     assert words
     assert min(text.get_fontsize() for text in words) >= style.SMALL
-    box = figure.get_tightbbox()  # inches; nothing may be cut off, but for the rounding of a pixel
-    assert min(box.x0, box.y0) > -0.01
+    assert min(box.x0, box.y0) > -0.01  # nothing is cut off, but for the rounding of a pixel
     assert box.x1 < width + 0.01
     assert box.y1 < figure.get_size_inches()[1] + 0.01
     image = imread(written[0])
