@@ -39,7 +39,7 @@ from specjax.adapt.stage import Stage, Trainer
 from specjax.adapt.target import Target
 from specjax.foundation import Foundation
 from specjax.progress import Say
-from specjax.report.plots import CURVES
+from specjax.report.style import CURVES
 from specjax.train.optimizer import GroupSchedule
 from specjax.typing import AnyArray, FloatArray, IntArray
 

@@ -25,7 +25,7 @@ from specjax.adapt.configuration import Configuration
 from specjax.adapt.target import Target
 from specjax.errors import ConfigError
 from specjax.progress import Say
-from specjax.report.plots import CURVES
+from specjax.report.style import CURVES
 from specjax.simulate.flaws import Flaws, spoil
 
 if TYPE_CHECKING:

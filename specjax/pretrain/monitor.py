@@ -174,7 +174,9 @@ def _panel(ax: Any, lines: list[dict[str, Any]], names: list[str]) -> None:
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         held_out = name.startswith("held-out ")
         label = "held out" if held_out else "training"
-        ax.plot(*zip(*points, strict=True) if points else ([], []), "--" if held_out else "-", label=label)
+        colour = style.BLUE if held_out else style.VERMILION
+        steps_and_values = zip(*points, strict=True) if points else ([], [])
+        ax.plot(*steps_and_values, "--" if held_out else "-", color=colour, label=label)
     values = [line[name] for name in names for line in lines if line.get(name) is not None]
     if values and min(values) > 0 and max(values) > 20 * min(values):
         ax.set_yscale("log")

@@ -35,6 +35,7 @@ def plot_calibration(path: str | Path, rows: Sequence[Row], *, title: str = "", 
         for axis, (column, level, text) in zip(axes, PANELS, strict=False):
             axis.axvline(level, color=style.INK, ls="--", lw=0.7, zorder=1)
             axis.set_xlabel(f"fraction {text}")
+            axis.locator_params(axis="x", nbins=5)
             for place, part in enumerate(own):
                 _draw(axis, part, subsets, column, place, len(names))
         for place, part in enumerate(own):

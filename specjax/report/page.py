@@ -115,8 +115,9 @@ def _summary(rows: Sequence[Row], config: Mapping[str, Any]) -> str:
 def _sizes(rows: Sequence[Row], config: Mapping[str, Any]) -> str:
     """State the sizes of the splits; nothing where targets may differ in them."""
     settings = config.get("adapt")
-    known = isinstance(settings, Mapping) and None not in (settings.get("train"), settings.get("validate"))
-    if not known or len(groups(rows)) > 1:
+    if not isinstance(settings, Mapping) or len(groups(rows)) > 1:
+        return ""
+    if None in (settings.get("train"), settings.get("validate")):
         return ""
     return f", each with {settings['train']} training and {settings['validate']} validation stars"
 

@@ -7,6 +7,7 @@ from matplotlib.text import Text
 
 from specjax.pretrain import monitor
 from specjax.report import metrics, plots, results, style
+from specjax.report.calibration_plot import plot_calibration
 
 
 @pytest.fixture
@@ -66,6 +67,18 @@ def pretraining(path, stages):
     monitor.draw_curves(lines, path)
 
 
+def calibration(path, count):
+    ends = {"coverage68": 0.7, "coverage95": 0.95}
+    scores = {f"{name}{end}": value + shift for name, value in ends.items()
+              for end, shift in (("", 0), ("_lo", -0.1), ("_hi", 0.04))}  # fmt: skip
+    rows = [
+        {"configuration": name, "subset": subset, "n_stars": 100, "width68": 0.3, **scores}
+        for name in ("zero-shot-mlp1", "lora1+lora3+lora4", "lora4")[:count]
+        for subset in ("all", "fe_h<-1", "predicted [Fe/H]>=-1", "35.2<=snr<101")
+    ]
+    plot_calibration(path, rows, title="a survey")
+
+
 @pytest.mark.parametrize(
     ("draw", "number", "width", "pdf"),
     [
@@ -75,6 +88,8 @@ def pretraining(path, stages):
         (predictions, 2, style.PAGE, True),
         (predictions, 3, style.PAGE, True),
         (curves, 3, style.COLUMN, True),
+        (calibration, 1, style.PAGE, True),
+        (calibration, 3, style.PAGE, True),
         (pretraining, 2, style.PAGE, False),
     ],
 )

@@ -109,8 +109,6 @@ def write_table(path: str | Path, columns: Mapping[str, Any], meta: Mapping[str,
             write(table, temporary)
         else:
             table.write(temporary, format=form, overwrite=True)
-            if form == "fits":
-                add_checksums(temporary)
 
 
 def qtable(columns: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> QTable:
@@ -190,6 +188,7 @@ def _write_fits(table: Table, path: Path) -> None:
             for key, value in (("TUCD", column.meta.get("ucd")), ("TCOMM", column.description)):
                 if value:
                     file[1].header.set(f"{key}{number}", value, after=f"TFORM{number}")
+    add_checksums(path)
 
 
 def _write_votable(table: Table, path: Path) -> None:
