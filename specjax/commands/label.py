@@ -23,7 +23,7 @@ class Label(FromFile):
     catalogue: Path
     """allStar-dr17-synspec_rev1.fits; with --columns any table that astropy reads"""
     out: Annotated[Path, arg(aliases=("-o",))]
-    """the table to write: .ecsv, .fits, .parquet or .csv"""
+    """the table to write: .ecsv, .fits, .vot, .parquet or .csv"""
     cuts: tuple[Literal["starflag", "m_h", "star", "snr"], ...] = ("starflag", "m_h", "star", "snr")
     """quality cuts on allStar: STARFLAG is 0; M_H_BAD, STAR_BAD not set in ASPCAPFLAG; S/N above 50"""
     columns: str | None = None

@@ -18,7 +18,7 @@ class Predict(ManySpectra):
     """
 
     out: Annotated[Path, arg(aliases=("-o",))]
-    """table to write: .ecsv, .fits, .parquet, .csv or .h5"""
+    """table to write: .ecsv, .fits, .vot, .parquet, .csv or .h5"""
     adapter: UseAppendAction[tuple[Path, ...]] = ()
     """adapter folder, such as RUN/adapters/TARGET/CONFIGURATION, hf://OWNER/NAME, or a folder that holds one
     per label; may be given several times, for a label each; without one, the model as it is predicts all its

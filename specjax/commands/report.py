@@ -6,9 +6,11 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from specjax.commands.options_file import FromFile
+
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(FromFile):
     """Write report.html into the folder of a run of `specjax adapt`: one file with all tables and figures."""
 
     folder: Annotated[Positional[Path], arg(metavar="RUN")]

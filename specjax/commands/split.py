@@ -21,7 +21,7 @@ class Split(FromFile):
     labels: Annotated[Positional[Path], arg(metavar="LABELS")]
     """table written by `specjax label`, with columns id, snr and the labels"""
     out: Annotated[Path, arg(aliases=("-o",))]
-    """table to write: .ecsv, .fits, .parquet or .csv"""
+    """table to write: .ecsv, .fits, .vot, .parquet or .csv"""
     label: str = "fe_h"
     """label that training, validation and test stars must have"""
     train: int = 89

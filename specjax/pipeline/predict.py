@@ -63,7 +63,7 @@ def predict_survey(
         model: a model folder, or "mini".
         spectra: files and folders that `surveys.read` takes, patterns such as "*.fits", and "@list.txt", a
             text file of these; files that `specjax prepare` has written are not preprocessed again.
-        out: the table to write, .ecsv, .fits, .parquet, .csv or .h5; replaced if it exists.
+        out: the table to write, .ecsv, .fits, .vot, .parquet, .csv or .h5; replaced if it exists.
         adapter: an adapter folder or its address on the hub, made from this model, or several for a label
             each, or a folder that holds these. Without one, the model as it is predicts all its labels.
         head: "mlp1" or "mlp2", without an adapter only; by default "mlp2" if the model has it.

@@ -70,7 +70,7 @@ def make_page(folder: str | Path) -> str:
     body = [
         html.element("header", heading),
         html.section("Warnings", html.bullets(cautions(rows, config, calibration), class_="warnings")),
-        html.section("Scores", *_score_tables(rows, label)),
+        html.section("Scores", *_score_tables(rows, label, config)),
         html.section("Figures", *_figures(folder)),
         html.section("Calibration of the intervals", *_calibration_tables(calibration)),
         html.section("Adapters", *_adapters(folder)),
@@ -113,23 +113,30 @@ def _summary(rows: Sequence[Row], config: Mapping[str, Any]) -> str:
 
 
 def _sizes(rows: Sequence[Row], config: Mapping[str, Any]) -> str:
-    """State the sizes of the splits; nothing where targets may differ in them."""
+    """State the sizes of the splits of a run that does not list them by target."""
     settings = config.get("adapt")
-    if not isinstance(settings, Mapping) or len(groups(rows)) > 1:
+    if not isinstance(settings, Mapping) or len(groups(rows)) > 1 or config.get("splits"):
         return ""
     if None in (settings.get("train"), settings.get("validate")):
         return ""
     return f", each with {settings['train']} training and {settings['validate']} validation stars"
 
 
-def _score_tables(rows: Sequence[Row], label: str) -> list[str]:
+def _score_tables(rows: Sequence[Row], label: str, config: Mapping[str, Any]) -> list[str]:
     """Return two tables per target and label: of all stars with gains, and by metallicity."""
+    listed = [one for one in config.get("splits") or [] if isinstance(one, Mapping)]
     tables = []
     for (target, own), found in groups(rows).items():
         symbol, unit = symbol_and_unit(own or label)
         title = f"{target}, {symbol}{f' in {unit}' if unit else ''}"
         count = next((row["n_stars"] for row in found if row["subset"] == "all"), 0)
-        tables.append(_overall(found, f"{title}: {count:g} test stars per split"))
+        sizes = next((one for one in listed if (one.get("target"), one.get("label")) == (target, own)), {})
+        others = "".join(
+            f"{sizes[name]} {text}, "
+            for name, text in (("train", "training"), ("validate", "validation"))
+            if name in sizes
+        )
+        tables.append(_overall(found, f"{title}: {others}{count:g} test stars per split"))
         if any(row["subset"] != "all" and row.get("n_predictions") for row in found):
             tables.append(_by_metallicity(found, f"{title}: by metallicity"))
     return tables

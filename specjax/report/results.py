@@ -196,7 +196,7 @@ def write_predictions(folder: str | Path, columns: Mapping[str, Any], *, suffix:
     Args:
         folder: folder of the run.
         columns: (n,) arrays of strings, numbers or booleans by column name.
-        suffix: format of the file: .ecsv, .fits, .parquet or .csv.
+        suffix: format of the file: .ecsv, .fits, .vot, .parquet or .csv.
 
     Raises:
         DataError: another suffix, columns of different lengths, or .parquet without pyarrow.

@@ -111,6 +111,19 @@ def test_the_page_shows_the_scores_and_how_they_were_made(run):
     assert "3 random splits of the labelled stars, each with 60 training and 10 validation stars" in text
 
 
+def test_the_sizes_of_splits_are_those_of_the_target(run, tmp_path):
+    results.write_table(tmp_path, results.read_table(run))
+    label = results.read_table(run)[0].get("label", "")
+    sizes = [
+        {"target": name, "label": label, "train": 7 + k, "validate": 2}
+        for k, name in enumerate(("x", "a & <b>"))
+    ]
+    results.write_config(tmp_path, {"adapt": {"train": 60, "validate": 10}, "splits": sizes})
+    text = "\n".join(checked(make_page(tmp_path)).texts)
+    assert "8 training, 2 validation, 25 test stars per split" in text
+    assert "each with 60" not in text
+
+
 def test_the_page_warns_of_what_matters(run):
     text = "\n".join(checked(make_page(run)).texts)
     for part in (
