@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from specjax.report.figures import COLUMN, PAGE, paper_figure, save_figure
 from specjax.report.metrics import robust_sigma
-from specjax.report.plots import BLUE, INK, VERMILION
+from specjax.report.style import BLUE, COLUMN, INK, PAGE, VERMILION, paper_figure, save_figure
 from specjax.typing import BoolArray, FloatArray
 from specjax.wavelength import LAMOST_WAVELENGTH
 
@@ -116,7 +115,7 @@ def plot_portrait(path: str | Path, portrait: Portrait, *, column: bool = False)
         axes[-1, 0].set_xlabel("vacuum wavelength (Å)")
         figure.align_ylabels()
         _write_heading(figure, text, portrait)
-        return save_figure(figure, path)
+        return save_figure(figure, Path(path).with_suffix(".png"))
 
 
 def _has(portrait: Portrait, panel: str) -> bool:

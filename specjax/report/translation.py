@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from specjax.report.figures import COLUMN, PAGE, paper_figure, save_figure
-from specjax.report.plots import INK, VERMILION
+from specjax.report.style import COLUMN, INK, PAGE, VERMILION, paper_figure, save_figure
 from specjax.typing import AnyArray, FloatArray
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def plot_translation(
         figure.supylabel(unit, fontsize=8)
         handles, texts = grid[0, 0].get_legend_handles_labels()
         figure.legend(handles, texts, loc="outside upper center", ncols=2, frameon=False)
-        return save_figure(figure, path)
+        return save_figure(figure, Path(path).with_suffix(".png"))
 
 
 def _draw(axis: "Axes", wavelength: FloatArray, example: Example) -> None:

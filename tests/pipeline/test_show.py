@@ -15,9 +15,9 @@ from specjax.foundation import load
 from specjax.pipeline import show as module
 from specjax.pipeline.show import show_spectrum
 from specjax.preprocess import to_lamost
-from specjax.report import figures
-from specjax.report.figures import COLUMN, PAGE
+from specjax.report import style
 from specjax.report.portrait import plot_portrait
+from specjax.report.style import COLUMN, PAGE
 from specjax.surveys import read
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 @pytest.fixture(autouse=True)
 def _coarse_figures(monkeypatch):
-    monkeypatch.setattr(figures, "DPI", 50)
+    monkeypatch.setattr(style, "DPI", 50)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from specjax.pipeline import translate_survey
 from specjax.pipeline.truth import Truth
 from specjax.prepare import Options, plan, prepare_spectra
 from specjax.preprocess import to_gaia_xp, to_lamost
-from specjax.report import figures
+from specjax.report import style
 from specjax.spectra import Spectra
 from specjax.surveys import prepared, read
 from specjax.wavelength import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH
@@ -29,7 +29,7 @@ STARS = 5
 
 @pytest.fixture(autouse=True)
 def _coarse_figures(monkeypatch):
-    monkeypatch.setattr(figures, "DPI", 50)
+    monkeypatch.setattr(style, "DPI", 50)
 
 
 @pytest.fixture(autouse=True)
