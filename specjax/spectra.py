@@ -112,6 +112,11 @@ class Spectra:
         Raises:
             DataError: as for the constructor, for duplicate wavelengths, for a grid that looks like another
                 unit, and for quantities that are no wavelength or no flux.
+
+        Examples:
+            >>> spectra = Spectra.build([5000.0, 5001.0, 5002.0], [1.0, np.nan, 0.9], id=["star"])
+            >>> spectra.valid
+            array([[ True, False,  True]])
         """
         if any(getattr(values, "unit", None) is not None for values in (wavelength, flux, ivar)):
             from specjax import quantities  # slow to import

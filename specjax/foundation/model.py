@@ -365,6 +365,10 @@ def load(model: str | Path = "mini", *, dtype: DtypeChoice = "auto") -> Foundati
         ModelError: the folder is missing, damaged, or of another kind or version.
         DownloadError: it cannot be fetched from the hub.
         ConfigError: its configuration has keys that this version does not know, or another `dtype`.
+
+    Example:
+        >>> load("mini").config.labels
+        ('teff', 'logg', 'fe_h')
     """
     from specjax.checkpoints import load_model
 

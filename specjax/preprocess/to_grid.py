@@ -81,6 +81,15 @@ def to_lamost(
         ConfigError: if the method is unknown, `fwhm_to` comes without `fwhm` or is smaller, or options
             contradict those of prepared spectra.
         DataError: if there is no such column, or the spectra are input of the other tower.
+
+    Example:
+        >>> wavelength = np.arange(3700.0, 5700.0)
+        >>> line = 1.0 - 0.5 * np.exp(-0.5 * ((wavelength - 5000.0) / 10.0) ** 2)
+        >>> grid = to_lamost(Spectra.build(wavelength, [3.0 * line, 7.0 * line]))
+        >>> grid.flux.shape
+        (2, 1462)
+        >>> bool(np.allclose(grid.flux[0], grid.flux[1]))
+        True
     """
     change = {None: rebin, "rebin": rebin, "interpolate": interpolate}.get(method)
     if change is None:

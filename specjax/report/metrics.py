@@ -32,6 +32,10 @@ def robust_sigma(residual: Array) -> Array:
 
     Returns:
         The scatter in the unit of the residuals, a 0-d array; NaN if any residual is NaN or if n = 0.
+
+    Example:
+        >>> round(float(robust_sigma(np.array([0.1, -0.1, 0.0, 0.2, -0.2, 9.0]))), 2)
+        0.19
     """
     xp = _namespace(residual)
     if xp is np:
@@ -55,6 +59,10 @@ def r2(truth: Array, predicted: Array) -> Array:
     """Coefficient of determination of (n,) predictions: 1 - sum (truth - predicted)^2 / sum (truth - mean)^2.
 
     If the truth is constant, the result is -inf, or NaN if the predictions are exact.
+
+    Example:
+        >>> float(r2(np.array([-1.0, 0.0, 1.0]), np.array([-1.0, 0.0, 0.0])))
+        0.5
     """
     xp = _namespace(predicted)
     error = xp.sum((predicted - truth) ** 2)

@@ -105,6 +105,10 @@ class Instrument:
 
         Raises:
             ConfigError: neither exists, or the file is not a valid instrument.
+
+        Example:
+            >>> Instrument.get("grism").fwhm
+            24.0
         """
         if str(name) in PRESETS:
             return PRESETS[str(name)]
