@@ -4,6 +4,7 @@
 #   make test      the test suite without the slow and gpu marks; test-all: with slow; test-gpu: on an accelerator
 #   make lint      ruff and mypy;  make format: rewrite in place
 #   make package   wheel and sdist into dist, and the wheel tried in an empty environment
+#   make docs      the documentation site, into build/site; RUN=0: without executing the tutorials
 #   make bench     throughput, beside PyTorch, on a GPU where there is one
 
 PYTHON ?= python3
@@ -12,10 +13,11 @@ CONSTRAINTS ?= -c constraints.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 comma := ,
+RUN ?= 1
 BENCH := bench$(if $(shell command -v nvidia-smi),$(comma)cuda)
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo experiments test test-all test-gpu lint format package bench clean
+.PHONY: demo experiments test test-all test-gpu lint format docs package bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-baselines
@@ -36,7 +38,7 @@ test-gpu: $(VENV)/.installed-test
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy $(wildcard specjax checkpoints_convert experiments benchmarks)
+	$(BIN)/mypy $(wildcard specjax checkpoints_convert experiments benchmarks website)
 
 format: $(VENV)/.installed-lint
 	$(BIN)/ruff check --fix .
@@ -49,6 +51,9 @@ package: $(VENV)/.installed-package
 	$(PYTHON) -m venv build/try
 	build/try/bin/python -m pip install --quiet --disable-pip-version-check --no-compile $(CONSTRAINTS) dist/*.whl
 	cd build/try && bin/python ../../.ci/smoke.py
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 SPECJAX_DOCS_RUN=$(RUN) PYTHONPATH=. $(BIN)/mkdocs build
 
 bench: $(VENV)/.installed-$(BENCH)
 	$(BIN)/python -m benchmarks

@@ -366,7 +366,7 @@ def load(model: str | Path = "mini", *, dtype: DtypeChoice = "auto") -> Foundati
         DownloadError: it cannot be fetched from the hub.
         ConfigError: its configuration has keys that this version does not know, or another `dtype`.
 
-    Example:
+    Examples:
         >>> load("mini").config.labels
         ('teff', 'logg', 'fe_h')
     """

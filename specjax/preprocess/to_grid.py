@@ -82,7 +82,7 @@ def to_lamost(
             contradict those of prepared spectra.
         DataError: if there is no such column, or the spectra are input of the other tower.
 
-    Example:
+    Examples:
         >>> wavelength = np.arange(3700.0, 5700.0)
         >>> line = 1.0 - 0.5 * np.exp(-0.5 * ((wavelength - 5000.0) / 10.0) ** 2)
         >>> grid = to_lamost(Spectra.build(wavelength, [3.0 * line, 7.0 * line]))

@@ -33,7 +33,7 @@ def robust_sigma(residual: Array) -> Array:
     Returns:
         The scatter in the unit of the residuals, a 0-d array; NaN if any residual is NaN or if n = 0.
 
-    Example:
+    Examples:
         >>> round(float(robust_sigma(np.array([0.1, -0.1, 0.0, 0.2, -0.2, 9.0]))), 2)
         0.19
     """
@@ -60,7 +60,7 @@ def r2(truth: Array, predicted: Array) -> Array:
 
     If the truth is constant, the result is -inf, or NaN if the predictions are exact.
 
-    Example:
+    Examples:
         >>> float(r2(np.array([-1.0, 0.0, 1.0]), np.array([-1.0, 0.0, 0.0])))
         0.5
     """

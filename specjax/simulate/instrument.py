@@ -106,7 +106,7 @@ class Instrument:
         Raises:
             ConfigError: neither exists, or the file is not a valid instrument.
 
-        Example:
+        Examples:
             >>> Instrument.get("grism").fwhm
             24.0
         """

@@ -1,0 +1,1 @@
+"""What the documentation site adds to MkDocs: executed tutorials, pages from outside docs, and a gallery."""
