@@ -246,6 +246,7 @@ class TestOneProgram:
         assert moved(1e3) < 0.5 * moved(0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 2])
 def test_a_seed_alone_equals_the_same_seed_among_several(results, seed):
     name = "lora1+lora3+lora4"

@@ -64,6 +64,7 @@ def test_predicts_metallicity_and_trains_once_per_corpus(pairs, source, tmp_path
     assert np.median(other - first) == pytest.approx(1, abs=0.3)
 
 
+@pytest.mark.slow
 class TestAdapted:
     """Low-rank factors on the labels of a survey whose spectra are tilted against those of the source."""
 

@@ -74,7 +74,7 @@ def test_one_stage_makes_a_bare_encoder_with_its_curves(pairs, tmp_path):
     assert list(model.params["lamost"]) == ["backbone"]
     logs = tmp_path / "m" / "training"
     assert sorted(path.name for path in logs.iterdir()) == [
-        "curves.png", "metrics.jsonl", "probes.json", "reconstruction.png"
+        "curves.png", "metrics.jsonl", "probes.json", "reconstruction.pdf", "reconstruction.png"
     ]  # fmt: skip
     assert [line["step"] for line in read(logs)] == [3, 6]
     assert not (tmp_path / "m.training").exists()

@@ -38,6 +38,7 @@ def made_from(pairs):
     return build
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "corpus_of"), [("mini", "_observed"), ("mini-physics", "simulated_corpus")]
 )
@@ -58,6 +59,7 @@ def test_a_run_writes_a_model_and_removes_its_states(monkeypatch, tmp_path, pres
     assert written["training"]["augment"]["degraded_probability"] == 0
 
 
+@pytest.mark.slow
 def test_another_preset_is_trained_on_the_simulator(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "simulated_corpus", made_from(corpus()))
     monkeypatch.setattr(from_files, "get_preset", lambda name: synthetic.CONFIG)

@@ -144,6 +144,7 @@ def test_batches_follow_their_key_and_are_complete(material):
     assert (first["xp_flux"][~first["xp_valid"]] == 0).all()
 
 
+@pytest.mark.slow
 def test_cool_stars_have_the_weight_of_the_settings(stars):
     material = simulated.make_material(stars, dataclasses.replace(CONFIG, cool_weight=0.25))
     batch = material.draw(jax.random.key(0), material.data, 64, PLAIN)

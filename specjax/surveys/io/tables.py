@@ -222,6 +222,8 @@ def _described(columns: Mapping[str, Any], meta: Mapping[str, Any], form: str = 
     for name in table.colnames:
         column = table[name]
         unit = column_unit(name) if column.dtype.kind == "f" else None
+        if str(column.unit) in NOT_STANDARD:
+            unit, column.unit = str(column.unit), None  # set again below where the format knows it
         column.description = column_description(name)
         if unit in NOT_STANDARD and form in ("fits", "votable"):
             column.description, unit = f"{column.description or name} ({unit})", None
