@@ -52,6 +52,8 @@ def write_page(page: Path, runs: Path, names: Sequence[str], failures: Mapping[s
         for name in names
         if name in failures or name in done
     ]
+    missing = [name for name in names if name not in failures and name not in done]
+    sections += [_missing(missing)] if missing else []
     with atomic_file(page) as temporary:
         temporary.write_text("\n".join([_HEAD, _answers(done), *sections]))
 
@@ -84,6 +86,12 @@ def _section(results: Results, plots: Path) -> str:
         parts.append(f"![{results.title}]({plots.name}/{results.name}.png)\n")
     parts.append("".join(f"- {sentence}\n" for sentence in results.sentences))
     return "\n".join(parts)
+
+
+def _missing(names: Sequence[str]) -> str:
+    """Return the section that names the experiments without results."""
+    scripts = ", ".join(f"[{name}]({_script(name)})" for name in names)
+    return f"## Without results\n\nThese experiments have not been run for this page: {scripts}.\n"
 
 
 def _failure(name: str, error: str) -> str:

@@ -1,3 +1,4 @@
+import importlib
 from types import SimpleNamespace
 
 import pytest
@@ -32,7 +33,13 @@ def experiments(monkeypatch):
     }
     monkeypatch.setattr(suite, "MINUTES", {"few_shot": 2.0, "fusing": 1.0})
     monkeypatch.setattr(suite, "use_compilation_cache", lambda: None)
-    monkeypatch.setattr(suite.importlib, "import_module", lambda name: modules[name.rpartition(".")[2]])
+    as_before = importlib.import_module  # for what other packages import while the experiments run
+
+    def import_module(name, package=None):
+        start, _, last = name.rpartition(".")
+        return modules[last] if start == "experiments.suite" else as_before(name, package)
+
+    monkeypatch.setattr(suite.importlib, "import_module", import_module)
     return SimpleNamespace(made=made, broken=broken)
 
 
@@ -77,6 +84,17 @@ def test_the_page_is_made_of_the_results_alone(experiments, tmp_path):
     again = tmp_path / "docs" / "experiments.md"
     page.write_page(again, tmp_path / "runs", ["few_shot", "fusing"], {})
     assert again.read_text() == text
+
+
+def test_experiments_without_results_are_named(experiments, tmp_path):
+    experiments.broken[0] = False
+    _, text, _ = run(tmp_path, "few_shot")
+    scripts = "[fusing](../experiments/suite/fusing.py)"
+    assert text.endswith(
+        f"## Without results\n\nThese experiments have not been run for this page: {scripts}.\n"
+    )
+    _, text, _ = run(tmp_path)
+    assert "Without results" not in text
 
 
 def test_an_unforeseen_error_leaves_its_traceback(experiments, tmp_path, monkeypatch):
