@@ -18,6 +18,7 @@ from website.outputs import rendered
 from website.pages import OUTSIDE, for_site
 
 TUTORIALS = "tutorials"
+SCRIPTS = "experiments/suite"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -25,6 +26,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, page in OUTSIDE.items():
         text = for_site((ROOT / source).read_text(encoding="utf-8"), source)
         _add(files, config, page, text)
+    for script in sorted((ROOT / SCRIPTS).glob("*.py")):  # to which the page of the experiments links
+        _add(files, config, f"{SCRIPTS}/{script.name}", script.read_text(encoding="utf-8"))
     made = {}
     for file in [file for file in files.documentation_pages() if file.src_uri.startswith(TUTORIALS)]:
         made[file.src_uri] = _run(files, config, Path(file.src_uri))

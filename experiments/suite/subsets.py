@@ -211,7 +211,7 @@ def _placement(target: str, best: Row, known: dict[str, Row]) -> str:
     paper = known["lora4"]
     if best["name"] == "lora4":
         return f"{text}, as in the paper."
-    rest = f"; lora4, the best of the paper's six, has {figure_of(paper)}"
+    rest = f"; lora4, which is the best in the paper, has {figure_of(paper)}"
     joint = known.get("lora1+lora3+lora4")
     if joint is not None and joint["sigma"] < paper["sigma"]:
         rest += (
