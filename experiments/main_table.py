@@ -30,7 +30,7 @@ from specjax.prepare.pool import core_count
 from specjax.progress import say
 from specjax.report.results import Row, print_table
 from specjax.services.stellar_libraries import fetch_stellar_libraries
-from specjax.typing import FloatArray, IntArray
+from specjax.typing import FloatArray
 
 EXTRA = tuple(f"{kind}-{head}" for kind in ("residual", "scratch", "full") for head in HEADS)
 """Rows for what the paper does not train."""
@@ -173,7 +173,7 @@ class Baselines:
             "mlp-lora": adapted(network, flux, target.truth, splits, self.config),
         }
         for name, predicted in made.items():
-            full["mlp-affine" if name == "affine" else name] = _scatter_to_stars(predicted, splits.test, n)
+            full["mlp-affine" if name == "affine" else name] = splits.to_all_stars(predicted, n)
         return full | (self._generative(target, splits, flux) if self.everything else {})
 
     def _generative(self, target: Target, splits: Splits, flux: FloatArray) -> dict[str, FloatArray]:
@@ -193,17 +193,10 @@ class Baselines:
         payne = model.predict(flux, variance)[:, 2]
         affine = recalibrate_seeds(payne, target.truth, splits.train, splits.test)
         return {
-            "cannon": _scatter_to_stars(cannon, splits.test, n),
+            "cannon": splits.to_all_stars(cannon, n),
             "payne": np.broadcast_to(payne, (seeds, n)),
-            "payne-affine": _scatter_to_stars(affine, splits.test, n),
+            "payne-affine": splits.to_all_stars(affine, n),
         }
-
-
-def _scatter_to_stars(predicted: FloatArray, rows: IntArray, n: int) -> FloatArray:
-    """Place predictions (S, b) in the columns ``rows`` (S, b) of an array (S, n) of NaN."""
-    whole = np.full((len(rows), n), np.nan)
-    np.put_along_axis(whole, rows, predicted, axis=1)
-    return whole
 
 
 if __name__ == "__main__":

@@ -77,17 +77,12 @@ class Case:
         """
         splits = splits or self.splits
         rows = splits.test
-
-        def taken(values: FloatArray) -> FloatArray:
-            full = np.broadcast_to(values, (len(rows), len(self.target.labelled)))
-            return np.take_along_axis(full, rows, axis=1)
-
         scores = summarise(
             self.target.truth[rows],
-            taken(predictions),
+            splits.of_test_stars(predictions),
             fe_h=self.target.fe_h[rows],
             stars=self.target.labelled.id[rows],
-            reference=None if reference is None else taken(reference),
+            reference=None if reference is None else splits.of_test_stars(reference),
         )
         row = next(row for row in scores if row["subset"] == subset)
         return {"target": self.name, "name": name, "kind": kind, **row}
@@ -220,10 +215,7 @@ def _of_other_label(case: Case, splits: Splits, source: Source) -> dict[str, Flo
         splits.test,
         jobs=core_count(),
     )
-    whole = {name: np.full((len(splits), len(stars)), np.nan) for name in made}
-    for name, predicted in made.items():
-        np.put_along_axis(whole[name], splits.test, predicted, axis=1)
-    return whole
+    return {name: splits.to_all_stars(predicted, len(stars)) for name, predicted in made.items()}
 
 
 @functools.lru_cache(maxsize=2)

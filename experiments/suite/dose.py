@@ -222,11 +222,11 @@ def _judge(
     best = np.argmin(np.where(np.isfinite(cost), cost, np.inf), axis=1)
     steps = np.array([lengths[fit] if fit >= 0 else 0.0 for fit in candidates.fit])
     steps = steps * (candidates.step + 1)
-    seeds, found = np.arange(len(pick)), {}
-    for name, chosen in (("selected", pick), ("best", best)):
-        whole = np.full((len(pick), len(case.target.labelled)), np.nan)
-        np.put_along_axis(whole, splits.test, candidates.unseen[seeds, chosen, seen:], axis=1)
-        found[name] = whole
+    seeds, stars = np.arange(len(pick)), len(case.target.labelled)
+    found = {
+        name: splits.to_all_stars(candidates.unseen[seeds, chosen, seen:], stars)
+        for name, chosen in (("selected", pick), ("best", best))
+    }
     found |= {"step": steps[pick], "best_step": steps[best]}
     found |= {"tower": candidates.tower[pick], "best_tower": candidates.tower[best]}
     return {name: values[: group.count] for name, values in found.items()}

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.suite import cases, figures, frame
-from experiments.suite.adapted import Adapted
 from experiments.suite.cases import Case
 from experiments.suite.frame import BASELINE, SCORES, Column, Kept, Results, Row, beside_strongest, figure_of
+from experiments.suite.runner import Runner
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.target import Target
 from specjax.progress import Say
@@ -134,12 +134,12 @@ def _rows(config: Config, case: Case, error: float, kept: Kept, say: Say) -> lis
     found: dict[str, FloatArray] = {}
     for name, target in versions(case.target, error, config).items():
         key = f"{case.name}/{error:g}/{name.replace(' ', '-')}"
-        adapted = Adapted(dataclasses.replace(case, target=target), kept, key, say)
+        runner = Runner(dataclasses.replace(case, target=target), kept, say, key)
         if name == UNTOLD:
-            others: Mapping[str, FloatArray] = adapted.baselines()
+            others: Mapping[str, FloatArray] = runner.baselines()
             zero_shot = Configuration.parse(config.configuration).zero_shot.name
-            made.append(case.score(zero_shot, adapted.predictions(zero_shot), kind="zero-shot"))
-        found[name] = adapted.predictions(config.configuration)
+            made.append(case.score(zero_shot, runner.predictions(zero_shot), kind="zero-shot"))
+        found[name] = runner.predictions(config.configuration)
         reference = None if name == UNTOLD else found[UNTOLD]
         made.append(
             case.score(f"{config.configuration}, {name}", found[name], kind="adapted", reference=reference)

@@ -19,9 +19,9 @@ import numpy as np
 from experiments.baselines import target_baselines
 from experiments.joint_labels import adapted_jointly
 from experiments.suite import cases, figures, frame
-from experiments.suite.adapted import Adapted
 from experiments.suite.cases import Case
 from experiments.suite.frame import BASELINE, Column, Kept, Results, Row, beside_strongest, figure_of
+from experiments.suite.runner import Runner
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.forward import predict_label
 from specjax.adapt.settings import AdaptConfig
@@ -169,8 +169,8 @@ def _rows(config: Config, group: dict[str, Case], kept: Kept, say: Say) -> list[
 
 
 def _zero_shot(config: Config, case: Case, kept: Kept, say: Say) -> FloatArray:
-    adapted = Adapted(case, kept, f"{case.name}/{case.target.label}", say)
-    return adapted.predictions(adapted.zero_shot(config.configuration))
+    runner = Runner(case, kept, say, f"{case.name}/{case.target.label}")
+    return runner.predictions(Configuration.parse(config.configuration).zero_shot.name)
 
 
 def _alone(config: Config, case: Case, group: dict[str, Case], kept: Kept, say: Say) -> dict[str, AnyArray]:
@@ -178,7 +178,7 @@ def _alone(config: Config, case: Case, group: dict[str, Case], kept: Kept, say: 
     own, key = case.target, f"{case.name}/{case.target.label}"
 
     def make() -> dict[str, AnyArray]:
-        result = Adapted(case, kept, key, say).run(config.configuration)
+        result = Runner(case, kept, say, key).run(config.configuration)
         heads = result.configuration.heads
         others = [label for label in group if label != own.label]
         found = {

@@ -22,9 +22,10 @@ import numpy as np
 from experiments.offset_prior import OffsetPrior
 from experiments.scatter_head import components, fit_correction
 from experiments.suite import cases, figures, frame
-from experiments.suite.adapted import Adapted
 from experiments.suite.cases import Case
 from experiments.suite.frame import BASELINE, Column, Kept, Results, Row, beside_strongest, figure_of
+from experiments.suite.runner import Runner
+from specjax.adapt.configuration import Configuration
 from specjax.adapt.splits import Splits, draw_splits
 from specjax.errors import ConfigError
 from specjax.flags import Flag
@@ -118,12 +119,12 @@ def run(config: Config, out: Path, say: Say) -> Results:
 
 def _rows(config: Config, case: Case, kept: Kept, say: Say) -> list[Row]:
     """Return the rows of one target."""
-    adapted = Adapted(case, kept, case.name, say)
-    zero_shot = adapted.zero_shot(config.configuration)
-    as_it_is, plain = adapted.predictions(zero_shot), adapted.predictions(config.configuration)
-    others = adapted.baselines()
+    runner = Runner(case, kept, say)
+    zero_shot = Configuration.parse(config.configuration).zero_shot.name
+    as_it_is, plain = runner.predictions(zero_shot), runner.predictions(config.configuration)
+    others = runner.baselines()
     made = [_row(case, zero_shot, as_it_is, "zero-shot", plain), _row(case, config.configuration, plain)]
-    made += [_row(case, name, adapted.predictions(name), "adapted", plain) for name in config.others]
+    made += [_row(case, name, runner.predictions(name), "adapted", plain) for name in config.others]
     mended = _averages(config, case, plain, others)
     prior = kept.arrays(f"{case.name}/prior", lambda: _prior(config, case, zero_shot, say))
     offset = _with_offset(OffsetPrior(prior["mean"], prior["covariance"]), case, as_it_is)
@@ -134,7 +135,7 @@ def _rows(config: Config, case: Case, kept: Kept, say: Say) -> list[Row]:
         mended[name] = _with_simulated(config, case, count, kept, say)
     made += [_row(case, name, values, "adapted", plain) for name, values in mended.items()]
     stratified = stratified_case(case)
-    again = Adapted(stratified, kept, f"{case.name}/stratified", say).predictions(config.configuration)
+    again = Runner(stratified, kept, say, f"{case.name}/stratified").predictions(config.configuration)
     made.append(_row(stratified, f"{config.configuration}, stratified splits", again))
     return made + [_row(case, name, values, "baseline", plain) for name, values in others.items()]
 
@@ -279,7 +280,7 @@ def _with_simulated(config: Config, case: Case, count: int, kept: Kept, say: Say
     def make() -> AnyArray:
         lamost, fe_h = simulated_stars(case.target.fwhm, count, 1000, poor=True)
         mixed = mixed_case(case, lamost, fe_h)
-        predicted = Adapted(mixed, kept, key, say).run(config.configuration).predictions
+        predicted = Runner(mixed, kept, say, key).run(config.configuration).predictions
         return np.asarray(predicted[:, : len(case.target.labelled)])
 
     return kept.array(key, make)

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.suite.cases import Case, baselines
+from experiments.suite import cases
+from experiments.suite.cases import Case
 from experiments.suite.frame import Kept, Row
-from specjax.adapt.adaptation import Adaptation
+from specjax.adapt.adaptation import Adaptation, AdaptationResult
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.forward import predict_label
 from specjax.adapt.inputs import TargetInputs
@@ -26,9 +27,16 @@ class Runner:
     `Adaptation` shares, such as heads that are trained alone.
     """
 
-    def __init__(self, case: Case, kept: Kept, say: Say) -> None:
-        """Store the arguments; nothing is computed before it is needed."""
-        self.case, self.kept, self.say = case, kept, say
+    def __init__(self, case: Case, kept: Kept, say: Say, key: str = "") -> None:
+        """Store the arguments; nothing is computed before it is needed.
+
+        Args:
+            case: model, target and splits.
+            kept: finished rows and arrays.
+            say: receives lines of progress.
+            key: of this case among them, by default the name of its target.
+        """
+        self.case, self.kept, self.say, self.key = case, kept, say, key or case.name
         self._adaptations: dict[tuple[AdaptConfig, int, int], Adaptation] = {}
         self._alive: list[object] = []  # what the ids in the keys belong to
 
@@ -46,7 +54,7 @@ class Runner:
                 predict_label(self.case.model, (head,), {}, inputs.labelled, label, inputs.base)[0]
             )
 
-        return self.kept.array(f"{self.case.name}/zero-shot-{head}", make)
+        return self.kept.array(f"{self.key}/zero-shot-{head}", make)
 
     def zero_shot_row(self, head: str) -> Row:
         """Return the scores of the model as it is with one head."""
@@ -73,11 +81,20 @@ class Runner:
         """
 
         def make() -> dict[str, AnyArray]:
-            self.say(f"{self.case.name}: {key}")
+            self.say(f"{self.key}: {key}")
             result = self.adaptation(settings, splits, model).run(Configuration.parse(name))
             return {"predictions": result.predictions, **result.chosen}
 
-        return self.kept.arrays(f"{self.case.name}/{key}", make)
+        return self.kept.arrays(f"{self.key}/{key}", make)
+
+    def predictions(self, name: str) -> FloatArray:
+        """Return the predictions (S, n) of a configuration with the settings of `specjax adapt`."""
+        return self.adapt(name, name, AdaptConfig())["predictions"]
+
+    def run(self, name: str) -> AdaptationResult:
+        """Adapt with a configuration and the settings of `specjax adapt`, without keeping the result."""
+        self.say(f"{self.key}: {name}")
+        return self.adaptation(AdaptConfig()).run(Configuration.parse(name))
 
     def adaptation(
         self, settings: AdaptConfig, splits: Splits | None = None, model: Foundation | None = None
@@ -94,10 +111,10 @@ class Runner:
         """Return predictions (S, n) of the baselines by name, on the same labels."""
 
         def make() -> dict[str, AnyArray]:
-            self.say(f"{self.case.name}: {key}")
-            return {name: np.array(values) for name, values in baselines(self.case, splits).items()}
+            self.say(f"{self.key}: {key}")
+            return {name: np.array(values) for name, values in cases.baselines(self.case, splits).items()}
 
-        return self.kept.arrays(f"{self.case.name}/{key}", make)
+        return self.kept.arrays(f"{self.key}/{key}", make)
 
     def baseline_rows(
         self, key: str = "baselines", splits: Splits | None = None, names: Sequence[str] = ()
@@ -141,4 +158,4 @@ class Runner:
                     row |= {f"{gain}{end}": compared[f"sigma_gain{end}"] for end in ("", "_lo", "_hi")}
             return row
 
-        return self.kept.row(f"{case.name}/{key}", make)
+        return self.kept.row(f"{self.key}/{key}", make)

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.suite import cases, frame
-from experiments.suite.adapted import Adapted
 from experiments.suite.frame import BASELINE, SCORES, Column, Kept, Results, Row, beside_strongest, figure_of
 from experiments.suite.raw import Raw, load_raw
+from experiments.suite.runner import Runner
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.target import Target
 from specjax.errors import ConfigError
@@ -132,13 +132,13 @@ def spoilt_target(raw: Raw, flaw: str) -> Target:
 def _rows(config: Config, raw: Raw, flaw: str, kept: Kept, say: Say) -> list[Row]:
     case = cases.make_case(config, spoilt_target(raw, flaw))
     key = f"{raw.name}/{re.sub(r'[^A-Za-z0-9]+', '-', flaw)}"
-    adapted = Adapted(case, kept, key, say)
-    found = {name: adapted.predictions(name) for name in (config.heads, config.backbone)}
+    runner = Runner(case, kept, say, key)
+    found = {name: runner.predictions(name) for name in (config.heads, config.backbone)}
     zero_shot = Configuration.parse(config.backbone).zero_shot.name
-    as_it_is = adapted.predictions(zero_shot)
+    as_it_is = runner.predictions(zero_shot)
     made = [case.score(zero_shot, as_it_is, kind="zero-shot")]
     made += [case.score(name, one, kind="adapted", reference=as_it_is) for name, one in found.items()]
-    made += [case.score(name, one, kind="baseline") for name, one in adapted.baselines().items()]
+    made += [case.score(name, one, kind="baseline") for name, one in runner.baselines().items()]
     against = case.score("", found[config.backbone], kind="adapted", reference=found[config.heads])
     over = {f"over_heads{end}": against[f"r2_gain{end}"] for end in ("", "_lo", "_hi")}
     return [{**row, "flaw": flaw, **(over if row["name"] == config.backbone else {})} for row in made]

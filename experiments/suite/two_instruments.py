@@ -19,11 +19,12 @@ import numpy as np
 from experiments.libraries import targets_of
 from experiments.miles import TRAIN, VALIDATE
 from experiments.suite import cases, figures, frame
-from experiments.suite.adapted import Adapted
 from experiments.suite.cases import Case
 from experiments.suite.frame import BASELINE, Column, Kept, Results, Row, beside_strongest, figure_of
 from experiments.suite.pair_targets import first_matches
+from experiments.suite.runner import Runner
 from specjax import load
+from specjax.adapt.configuration import Configuration
 from specjax.adapt.splits import Splits
 from specjax.adapt.target import Target
 from specjax.errors import ConfigError, DataError
@@ -187,17 +188,15 @@ def _rows(config: Config, shared: Shared, kept: Kept, say: Say) -> list[Row]:
         tested=config.tested,
     )
     both = [
-        Adapted(Case(model=model, target=target, splits=own), kept, target.name, say)
+        Runner(Case(model=model, target=target, splits=own), kept, say)
         for target, own in zip(shared.targets, splits, strict=True)
     ]
     stars = shared.targets[0].labelled.id[splits[0].test]
 
-    truth = [
-        _taken(np.asarray(target.truth), own) for target, own in zip(shared.targets, splits, strict=True)
-    ]
+    truth = [own.of_test_stars(target.truth) for target, own in zip(shared.targets, splits, strict=True)]
 
     def taken(values: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray]:
-        first, second = (_taken(one, own) for one, own in zip(values, splits, strict=True))
+        first, second = (own.of_test_stars(one) for one, own in zip(values, splits, strict=True))
         return first, second
 
     def row(name: str, kind: str, pair: tuple[FloatArray, FloatArray], reference: Any = None) -> Row:
@@ -214,7 +213,7 @@ def _rows(config: Config, shared: Shared, kept: Kept, say: Say) -> list[Row]:
     made = [row(LABELS, "labels", (truth[0], truth[1]))]
     zero_shot: dict[str, tuple[FloatArray, FloatArray]] = {}
     for name in config.configurations:
-        reference = both[0].zero_shot(name)
+        reference = Configuration.parse(name).zero_shot.name
         if reference not in zero_shot:
             zero_shot[reference] = taken([one.predictions(reference) for one in both])
             made.append(row(reference, "zero-shot", zero_shot[reference]))
@@ -222,12 +221,6 @@ def _rows(config: Config, shared: Shared, kept: Kept, say: Say) -> list[Row]:
         made.append(row(name, "adapted", found, zero_shot[reference]))
     others = [one.baselines() for one in both]
     return [*made, *(row(name, "baseline", taken([one[name] for one in others])) for name in others[0])]
-
-
-def _taken(values: FloatArray, splits: Splits) -> FloatArray:
-    """Return the values (S, h) of the test stars of each seed."""
-    full = np.broadcast_to(values, (len(splits), np.shape(values)[-1]))
-    return np.asarray(np.take_along_axis(full, splits.test, axis=1))
 
 
 def score(difference: FloatArray, stars: StrArray, reference: FloatArray | None = None) -> Row:

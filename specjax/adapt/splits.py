@@ -73,6 +73,18 @@ class Splits:
         """Return `count` seeds: all of them, then those from the first one on again."""
         return self[np.arange(count) % len(self)]
 
+    def of_test_stars(self, values: FloatArray) -> FloatArray:
+        """Return those of the values (S, n) or (n,) of all stars that belong to test stars: (S, c)."""
+        whole = np.broadcast_to(values, (len(self), np.shape(values)[-1]))
+        tested: FloatArray = np.take_along_axis(whole, self.test, axis=1)
+        return tested
+
+    def to_all_stars(self, tested: FloatArray, n: int) -> FloatArray:
+        """Place the values (S, c) of test stars among those of all n stars: (S, n), else NaN."""
+        whole = np.full((len(self), n), np.nan)
+        np.put_along_axis(whole, self.test, tested, axis=1)
+        return whole
+
     def __getitem__(self, seeds: slice | IntArray) -> "Splits":
         return replace(self, **{name: rows[seeds] for name, rows in self.__dict__.items()})
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from specjax.adapt.splits import default_sizes, describe_sizes, draw_splits
+from specjax.adapt.splits import Splits, default_sizes, describe_sizes, draw_splits
 from specjax.errors import SpecjaxError
 
 
@@ -93,3 +93,13 @@ def test_a_small_test_set_is_reported_with_the_width_of_the_intervals():
     assert "about 20%" in small  # 2 / sqrt(64), to tens: all 64 stars are tested by some seed
     one = describe_sizes(draw_splits(64, seeds=1, train=38, validate=6))
     assert "about 40%" in one  # 2 / sqrt(20)
+
+
+def test_predictions_are_placed_at_their_test_stars():
+    rows = np.array([[2, 0], [1, 3]])
+    splits = Splits(train=rows, validate=rows, test=rows)
+    tested = np.array([[20.0, 0.0], [1.0, 3.0]])
+    whole = splits.to_all_stars(tested, 4)
+    np.testing.assert_array_equal(whole, [[0, np.nan, 20, np.nan], [np.nan, 1, np.nan, 3]])
+    np.testing.assert_array_equal(splits.of_test_stars(whole), tested)
+    np.testing.assert_array_equal(splits.of_test_stars(np.arange(4.0)), rows)

@@ -23,12 +23,6 @@ def test_the_default_is_the_papers_table_on_all_targets():
     assert (config.adapt.train, config.adapt.validate) == (60, 10)
 
 
-def test_predictions_are_placed_at_their_test_stars():
-    rows = np.array([[2, 0], [1, 3]])
-    whole = main_table._scatter_to_stars(np.array([[20.0, 0.0], [1.0, 3.0]]), rows, 4)
-    np.testing.assert_array_equal(whole, [[0, np.nan, 20, np.nan], [np.nan, 1, np.nan, 3]])
-
-
 @pytest.mark.parametrize("names", [("stelib", "stelib-grism"), ("stelib-grism", "stelib"), ("stelib-grism",)])
 def test_writes_and_prints_the_table(monkeypatch, tmp_path, capsys, names):
     """The whole script, with a tiny model and synthetic targets in place of the libraries."""

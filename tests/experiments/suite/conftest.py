@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.suite import cases, runner
+from experiments.suite import cases
 from tests import synthetic
 
 SMALL = {"seeds": 2, "train": 20, "validate": 4, "adapt": synthetic.ADAPT, "targets": ("tilted",)}
@@ -28,7 +28,7 @@ def on_synthetic(monkeypatch, tmp_path):
     monkeypatch.setattr(cases, "fetch_stellar_libraries", lambda: tmp_path)
     monkeypatch.setattr(cases.main_table, "make_targets", make_targets)
     monkeypatch.setattr(cases, "_loaded", lambda name: synthetic.foundation())
-    monkeypatch.setattr(runner, "baselines", baselines)
+    monkeypatch.setattr(cases, "baselines", baselines)
 
 
 def small(config, **changes):

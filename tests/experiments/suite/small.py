@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from experiments.suite import adapted, cases
+from experiments.suite import cases, runner
 from experiments.suite.cases import Case
 from specjax.adapt.splits import draw_splits
 from tests import synthetic
@@ -30,8 +30,8 @@ def install(monkeypatch):
     """Let experiments adapt quickly, and take these baselines."""
     monkeypatch.setattr(cases, "load_cases", lambda config: [case()])
     monkeypatch.setattr(cases, "baselines", baselines)
-    quick = functools.partial(adapted.AdaptConfig, **_quick())
-    monkeypatch.setattr(adapted, "AdaptConfig", quick)
+    quick = functools.partial(runner.AdaptConfig, **_quick())
+    monkeypatch.setattr(runner, "AdaptConfig", quick)
 
 
 def _quick():
