@@ -5,15 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-
-from specjax.flags import FLAG_DTYPE, USABLE
 from specjax.foundation import DtypeChoice, load
 from specjax.pipeline.cluster import check_cluster
 from specjax.pipeline.output import check_format
 from specjax.pipeline.parts import Columns
 from specjax.pipeline.run import run
-from specjax.pipeline.work import Work, about_model, located, one_spectrum, raw_options
+from specjax.pipeline.work import Work, about_model, located, of_usable, one_spectrum, raw_options
 from specjax.prepare import Options
 from specjax.preprocess import to_lamost
 from specjax.progress import Say, silent
@@ -99,11 +96,7 @@ def embed_work(model: str | Path, tokens: bool, dtype: DtypeChoice, options: Opt
 
     def compute(rows: Spectra) -> Columns:
         rows = to_lamost(rows, fwhm=fwhm)
-        flag = rows.meta["flag"].astype(FLAG_DTYPE)
-        vectors = np.full((len(rows), *shape), np.nan, np.float32)
-        usable = np.isin(flag, USABLE)
-        if usable.any():
-            vectors[usable] = embed(rows[np.flatnonzero(usable)])
+        vectors, flag, _ = of_usable(rows, shape, embed)
         return {
             "id": rows.id,
             name: vectors,

@@ -8,14 +8,14 @@ from typing import Literal, cast
 
 import numpy as np
 
-from specjax.flags import FLAG_DTYPE, USABLE, Flag
+from specjax.flags import Flag
 from specjax.foundation import DtypeChoice, Foundation, load
 from specjax.pipeline.cluster import check_cluster
 from specjax.pipeline.output import check_format
 from specjax.pipeline.parts import Columns, read_columns
 from specjax.pipeline.run import run
 from specjax.pipeline.truth import ERRORS, Truth
-from specjax.pipeline.work import Work, about_model, located, one_spectrum, raw_options
+from specjax.pipeline.work import Work, about_model, located, of_usable, one_spectrum, raw_options
 from specjax.prepare import Options
 from specjax.preprocess import to_gaia_xp, to_lamost
 from specjax.progress import Say, silent
@@ -96,8 +96,8 @@ def translate_survey(
     if dask is not None:
         check_cluster(dask)
     options = raw_options(survey, wavelength_medium, wavelength_unit, fwhm)
-    work = _translate_work(model, target, truth, dtype, replace(options, tower=SOURCE[target]))
     observed = None if truth is None else Truth.read(truth, target)
+    work = _work_with(observed, model, target, truth, dtype, replace(options, tower=SOURCE[target]))
     columns = run(
         work,
         spectra,
@@ -117,23 +117,32 @@ def translate_survey(
 def _translate_work(
     model: str | Path, target: Tower, truth: Path | None, dtype: DtypeChoice, options: Options
 ) -> Work:
-    """Load the model and the truth; arguments as of `translate_survey`."""
+    """Load the model and the truth, in another process; arguments as of `translate_survey`."""
+    observed = None if truth is None else Truth.read(truth, target)
+    return _work_with(observed, model, target, truth, dtype, options)
+
+
+def _work_with(
+    observed: Truth | None,
+    model: str | Path,
+    target: Tower,
+    truth: Path | None,
+    dtype: DtypeChoice,
+    options: Options,
+) -> Work:
+    """Load the model; `observed` is what has been read of `truth`."""
     foundation, source, fwhm = load(model, dtype=dtype), options.tower, options.fwhm_from
     chosen = cast(DtypeChoice, foundation.dtype)  # for workers, which may have other devices
     # What the model lacks is an error before the run.
     foundation.translate(one_spectrum(foundation, source), source=source, target=target)
-    observed = None if truth is None else Truth.read(truth, target)
     grid = MODEL_GRIDS[target]
 
     def compute(rows: Spectra) -> Columns:
         rows = to_lamost(rows, fwhm=fwhm) if source == "lamost" else to_gaia_xp(rows)
-        flag = rows.meta["flag"].astype(FLAG_DTYPE)
-        flux = np.full((len(rows), grid.size), np.nan, np.float32)
-        usable = np.isin(flag, USABLE)
+        translate = partial(foundation.translate, target=target)
+        flux, flag, usable = of_usable(rows, (grid.size,), translate)
         if usable.any():
-            some = rows[np.flatnonzero(usable)]
-            flux[usable] = foundation.translate(some, target=target)
-            flag[usable] = _with_domain(foundation, some, flag[usable])
+            flag[usable] = _with_domain(foundation, rows[np.flatnonzero(usable)], flag[usable])
         errors = {} if observed is None else observed.compare(rows.id, flux)
         return {
             "id": rows.id,

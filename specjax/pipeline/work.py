@@ -10,6 +10,7 @@ import numpy as np
 from specjax._version import __version__
 from specjax.checkpoints.hub import is_address
 from specjax.errors import DataError
+from specjax.flags import FLAG_DTYPE, USABLE
 from specjax.foundation import Foundation
 from specjax.foundation.inputs import pixel_count
 from specjax.foundation.model import SHIPPED
@@ -20,7 +21,7 @@ from specjax.prepare.plan import Options, Source
 from specjax.spectra import Spectra
 from specjax.surveys import prepared
 from specjax.surveys.io.many import collecting
-from specjax.typing import AnyArray, Float32Array
+from specjax.typing import AnyArray, BoolArray, Float32Array, StrArray
 
 VERSION = 1
 """Version of the parts; those of another version are not resumed."""
@@ -94,6 +95,26 @@ def located(model: str | Path) -> str | Path:
 def one_spectrum(model: Foundation, tower: str = "lamost") -> Float32Array:
     """Return a featureless spectrum (1, pixels), to try out what a model can do before a run."""
     return np.ones((1, pixel_count(model.config, tower)), np.float32)
+
+
+def of_usable(
+    spectra: Spectra, width: tuple[int, ...], compute: Callable[[Spectra], AnyArray]
+) -> tuple[Float32Array, StrArray, BoolArray]:
+    """Compute a wide column of prepared spectra.
+
+    Args:
+        spectra: n spectra on a model grid, with flags.
+        width: shape of the column in one row.
+        compute: maps the usable spectra, at least one, to their rows of the column.
+
+    Returns:
+        The column (n, *width), NaN for spectra that cannot be used; their flags (n,), and usable (n,).
+    """
+    flag = spectra.meta["flag"].astype(FLAG_DTYPE)
+    column, usable = np.full((len(spectra), *width), np.nan, np.float32), np.isin(flag, USABLE)
+    if usable.any():
+        column[usable] = compute(spectra[np.flatnonzero(usable)])
+    return column, flag, usable
 
 
 def read_chunk(sources: Sequence[Source], options: Options) -> OnGrid:
