@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,7 +24,6 @@ from specjax.foundation import Foundation
 from specjax.foundation.networks import DtypeChoice, choose_dtype
 from specjax.preprocess import PrincipalFill
 from specjax.pretrain import run
-from specjax.pretrain.batches import Material
 from specjax.pretrain.board import require_tensorboard
 from specjax.pretrain.config import Compute, PretrainConfig, StageConfig
 from specjax.pretrain.heads import Trained
@@ -37,7 +36,7 @@ from specjax.pretrain.states import check_states, states_of
 from specjax.progress import Say, silent
 from specjax.report.results import plain
 from specjax.train.speed import matrix_peak
-from specjax.typing import AnyArray, Tree
+from specjax.typing import Tree
 
 STAGES = tuple(TOWERS)
 SIMULATED_LABELS = ("teff", "logg", "fe_h", "alpha_fe")
@@ -171,7 +170,11 @@ def pretrain_from_files(
     check_folder(out)
     if config.tensorboard:
         require_tensorboard()
-    corpus = _simulator(training, say) if config.simulated else _files(config, say)
+    source = None if config.simulated else _open(config, say)
+    if source is None:
+        material, fill, _ = run.simulated_corpus(training, True, say)
+    else:
+        material, fill = source.material(config.augment), None
     start = _start_from(config.start)
     states = states_of(out)
     options = LoopOptions(
@@ -185,33 +188,32 @@ def pretrain_from_files(
         tensorboard=config.tensorboard,
     )
     trainer = Pretraining(
-        corpus.material,
+        material,
         training,
         states,
         say,
-        corpus.out_of_range,
         model_config=model_config,
         compute=compute,
         options=options,
     )
     _check_encoders(start["params"], config.stages)
     _check_shapes(trainer, config.stages, start)
-    if corpus.source is not None:
+    if source is not None:
         trainer.check_input(config.stages)
     record = _record(config, training, compute)
-    settings = {**record, **_contents(config, corpus.source)}
+    settings = {**record, **_contents(config, source)}
     distributed.agree({"options": settings})
     with distributed.main_first("states"):
         check_states(states, json.dumps(settings, indent=1), resume or not distributed.is_main())
     variables = _joined(trainer.initial_parts(config.stages), start)
     trained = trainer.run_stages(config.stages, variables)
     distributed.finish()
-    model = _foundation(model_config, trained, corpus)
+    model = _foundation(model_config, trained, fill if source is None else source.fill())
     if distributed.is_main():
         model.save(out, record={"training": record})
         keep(states, out / LOGS)
-        if corpus.source is not None:
-            probe(model, corpus.source, out / LOGS, say)
+        if source is not None:
+            probe(model, source, out / LOGS, say)
         shutil.rmtree(states, ignore_errors=True)
     return model
 
@@ -220,16 +222,8 @@ def _count(parts: Sequence[Any]) -> int:
     return sum(len(part) for part in parts)
 
 
-class _Corpus(NamedTuple):
-    """What a run trains on: see `run.Corpus`; `source` is None if nothing is read from files."""
-
-    material: Material
-    fill: PrincipalFill | None
-    out_of_range: Mapping[str, AnyArray]
-    source: Source | None
-
-
-def _files(config: FilesConfig, say: Say) -> _Corpus:
+def _open(config: FilesConfig, say: Say) -> Source:
+    """List the spectra in the files, and say how many there are."""
     source = Source.open(
         config.spectra,
         config.xp,
@@ -238,18 +232,12 @@ def _files(config: FilesConfig, say: Say) -> _Corpus:
         seed=config.seed,
     )
     say(f"{_count(source.train)} spectra to train on, {_count(source.held_out)} held out")
-    return _Corpus(source.material(config.augment), source.fill(), {}, source)
+    return source
 
 
-def _simulator(training: PretrainConfig, say: Say) -> _Corpus:
-    return _Corpus(*run.simulated_corpus(training, True, say), None)
-
-
-def _foundation(config: ModelConfig, trained: Trained, corpus: _Corpus) -> Foundation:
+def _foundation(config: ModelConfig, trained: Trained, fill: PrincipalFill | None) -> Foundation:
     variables = {"batch_stats": {}, **trained.variables}
-    return Foundation(
-        config=config, variables=variables, stats=trained.stats, fill=corpus.fill, ood=trained.ood
-    )
+    return Foundation(config=config, variables=variables, stats=trained.stats, fill=fill, ood=trained.ood)
 
 
 def _record(config: FilesConfig, training: PretrainConfig, compute: Compute) -> dict[str, Any]:
