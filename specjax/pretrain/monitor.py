@@ -26,7 +26,7 @@ class Monitor:
     """Reports the scores of a stage; with a folder, also to METRICS and CURVES in it.
 
     Attributes:
-        flops: floating-point operations of a step, once they are known.
+        flops: floating-point operations of a step; None until they are counted, NaN if they are not known.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Monitor:
 
     def _used(self, rate: float) -> dict[str, float]:
         """Return TFLOP/s and the share of the peak for a number of steps per second, as far as known."""
-        if self.flops is None:
+        if self.flops is None or math.isnan(self.flops):
             return {}
         used = {"tflops_per_s": rate * self.flops / 1e12}
         return used | ({"share_of_peak": rate * self.flops / self.peak} if self.peak else {})

@@ -1,5 +1,6 @@
 """What a device can do and what a program asks of it, to tell how much of the device is used."""
 
+import math
 import time
 from typing import Any
 
@@ -30,12 +31,12 @@ def _seconds(call: Any, *arguments: jax.Array) -> float:
     return time.perf_counter() - start
 
 
-def program_flops(program: Any, *arguments: Any) -> float | None:
+def program_flops(program: Any, *arguments: Any) -> float:
     """Return the floating-point operations of one call of a jitted program, as XLA counts them.
 
     The count is that of the program before it is divided among devices. What is computed twice to save memory
-    counts twice. A loop counts as one of its turns. None if XLA does not know.
+    counts twice. A loop counts as one of its turns. NaN if XLA does not know.
     """
     cost = program.lower(*arguments).cost_analysis()
-    flops = cost.get("flops") if isinstance(cost, dict) else None
-    return float(flops) if flops and flops > 0 else None
+    flops = cost.get("flops", 0.0) if isinstance(cost, dict) else 0.0
+    return float(flops) if flops > 0 else math.nan
