@@ -133,11 +133,8 @@ class ParquetFile:
 
 def _array(column: Any) -> AnyArray:
     """Return a column of numbers, texts or lists of numbers as an array."""
-    import pyarrow as pa
     import pyarrow.compute as pc
 
-    if isinstance(column, pa.ChunkedArray):
-        column = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
     if not is_list(column.type):
         values: AnyArray = column.to_numpy(zero_copy_only=False)
         return values
