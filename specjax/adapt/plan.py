@@ -14,9 +14,9 @@ import numpy as np
 from specjax.adapt.adaptation import Adaptation
 from specjax.adapt.checks import check_label
 from specjax.adapt.configuration import Configuration
+from specjax.adapt.run_folder import score
 from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.splits import MIN_TRAIN, Splits, draw_splits
-from specjax.adapt.study import score
 from specjax.adapt.target import Target, make_target
 from specjax.atomic import atomic_folder
 from specjax.errors import ConfigError

@@ -9,41 +9,26 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from specjax import distributed, lora
+from specjax import distributed
 from specjax.adapt.adaptation import AdaptationResult
 from specjax.adapt.checks import ONLY_FACTORS, check_label, check_model, check_settings, check_truth
 from specjax.adapt.configuration import Configuration
-from specjax.adapt.forward import count_seeds
-from specjax.adapt.fusing import FUSED, fuse_seeds, mean_of_seeds, unseen_split
 from specjax.adapt.inputs import NO_PAIRS, TargetInputs, has_pairs, inputs_of_labels
 from specjax.adapt.parts import Parts, record_of
+from specjax.adapt.run_folder import Reached, digest_of, write_run
 from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.shares import SharedAdaptation
 from specjax.adapt.splits import Splits, default_sizes, describe_sizes, draw_splits
 from specjax.adapt.target import Target
-from specjax.adapt.uncertainties import (
-    calibrate_mean,
-    calibration_scores,
-    few_stars,
-    intervals_of_mean,
-    intervals_of_seeds,
-)
-from specjax.atomic import atomic_folder, check_folder
-from specjax.calibration.calibration import SUFFIXES, Calibration, Intervals
-from specjax.checkpoints import save_adapter
-from specjax.errors import DataError, ModelError
+from specjax.atomic import check_folder
+from specjax.errors import DataError
 from specjax.flags import count_flags
 from specjax.foundation import Foundation
 from specjax.progress import Say, silent
-from specjax.report import metrics, plots, provenance, results
-from specjax.report.calibration_plot import plot_calibration
-from specjax.typing import FloatArray, IntArray
-from specjax.units import symbol_and_unit
-
-_KEYS = ("target", "configuration", "seed", "id")  # of a row of predictions.ecsv
+from specjax.report import provenance, results
+from specjax.typing import FloatArray
 
 Baselines = Callable[[Target, Splits], Mapping[str, FloatArray]]
 """(target, splits) -> {baseline: predictions (S, n)}."""
@@ -108,7 +93,7 @@ def run_study(
         if config.fuse and configuration.is_adapted and not configuration.can_be_fused:
             say(f"{configuration.name} is not fused: {ONLY_FACTORS}")
     if any(configuration.is_adapted for configuration in wanted):
-        _digest(model)  # fail now, not after the training
+        digest_of(model)  # fail now, not after the training
     if distributed.is_main():
         check_folder(out)
     surveys = [[t for t in targets if t.name == name] for name in dict.fromkeys(t.name for t in targets)]
@@ -119,7 +104,7 @@ def run_study(
     for target, own in zip(targets, drawn, strict=True):
         say(f"{target.name}{f' with {target.label}' if several else ''}: {describe_sizes(own)}")
     parts = _begin(model, targets, drawn, config, wanted, out)
-    adapted: list[_Adapted] = []
+    adapted: list[Reached] = []
     for survey in surveys:
         for target, inputs in zip(survey, inputs_of_labels(model, survey), strict=True):
             own, section = drawn[len(adapted)], target.label if several else ""
@@ -135,30 +120,9 @@ def run_study(
     about = {"adapt": config, "configurations": names, "splits": sizes, "outside_training": outside}
     about |= {**(record or {}), "made": provenance.made()}
     made = {} if files is None else files(config)
-    rows = _write(model, adapted, config, out, about, label_scatter, made, say)
+    rows = write_run(model, adapted, config, out, about, label_scatter, made, say)
     parts.remove()
     return results.Rows(rows)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class _Adapted:
-    """What all configurations reach on one target.
-
-    Attributes:
-        target: the target.
-        splits: the splits of all seeds.
-        results: of the configurations.
-        others: predictions of the baselines, by name.
-        outside: flags of labelled stars that the model was not trained for, by id.
-        section: the label if the study has several, which is then part of the names of files; else "".
-    """
-
-    target: Target
-    splits: Splits
-    results: list[AdaptationResult]
-    others: Mapping[str, FloatArray]
-    outside: Mapping[str, str]
-    section: str = ""
 
 
 def _begin(
@@ -188,7 +152,7 @@ def _adapt(
     say: Say,
     inputs: TargetInputs,
     section: str,
-) -> _Adapted:
+) -> Reached:
     """Run all configurations on a target, and in process 0 the baselines beside them."""
     with ThreadPoolExecutor(1) as thread:
         if baselines is not None and distributed.is_main():
@@ -204,86 +168,9 @@ def _adapt(
             say(f"{name}: {configuration.name}")
             adapted.append(adaptation.run(configuration))
         others = {} if pending is None else pending.result()
-    return _Adapted(
+    return Reached(
         target=target, splits=splits, results=adapted, others=others, outside=outside, section=section
     )
-
-
-def _write(
-    model: Foundation,
-    adapted: Sequence[_Adapted],
-    config: AdaptConfig,
-    out: Path,
-    about: Mapping[str, Any],
-    label_scatter: Mapping[str, float] | None,
-    files: Mapping[str, str],
-    say: Say,
-) -> list[results.Row]:
-    """Score what all targets have reached, and write the run folder."""
-    rows: list[results.Row] = []
-    covered: list[results.Row] = []
-    columns: list[dict[str, Any]] = []
-    with atomic_folder(out) as folder:
-        for one in adapted:
-            target, found = one.target, one.results
-            scored = score(target, one.splits, found, one.others)
-            intervals = [intervals_of_seeds(target, one.splits, each) for each in found]
-            columns.append(_columns(target, one.splits, found, one.others, intervals))
-            own = calibration_scores(target, one.splits, found, intervals)
-            fusible = [each for each in found if config.fuse and each.configuration.can_be_fused]
-            fused = [fuse_seeds(model, target, each) for each in fusible]
-            if fused and (unseen := unseen_split(target, one.splits, say)) is not None:
-                means = [mean_of_seeds(each) for each in fusible]
-                compared = [each for pair in zip(means, fused, strict=True) for each in pair]
-                scored += score(target, unseen, compared, references=found)
-                intervals = [intervals_of_mean(target, one.splits, each, unseen.test[0]) for each in compared]
-                columns.append(_columns(target, unseen, compared, intervals=intervals))
-                own += calibration_scores(target, unseen, compared, intervals)
-            rows += scored
-            covered += own
-            saved = [each for each in (*found, *fused) if each.adapters]
-            calibrations = [calibrate_mean(target, one.splits, each) for each in saved]
-            for line in few_stars(target, calibrations):
-                say(line)
-            adapters = folder / "adapters" / target.name
-            _save_adapters(adapters, model, target, saved, calibrations, scored, one.section)
-            _plot_target(folder, one, scored, own)
-        for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
-        results.write_config(folder, about)
-        results.write_table(folder, rows)
-        results.write_calibration(folder, covered)
-        results.write_predictions(folder, _joined(columns))
-        for label, section in {one.target.label: one.section for one in adapted}.items():
-            mine = [row for row in rows if row["label"] == label]
-            path = folder / _plot_name("sigma", section)
-            plots.plot_sigma(path, mine, unit=symbol_and_unit(label)[1], label_scatter=label_scatter)
-    return rows
-
-
-def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Join columns of predictions: rows of the same target, configuration, seed and star become one row.
-
-    A label that a row does not have, as stars without it are not tested with it, is NaN.
-    """
-    if len({tuple(part) for part in parts}) == 1:  # one label: no row occurs twice
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    place: dict[tuple[Any, ...], int] = {}
-    rows = [
-        np.array(
-            [place.setdefault(key, len(place)) for key in zip(*(part[name] for name in _KEYS), strict=True)]
-        )
-        for part in parts
-    ]
-    columns = {name: np.array([key[index] for key in place]) for index, name in enumerate(_KEYS)}
-    for part, at in zip(parts, rows, strict=True):
-        for name in (name for name in part if name not in _KEYS):
-            columns.setdefault(name, np.full(len(place), np.nan))[at] = part[name]
-    return columns
-
-
-def _plot_name(name: str, section: str) -> str:
-    return f"{name}_{section}.png" if section else f"{name}.png"
 
 
 def _sizes(splits: Splits) -> dict[str, int]:
@@ -322,40 +209,6 @@ def _splits_of(survey: Sequence[Target], config: AdaptConfig, splits: Mapping[st
     return drawn
 
 
-def score(
-    target: Target,
-    splits: Splits,
-    adapted: Sequence[AdaptationResult],
-    baselines: Mapping[str, FloatArray] | None = None,
-    references: Sequence[AdaptationResult] = (),
-) -> list[results.Row]:
-    """Score predictions on the test stars of each seed; gains are against zero-shot with the same head.
-
-    Args:
-        target: the survey, with n labelled stars.
-        splits: S splits of these stars.
-        adapted: results.
-        baselines: further predictions (S, n) by name.
-        references: the zero-shot results that gains refer to, if they are not among `adapted`.
-
-    Returns:
-        Rows of table.json: one per configuration or baseline and subset.
-    """
-    by_name = {one.configuration.name: one.predictions for one in adapted}
-    by_name |= {one.configuration.name: one.predictions[: len(splits)] for one in references}
-    rows = []
-    for one in adapted:
-        configuration = one.configuration
-        reference = by_name[configuration.zero_shot.name] if configuration.is_adapted else None
-        scores = _scores(target, splits, one.predictions, reference)
-        kind = _kind(configuration)
-        rows += results.table_rows(target.name, configuration.name, scores, kind=kind, label=target.label)
-    for name, predictions in (baselines or {}).items():
-        scores = _scores(target, splits, predictions)
-        rows += results.table_rows(target.name, name, scores, kind="baseline", label=target.label)
-    return rows
-
-
 def _warn_of_outside(target: Target, outside: Mapping[str, str], say: Say) -> None:
     """Report labelled stars that the model was not trained for; they can spoil training and scores."""
     if outside:
@@ -365,127 +218,8 @@ def _warn_of_outside(target: Target, outside: Mapping[str, str], say: Say) -> No
         )
 
 
-def _kind(configuration: Configuration) -> results.Kind:
-    return "adapted" if configuration.is_adapted else "zero-shot"
-
-
-def _scores(
-    target: Target, splits: Splits, predictions: FloatArray, reference: FloatArray | None = None
-) -> list[dict[str, Any]]:
-    rows = splits.test
-    drawn_anew = not splits.all_equal  # what the p value of the gain assumes
-    return metrics.summarise(
-        target.truth[rows],
-        _taken(predictions, rows),
-        fe_h=target.fe_h[rows],
-        reference=None if reference is None else _taken(reference, rows),
-        stars=target.labelled.id[rows],
-        n_train=splits.train.shape[1] if drawn_anew else None,
-    )
-
-
 def _with_zero_shot(configurations: Sequence[Configuration]) -> list[Configuration]:
     """Return the configurations once each, preceded by the zero-shot ones that they need."""
     wanted = list(dict.fromkeys(configurations))
     needed = [configuration.zero_shot for configuration in wanted]
     return list(dict.fromkeys([*needed, *wanted])) if set(needed) - set(wanted) else wanted
-
-
-def _taken(values: FloatArray, rows: IntArray) -> FloatArray:
-    return np.take_along_axis(np.broadcast_to(values, (len(rows), values.shape[-1])), rows, axis=1)
-
-
-def _columns(
-    target: Target,
-    splits: Splits,
-    adapted: Sequence[AdaptationResult],
-    baselines: Mapping[str, FloatArray] | None = None,
-    intervals: Sequence[Intervals] = (),
-) -> dict[str, Any]:
-    """Return the columns of predictions.ecsv for the test stars; baselines have no intervals."""
-    predictions = {one.configuration.name: one.predictions for one in adapted} | dict(baselines or {})
-    seeds, stars = splits.test.shape
-    count = seeds * stars
-    repeat = len(predictions)
-    none = Intervals(*np.full((len(SUFFIXES), *splits.test.shape), np.nan))
-    return {
-        "target": np.full(repeat * count, target.name),
-        "configuration": np.repeat(list(predictions), count),
-        "seed": np.tile(np.repeat(np.arange(seeds), stars), repeat),
-        "id": np.tile(target.labelled.id[splits.test].ravel(), repeat),
-        target.label: np.tile(target.truth[splits.test].ravel(), repeat),
-        f"{target.label}_predicted": np.concatenate(
-            [_taken(values, splits.test).ravel() for values in predictions.values()]
-        ),
-        **_interval_columns(target.label, [*intervals, *[none] * (repeat - len(intervals))]),
-    }
-
-
-def _interval_columns(label: str, intervals: Sequence[Intervals]) -> dict[str, FloatArray]:
-    parts = [each.columns(label) for each in intervals]
-    return {name: np.concatenate([part[name].ravel() for part in parts]) for name in parts[0]}
-
-
-def _save_adapters(
-    folder: Path,
-    model: Foundation,
-    target: Target,
-    adapted: Sequence[AdaptationResult],
-    calibrations: Sequence[Calibration | None],
-    rows: Sequence[results.Row],
-    section: str,
-) -> None:
-    """Write the factors of all seeds of each configuration, their scatter and the mean's calibration."""
-    sigma = {row["configuration"]: row["sigma"] for row in rows if row["subset"] == "all"}
-    for one, calibration in zip(adapted, calibrations, strict=True):
-        name = one.configuration.name
-        description = {
-            "configuration": name.removesuffix(FUSED),
-            "label": target.label,
-            "target": target.name,
-            "fwhm": target.fwhm,
-            "wavelength": dict(target.wavelength),
-            "preparation": dict(target.preparation),
-            "seeds": count_seeds(one.adapters),
-            "sigma": sigma.get(name),
-            "calibration": None if calibration is None else calibration.to_json(),
-            "lora": lora.describe(one.adapters, model.config.loras),
-            "chosen": results.plain(one.chosen),
-        }
-        save_adapter(
-            folder / name / section,
-            config=description,
-            arrays=jax.tree.map(np.asarray, one.adapters),
-            base=_digest(model),
-        )
-
-
-def _digest(model: Foundation) -> str:
-    if model.digest is None:
-        raise ModelError("adapters can be saved only for a model that was loaded from a folder")
-    return model.digest
-
-
-def _plot_target(
-    folder: Path, one: _Adapted, rows: Sequence[results.Row], covered: Sequence[results.Row]
-) -> None:
-    target, splits = one.target, one.splits
-    stars, truth = target.labelled.id[splits.test], target.truth[splits.test]
-    panels = {
-        each.configuration.name: plots.per_star(
-            stars, truth, _taken(each.predictions, splits.test), kind=_kind(each.configuration)
-        )
-        for each in one.results
-    }
-    label, unit = symbol_and_unit(target.label)
-    plots.plot_predictions(
-        folder / _plot_name(f"predictions_{target.name}", one.section),
-        panels,
-        rows=rows,
-        title=target.name,
-        label=label,
-        unit=unit,
-    )
-    if covered:
-        path = folder / _plot_name(f"calibration_{target.name}", one.section)
-        plot_calibration(path, covered, title=target.name, unit=unit)

@@ -6,7 +6,7 @@ import pytest
 
 from specjax.adapt import plan
 from specjax.adapt.plan import PlanConfig, plan_survey
-from specjax.adapt.study import score
+from specjax.adapt.run_folder import score
 from specjax.errors import ConfigError
 from specjax.flags import Flag
 from specjax.foundation import Foundation

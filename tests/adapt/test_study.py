@@ -6,12 +6,13 @@ import pytest
 from astropy.table import Table
 
 from specjax import __version__
-from specjax.adapt import study
+from specjax.adapt import run_folder
 from specjax.adapt.adaptation import Adaptation, AdaptationResult
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.forward import predict_label
+from specjax.adapt.run_folder import score
 from specjax.adapt.splits import draw_splits
-from specjax.adapt.study import run_study, score
+from specjax.adapt.study import run_study
 from specjax.atomic import MARKERS
 from specjax.calibration.calibration import SUFFIXES, Calibration, Intervals
 from specjax.calibration.scoring import covered
@@ -231,7 +232,7 @@ class TestFailure:
         def fail(*args, **options):
             raise error
 
-        monkeypatch.setattr(study.plots, "plot_sigma", fail)
+        monkeypatch.setattr(run_folder.plots, "plot_sigma", fail)
         with pytest.raises(type(error)):
             cheap(model, tmp_path / "run", configurations=["zero-shot-mlp1"])
         assert list(tmp_path.iterdir()) == [tmp_path / "run"]

@@ -1,0 +1,303 @@
+"""The folder of a run: scores, predictions with intervals, plots and adapters of all configurations."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from specjax import lora
+from specjax.adapt.adaptation import AdaptationResult
+from specjax.adapt.configuration import Configuration
+from specjax.adapt.forward import count_seeds
+from specjax.adapt.fusing import FUSED, fuse_seeds, mean_of_seeds, unseen_split
+from specjax.adapt.settings import AdaptConfig
+from specjax.adapt.splits import Splits
+from specjax.adapt.target import Target
+from specjax.adapt.uncertainties import (
+    calibrate_mean,
+    calibration_scores,
+    few_stars,
+    intervals_of_mean,
+    intervals_of_seeds,
+)
+from specjax.atomic import atomic_folder
+from specjax.calibration.calibration import SUFFIXES, Calibration, Intervals
+from specjax.checkpoints import save_adapter
+from specjax.errors import ModelError
+from specjax.foundation import Foundation
+from specjax.progress import Say
+from specjax.report import metrics, plots, results
+from specjax.report.calibration_plot import plot_calibration
+from specjax.typing import FloatArray
+from specjax.units import symbol_and_unit
+
+_KEYS = ("target", "configuration", "seed", "id")  # of a row of predictions.ecsv
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Reached:
+    """What all configurations reach on one target.
+
+    Attributes:
+        target: the target.
+        splits: the splits of all seeds.
+        results: of the configurations.
+        others: predictions of the baselines, by name.
+        outside: flags of labelled stars that the model was not trained for, by id.
+        section: the label if the study has several, which is then part of the names of files; else "".
+    """
+
+    target: Target
+    splits: Splits
+    results: list[AdaptationResult]
+    others: Mapping[str, FloatArray]
+    outside: Mapping[str, str]
+    section: str = ""
+
+
+def write_run(
+    model: Foundation,
+    adapted: Sequence[Reached],
+    config: AdaptConfig,
+    out: Path,
+    about: Mapping[str, Any],
+    label_scatter: Mapping[str, float] | None,
+    files: Mapping[str, str],
+    say: Say,
+) -> list[results.Row]:
+    """Score what all targets have reached, and write the run folder, see `study.run_study`.
+
+    Args:
+        model: the adapted model.
+        adapted: what is reached on each target.
+        config: settings of the adaptation.
+        out: the folder, which appears whole or not at all.
+        about: the contents of config.json.
+        label_scatter: by target, the scatter between two sets of literature labels.
+        files: further files of the folder, as text by name.
+        say: receives lines of progress.
+
+    Returns:
+        The rows of table.json.
+    """
+    rows: list[results.Row] = []
+    covered: list[results.Row] = []
+    columns: list[dict[str, Any]] = []
+    with atomic_folder(out) as folder:
+        for one in adapted:
+            target, found = one.target, one.results
+            scored = score(target, one.splits, found, one.others)
+            intervals = [intervals_of_seeds(target, one.splits, each) for each in found]
+            columns.append(_columns(target, one.splits, found, one.others, intervals))
+            own = calibration_scores(target, one.splits, found, intervals)
+            fusible = [each for each in found if config.fuse and each.configuration.can_be_fused]
+            fused = [fuse_seeds(model, target, each) for each in fusible]
+            if fused and (unseen := unseen_split(target, one.splits, say)) is not None:
+                means = [mean_of_seeds(each) for each in fusible]
+                compared = [each for pair in zip(means, fused, strict=True) for each in pair]
+                scored += score(target, unseen, compared, references=found)
+                intervals = [intervals_of_mean(target, one.splits, each, unseen.test[0]) for each in compared]
+                columns.append(_columns(target, unseen, compared, intervals=intervals))
+                own += calibration_scores(target, unseen, compared, intervals)
+            rows += scored
+            covered += own
+            saved = [each for each in (*found, *fused) if each.adapters]
+            calibrations = [calibrate_mean(target, one.splits, each) for each in saved]
+            for line in few_stars(target, calibrations):
+                say(line)
+            adapters = folder / "adapters" / target.name
+            _save_adapters(adapters, model, target, saved, calibrations, scored, one.section)
+            _plot_target(folder, one, scored, own)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        results.write_config(folder, about)
+        results.write_table(folder, rows)
+        results.write_calibration(folder, covered)
+        results.write_predictions(folder, _joined(columns))
+        for label, section in {one.target.label: one.section for one in adapted}.items():
+            mine = [row for row in rows if row["label"] == label]
+            path = folder / _plot_name("sigma", section)
+            plots.plot_sigma(path, mine, unit=symbol_and_unit(label)[1], label_scatter=label_scatter)
+    return rows
+
+
+def score(
+    target: Target,
+    splits: Splits,
+    adapted: Sequence[AdaptationResult],
+    baselines: Mapping[str, FloatArray] | None = None,
+    references: Sequence[AdaptationResult] = (),
+) -> list[results.Row]:
+    """Score predictions on the test stars of each seed; gains are against zero-shot with the same head.
+
+    Args:
+        target: the survey, with n labelled stars.
+        splits: S splits of these stars.
+        adapted: results.
+        baselines: further predictions (S, n) by name.
+        references: the zero-shot results that gains refer to, if they are not among `adapted`.
+
+    Returns:
+        Rows of table.json: one per configuration or baseline and subset.
+    """
+    by_name = {one.configuration.name: one.predictions for one in adapted}
+    by_name |= {one.configuration.name: one.predictions[: len(splits)] for one in references}
+    rows = []
+    for one in adapted:
+        configuration = one.configuration
+        reference = by_name[configuration.zero_shot.name] if configuration.is_adapted else None
+        scores = _scores(target, splits, one.predictions, reference)
+        kind = _kind(configuration)
+        rows += results.table_rows(target.name, configuration.name, scores, kind=kind, label=target.label)
+    for name, predictions in (baselines or {}).items():
+        scores = _scores(target, splits, predictions)
+        rows += results.table_rows(target.name, name, scores, kind="baseline", label=target.label)
+    return rows
+
+
+def _scores(
+    target: Target, splits: Splits, predictions: FloatArray, reference: FloatArray | None = None
+) -> list[dict[str, Any]]:
+    rows = splits.test
+    drawn_anew = not splits.all_equal  # what the p value of the gain assumes
+    return metrics.summarise(
+        target.truth[rows],
+        splits.of_test_stars(predictions),
+        fe_h=target.fe_h[rows],
+        reference=None if reference is None else splits.of_test_stars(reference),
+        stars=target.labelled.id[rows],
+        n_train=splits.train.shape[1] if drawn_anew else None,
+    )
+
+
+def _kind(configuration: Configuration) -> results.Kind:
+    return "adapted" if configuration.is_adapted else "zero-shot"
+
+
+def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Join columns of predictions: rows of the same target, configuration, seed and star become one row.
+
+    A label that a row does not have, as stars without it are not tested with it, is NaN.
+    """
+    if len({tuple(part) for part in parts}) == 1:  # one label: no row occurs twice
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    place: dict[tuple[Any, ...], int] = {}
+    rows = [
+        np.array(
+            [place.setdefault(key, len(place)) for key in zip(*(part[name] for name in _KEYS), strict=True)]
+        )
+        for part in parts
+    ]
+    columns = {name: np.array([key[index] for key in place]) for index, name in enumerate(_KEYS)}
+    for part, at in zip(parts, rows, strict=True):
+        for name in (name for name in part if name not in _KEYS):
+            columns.setdefault(name, np.full(len(place), np.nan))[at] = part[name]
+    return columns
+
+
+def _columns(
+    target: Target,
+    splits: Splits,
+    adapted: Sequence[AdaptationResult],
+    baselines: Mapping[str, FloatArray] | None = None,
+    intervals: Sequence[Intervals] = (),
+) -> dict[str, Any]:
+    """Return the columns of predictions.ecsv for the test stars; baselines have no intervals."""
+    predictions = {one.configuration.name: one.predictions for one in adapted} | dict(baselines or {})
+    seeds, stars = splits.test.shape
+    count = seeds * stars
+    repeat = len(predictions)
+    none = Intervals(*np.full((len(SUFFIXES), *splits.test.shape), np.nan))
+    return {
+        "target": np.full(repeat * count, target.name),
+        "configuration": np.repeat(list(predictions), count),
+        "seed": np.tile(np.repeat(np.arange(seeds), stars), repeat),
+        "id": np.tile(target.labelled.id[splits.test].ravel(), repeat),
+        target.label: np.tile(target.truth[splits.test].ravel(), repeat),
+        f"{target.label}_predicted": np.concatenate(
+            [splits.of_test_stars(values).ravel() for values in predictions.values()]
+        ),
+        **_interval_columns(target.label, [*intervals, *[none] * (repeat - len(intervals))]),
+    }
+
+
+def _interval_columns(label: str, intervals: Sequence[Intervals]) -> dict[str, FloatArray]:
+    parts = [each.columns(label) for each in intervals]
+    return {name: np.concatenate([part[name].ravel() for part in parts]) for name in parts[0]}
+
+
+def _save_adapters(
+    folder: Path,
+    model: Foundation,
+    target: Target,
+    adapted: Sequence[AdaptationResult],
+    calibrations: Sequence[Calibration | None],
+    rows: Sequence[results.Row],
+    section: str,
+) -> None:
+    """Write the factors of all seeds of each configuration, their scatter and the mean's calibration."""
+    sigma = {row["configuration"]: row["sigma"] for row in rows if row["subset"] == "all"}
+    for one, calibration in zip(adapted, calibrations, strict=True):
+        name = one.configuration.name
+        description = {
+            "configuration": name.removesuffix(FUSED),
+            "label": target.label,
+            "target": target.name,
+            "fwhm": target.fwhm,
+            "wavelength": dict(target.wavelength),
+            "preparation": dict(target.preparation),
+            "seeds": count_seeds(one.adapters),
+            "sigma": sigma.get(name),
+            "calibration": None if calibration is None else calibration.to_json(),
+            "lora": lora.describe(one.adapters, model.config.loras),
+            "chosen": results.plain(one.chosen),
+        }
+        save_adapter(
+            folder / name / section,
+            config=description,
+            arrays=jax.tree.map(np.asarray, one.adapters),
+            base=digest_of(model),
+        )
+
+
+def digest_of(model: Foundation) -> str:
+    """Return the digest of a model, which its adapters record.
+
+    Raises:
+        ModelError: the model was not loaded from a folder.
+    """
+    if model.digest is None:
+        raise ModelError("adapters can be saved only for a model that was loaded from a folder")
+    return model.digest
+
+
+def _plot_target(
+    folder: Path, one: Reached, rows: Sequence[results.Row], covered: Sequence[results.Row]
+) -> None:
+    target, splits = one.target, one.splits
+    stars, truth = target.labelled.id[splits.test], target.truth[splits.test]
+    panels = {
+        each.configuration.name: plots.per_star(
+            stars, truth, splits.of_test_stars(each.predictions), kind=_kind(each.configuration)
+        )
+        for each in one.results
+    }
+    label, unit = symbol_and_unit(target.label)
+    plots.plot_predictions(
+        folder / _plot_name(f"predictions_{target.name}", one.section),
+        panels,
+        rows=rows,
+        title=target.name,
+        label=label,
+        unit=unit,
+    )
+    if covered:
+        path = folder / _plot_name(f"calibration_{target.name}", one.section)
+        plot_calibration(path, covered, title=target.name, unit=unit)
+
+
+def _plot_name(name: str, section: str) -> str:
+    return f"{name}_{section}.png" if section else f"{name}.png"
