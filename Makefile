@@ -1,5 +1,5 @@
 # Every target sets up what it needs in .venv and runs from a fresh clone.
-#   make demo      the paper's table on real stars with the shipped model, into runs/demo
+#   make demo      the paper's table on real stars with the shipped model, into runs/demo; SEEDS=4: a quick look
 #   make experiments   all experiments of docs/experiments.md, into runs/experiments
 #   make test      the test suite without the slow and gpu marks; test-all: with slow; test-gpu: on an accelerator
 #   make lint      ruff and mypy;  make format: rewrite in place
@@ -14,6 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 comma := ,
 RUN ?= 1
+SEEDS ?= 16
 BENCH := bench$(if $(shell command -v nvidia-smi),$(comma)cuda)
 INPUTS := pyproject.toml constraints.txt
 
@@ -21,7 +22,7 @@ INPUTS := pyproject.toml constraints.txt
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-baselines
-	$(BIN)/python -m experiments.main_table --out runs/demo
+	$(BIN)/python -m experiments.main_table --out runs/demo --adapt.seeds $(SEEDS)
 
 experiments: $(VENV)/.installed-baselines
 	$(BIN)/python -m experiments.suite
