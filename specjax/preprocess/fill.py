@@ -8,6 +8,7 @@ from typing import Self
 import numpy as np
 
 from specjax.errors import DataError
+from specjax.preprocess.threads import for_each
 from specjax.typing import BoolArray, FloatArray, IntArray
 
 _ROWS_AT_ONCE = 256
@@ -83,13 +84,15 @@ class PrincipalFill:
         if flux.shape != mask.shape or flux.shape[1:] != self.mean.shape:
             raise DataError(f"flux {flux.shape} and mask {mask.shape} do not fit {self.mean.size} pixels")
         result = np.array(flux)
-        incomplete = np.flatnonzero(mask.any(axis=1))
-        for start in range(0, incomplete.size, _ROWS_AT_ONCE):
-            rows = incomplete[start : start + _ROWS_AT_ONCE]
+
+        def fill(rows: IntArray) -> None:
             part, masked = result[rows], mask[rows]
             expected = self._expected(part, None if ivar is None else ivar[rows], masked)
             np.copyto(part, expected, where=masked, casting="same_kind")
             result[rows] = part
+
+        incomplete = np.flatnonzero(mask.any(axis=1))
+        for_each(fill, np.split(incomplete, range(_ROWS_AT_ONCE, incomplete.size, _ROWS_AT_ONCE)))
         return result
 
     def _expected(self, flux: FloatArray, ivar: FloatArray | None, mask: BoolArray) -> FloatArray:

@@ -18,8 +18,9 @@ from specjax.preprocess.resample import (
     rows_by_grid,
     smooth,
 )
+from specjax.preprocess.threads import for_each
 from specjax.spectra import Spectra
-from specjax.typing import BoolArray, FloatArray, StrArray
+from specjax.typing import BoolArray, FloatArray, IntArray, StrArray
 from specjax.wavelength import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH
 
 OVERSAMPLED = 5.0
@@ -247,9 +248,11 @@ def _convert_batches(
     flag = np.empty(len(spectra), dtype=FLAG_DTYPE)
     if spectra.wavelength.ndim == 1:
         spectra = spectra.to_vacuum()  # once for all batches
-    for grid, rows in rows_by_grid(spectra.wavelength, len(spectra), _ROWS_AT_ONCE):
+
+    def convert_batch(batch: tuple[FloatArray, slice | IntArray]) -> None:
+        grid, rows = batch
         part = _columns_near(grid, reach)
-        batch = spectra.derive(
+        observed = spectra.derive(
             wavelength=grid[..., part],
             flux=spectra.flux[:, part][rows],
             ivar=spectra.ivar[:, part][rows],
@@ -257,9 +260,11 @@ def _convert_batches(
             id=spectra.id[rows],
             meta={name: column[rows] for name, column in spectra.meta.items()},
         )
-        done = convert(batch.to_vacuum())
+        done = convert(observed.to_vacuum())
         flux[rows] = np.where(done.mask, 1.0, done.flux)
         ivar[rows], mask[rows], flag[rows] = done.ivar, done.mask, done.meta["flag"]
+
+    for_each(convert_batch, rows_by_grid(spectra.wavelength, len(spectra), _ROWS_AT_ONCE))
     return replace(
         spectra,
         wavelength=LAMOST_WAVELENGTH,
