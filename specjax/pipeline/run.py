@@ -121,8 +121,7 @@ def _on_grid(plan: Plan, todo: Sequence[int], workers: int) -> Generator[tuple[i
             yield number, read_chunk(plan.chunks[number], plan.options)
         else:
             jobs[number] = (plan.chunks[number], plan.options)
-    total = sum(not chunk[0].prepared for chunk in plan.chunks)
-    yield from run_jobs(read_chunk, jobs, workers, ahead=workers, finish=False, total=total)
+    yield from run_jobs(read_chunk, jobs, workers, ahead=workers, finish=False)
 
 
 def _finish(

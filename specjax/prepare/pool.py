@@ -51,7 +51,6 @@ def run_jobs(
     *,
     ahead: int = 0,
     finish: bool = True,
-    total: int | None = None,
 ) -> Iterator[tuple[int, Result]]:
     """Apply a function to the arguments of each job, in this process if one worker suffices for all.
 
@@ -63,8 +62,6 @@ def run_jobs(
             most `workers + ahead` results are in memory.
         finish: if the consumer stops early, wait for running jobs, which write their own results; otherwise
             end the processes at once.
-        total: number of jobs of the whole run, if some are finished already. A resumed run with a single job
-            left still starts a worker: with other numbers of threads, linear algebra rounds differently.
 
     Yields:
         (number, result) of each job as it finishes, in any order.
@@ -72,7 +69,7 @@ def run_jobs(
     Raises:
         SpecjaxError: if a worker process died.
     """
-    if min(workers, total or len(jobs)) <= 1 or not jobs:
+    if min(workers, len(jobs)) <= 1:
         for number, arguments in jobs.items():
             yield number, function(*arguments)
         return

@@ -61,7 +61,5 @@ def test_rows_on_the_grid_are_in_the_order_of_their_sources(tmp_path):
     assert (spectra.ivar[4][~spectra.mask[4]] == np.float32(1e30)).all()
 
 
-@pytest.mark.parametrize(("total", "elsewhere"), [(None, False), (3, True)])
-def test_the_last_job_of_several_runs_in_a_worker_as_the_others_did(total, elsewhere):
-    ((_, process),) = run_jobs(os.getpid, {2: ()}, workers=2, total=total)
-    assert (process != os.getpid()) == elsewhere
+def test_a_single_job_starts_no_worker():
+    assert list(run_jobs(os.getpid, {2: ()}, workers=2)) == [(2, os.getpid())]
