@@ -302,3 +302,15 @@ def test_a_local_cluster(files, tmp_path, capfd, monkeypatch):
     assert main([*words, str(tmp_path / "one.parquet"), "--workers", "1"]) == 0
     (one,), (other,) = ((tmp_path / f"{name}.parquet").iterdir() for name in ("one", "dask"))
     assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.slow
+def test_workers_of_a_local_cluster_keep_freed_memory():
+    with (
+        cluster_module._local_cluster(1) as workers,
+        distributed.Client(workers, set_as_default=False) as client,
+    ):
+        (value,) = client.run(os.environ.get, "MALLOC_TRIM_THRESHOLD_").values()
+        (threads,) = client.run(os.environ.get, "OMP_NUM_THREADS").values()
+    assert value is None
+    assert threads == "1"  # other variables of Dask are kept
