@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +135,15 @@ def _plot_reconstruction(model: Foundation, source: Source, path: Path, stars: i
 
 
 def hidden_pixels(shape: SpecFormerConfig, backbone: Any, flux: jax.Array) -> tuple[jax.Array, BoolArray]:
-    """Hide chunks of spectra (n, p) as in training.
+    """Hide chunks of spectra (n, p) as in training, but of enough tokens to hide pixels where these overlap.
 
     Returns:
         The predicted standardised flux (n, p), and True (n, p) for pixels that no visible token contains.
     """
     tokens = tokenise(flux, shape)
-    hidden = chunk_mask(jax.random.key(0), len(tokens), shape)
+    enough = 2 * -(-shape.window // shape.stride) - 1
+    width = max(shape.mask_width, min(enough, shape.num_tokens // shape.mask_chunks - 1))
+    hidden = chunk_mask(jax.random.key(0), len(tokens), replace(shape, mask_width=width))
     seen = jnp.where(hidden[..., None], 0, tokens)
     predicted = apply(SpecFormer(shape), {"params": backbone}, seen, method="predict_tokens")
     if shape.flux_scale is not None:  # these tokens hold (flux - 1)/flux_scale

@@ -24,8 +24,9 @@ def test_a_linear_head_finds_a_linear_relation_and_is_scored_on_other_stars():
     np.testing.assert_array_equal(linear_head(x, y)[1], predicted)
 
 
-def test_hidden_pixels_are_in_no_visible_token_and_do_not_enter_the_prediction():
-    shape = dataclasses.replace(TINY.specformer, mask_chunks=2, mask_width=3)
+@pytest.mark.parametrize("width", [1, 3])
+def test_hidden_pixels_are_in_no_visible_token_and_do_not_enter_the_prediction(width):
+    shape = dataclasses.replace(TINY.specformer, mask_chunks=2, mask_width=width)
     backbone = jax.tree.map(jnp.asarray, random_system()["params"]["lamost"]["backbone"])
     flux = jnp.asarray(np.random.default_rng(1).normal(1, 0.1, (3, shape.num_pixels)), jnp.float32)
     predicted, hidden = hidden_pixels(shape, backbone, flux)
