@@ -26,6 +26,9 @@ _FILES_AT_ONCE = 256
 _BYTES_AT_ONCE = 32 << 20  # of files; preparing them takes about ten times that
 _FILES_ASKED = 20  # for the medium of their wavelengths
 _ROWS_AT_ONCE = 4096  # of an array file
+_PIXELS_AT_ONCE = (
+    1 << 23
+)  # of its rows: 64 MB per array; most of the time of larger ones is that of new memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,13 +259,15 @@ def _pieces(source: Source, split_prepared: bool) -> Iterator[Source]:
 
 def _row_ranges(source: Source) -> Iterator[Source]:
     try:
-        count = arrays.row_count(source.path)
+        count, pixels = arrays.flux_shape(source.path)
     except DataError:
-        count = 0
+        count, pixels = 0, 1
     if not count:  # damaged or empty, for the reader to refuse
         yield replace(source, prepared=False)
-    for start in range(0, count, _ROWS_AT_ONCE):
-        stop = min(start + _ROWS_AT_ONCE, count)
+    most = min(_ROWS_AT_ONCE, max(_PIXELS_AT_ONCE // max(pixels, 1), 1))
+    at_once = 1 << (most.bit_length() - 1)  # batches of the networks are powers of two
+    for start in range(0, count, at_once):
+        stop = min(start + at_once, count)
         yield replace(source, size=source.size * (stop - start) // count, rows=(start, stop))
 
 

@@ -235,8 +235,8 @@ def stream(
         disk.check()
 
 
-def row_count(path: Path) -> int:
-    """Return the number of spectra in an HDF5 file, from the shape of its flux.
+def flux_shape(path: Path) -> tuple[int, int]:
+    """Return the numbers of spectra and of pixels of an HDF5 file, without reading its flux.
 
     Raises:
         DataError: the file is not readable HDF5, or has no flux.
@@ -244,7 +244,8 @@ def row_count(path: Path) -> int:
     with open_hdf5(path) as file:
         if "flux" not in file:
             raise DataError(f"{path} has no flux: it contains {_list(file)}")
-        return int(file["flux"].shape[0]) if file["flux"].ndim == 2 else 1
+        shape = file["flux"].shape
+        return (int(shape[0]), int(shape[1])) if len(shape) == 2 else (1, int(np.prod(shape)))
 
 
 @contextmanager

@@ -241,6 +241,9 @@ def test_large_array_files_are_prepared_in_ranges_of_rows(tmp_path, monkeypatch)
     monkeypatch.setattr(plan, "_ROWS_AT_ONCE", 4)
     made = plan.make_plan([path], Options(), out=tmp_path / "all.h5")
     assert [source.rows for chunk in made.chunks for source in chunk] == [(0, 4), (4, 8), (8, 10)]
+    monkeypatch.setattr(plan, "_PIXELS_AT_ONCE", 3 * GRID.size)  # the next smaller power of two is 2
+    narrow = plan.make_plan([path], Options(), out=tmp_path / "all.h5")
+    assert [source.rows for chunk in narrow.chunks for source in chunk][:2] == [(0, 2), (2, 4)]
     result, _ = prepare(path, tmp_path / "all.h5")
     prepared = read(tmp_path / "all.h5")
     assert (result.files, prepared.has_ivar) == (1, False)
