@@ -88,6 +88,22 @@ def scratch_folder(parent: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if it exists, in one step: if the process is killed, it is whole or no longer there.
+
+    It is renamed first; `remove_leftovers` removes what a killed process leaves of it.
+    """
+    if not path.is_dir():
+        return
+    try:
+        removed = tempfile.mkdtemp(prefix=_prefix(path.name), dir=path.parent)
+        os.rename(path, removed)
+    except OSError:  # then file by file
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        shutil.rmtree(removed, ignore_errors=True)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what processes of this machine that no longer run were writing in a folder."""
     try:

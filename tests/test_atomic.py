@@ -1,13 +1,22 @@
 import contextlib
 import errno
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from specjax import atomic
-from specjax.atomic import atomic_file, atomic_folder, previous_folder, recover_folder
+from specjax.atomic import (
+    atomic_file,
+    atomic_folder,
+    check_folder,
+    previous_folder,
+    recover_folder,
+    remove_folder,
+)
 from specjax.errors import SpecjaxError
 
 
@@ -147,6 +156,41 @@ def test_only_what_a_killed_process_left_is_removed(tmp_path):
         assert len(hidden(tmp_path)) == 6
     write_both(tmp_path)
     assert sorted(hidden(tmp_path)) == sorted(kept)
+
+
+REMOVER = """
+import os, shutil, signal, sys
+from pathlib import Path
+from specjax.atomic import remove_folder
+
+def killed(path, **options):
+    next(Path(path).iterdir()).unlink()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+shutil.rmtree = killed
+remove_folder(Path(sys.argv[1]))
+"""
+
+
+def test_a_folder_whose_removal_is_killed_is_gone_and_its_rest_is_removed_later(tmp_path):
+    folder = tmp_path / ".all.h5.parts"
+    folder.mkdir()
+    for name in ("plan.json", "000000.npz"):
+        (folder / name).write_text("x")
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    status = subprocess.run([sys.executable, "-c", REMOVER, folder], env=environment).returncode
+    assert status == -signal.SIGKILL
+    assert not folder.exists()
+    assert len(hidden(tmp_path)) == 1
+    write_both(tmp_path)
+    assert hidden(tmp_path) == []
+
+
+def test_a_folder_is_removed_if_it_exists(tmp_path):
+    (tmp_path / "parts" / "deeper").mkdir(parents=True)
+    remove_folder(tmp_path / "parts")
+    remove_folder(tmp_path / "absent" / "parts")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_number_that_another_process_has_now_is_not_its_owner(tmp_path):

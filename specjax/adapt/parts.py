@@ -8,7 +8,6 @@ what they depend on, so that a run that would give other results is refused.
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from specjax.adapt.configuration import Configuration
 from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.splits import Splits
 from specjax.adapt.target import Target
-from specjax.atomic import atomic_file
+from specjax.atomic import atomic_file, remove_folder
 from specjax.checkpoints.trees import flatten, unflatten
 from specjax.foundation import Foundation
 from specjax.npz import NpzError, read_npz
@@ -74,7 +73,7 @@ class Parts:
 
     def remove(self) -> None:
         """Remove the folder when the study is complete."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_folder(self.folder)
 
 
 def _read(path: Path) -> Seeds | None:

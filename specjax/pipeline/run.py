@@ -5,13 +5,13 @@ ones, and writes its rows as a part. On a cluster, each worker does all of this.
 so that the same run continues where it was stopped, in either way.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from zipfile import BadZipFile
 
+from specjax.atomic import remove_folder
 from specjax.errors import DataError
 from specjax.flags import Flag
 from specjax.pipeline.cluster import compute_on_cluster
@@ -143,7 +143,7 @@ def _finish(
     if refused or report.exists():  # a report of an earlier run would mislead
         write_report(report, [(file, "", "refused", reason) for file, reason in refused])
     if not full:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
         several = f"none of {plan.file_count} files could be used (see {report}); the first: {refused[0][1]}"
         raise DataError(refused[0][1] if plan.file_count == 1 else several)
     say(f"writing {out}")
@@ -154,7 +154,7 @@ def _finish(
         flags = Counter(columns["flag"].tolist())
     if look is not None:
         look(full)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_folder(folder)
     for flag, count in flags.items():
         if flag != Flag.GOOD:
             say(f"{count} of {flags.total()} spectra are flagged {flag!r}")

@@ -5,7 +5,6 @@ The published stages run alone or in sequence.
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from specjax import distributed
-from specjax.atomic import check_folder
+from specjax.atomic import check_folder, remove_folder
 from specjax.checkpoints import load_model
 from specjax.config import ModelConfig, get_preset
 from specjax.errors import ConfigError, ModelError
@@ -214,7 +213,7 @@ def pretrain_from_files(
         keep(states, out / LOGS)
         if source is not None:
             probe(model, source, out / LOGS, say)
-        shutil.rmtree(states, ignore_errors=True)
+        remove_folder(states)
     return model
 
 

@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from specjax import distributed
-from specjax.atomic import check_folder
+from specjax.atomic import check_folder, remove_folder
 from specjax.config import get_preset
 from specjax.errors import ConfigError
 from specjax.foundation import Foundation
@@ -103,7 +102,7 @@ def pretrain(
     if distributed.is_main():
         model.save(out, half=True, record={"training": record})
         keep(states, out / LOGS)
-        shutil.rmtree(states, ignore_errors=True)
+        remove_folder(states)
     return model
 
 
