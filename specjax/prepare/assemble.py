@@ -47,16 +47,20 @@ class Assembled:
     report: Report
 
 
-def assemble(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Spectra]) -> Assembled:
+def assemble(
+    parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Spectra], report_path: Path
+) -> Assembled:
     """Write the prepared file from the parts, atomically and with one part in memory at a time.
 
-    Of several spectra with the same id the first is kept. If there are no spectra, no file is written.
+    Of several spectra with the same id the first is kept. If there are no spectra, no file is written. The
+    report comes first, so that a file that exists has one.
 
     Args:
         parts: files of `write_part`.
         out: the file to write.
         plan: the plan from which the parts were made.
         xp: Gaia XP spectra for the XP side, matched by id.
+        report_path: the table to write, see `write_report`.
 
     Raises:
         DataError: if no Gaia XP spectrum has the id of a spectrum.
@@ -64,12 +68,15 @@ def assemble(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Spectra]
     headers = [read_part(path, pixels=False) for path in parts]
     rows, report = _first_of_each_id(headers)
     if not any(map(len, rows)):
+        write_report(report_path, report)
         return Assembled(flags=np.zeros(0, dtype="<U1"), partners=0, without_ivar=0, report=report)
     xp_side = _XPSide(xp, headers)
     ids = np.concatenate([header.id[kept] for header, kept in zip(headers, rows, strict=True)])
     meta = stack_columns(
         [_rows(header.meta["lamost"], kept) for header, kept in zip(headers, rows, strict=True) if len(kept)]
     )
+    flagged = zip(meta["file"], ids, meta["flag"], strict=True)
+    report += [(str(name), str(star), "flagged", str(flag)) for name, star, flag in flagged if flag]
     with atomic_file(out) as temporary:
         import h5py  # imported here because it is slow
 
@@ -82,8 +89,7 @@ def assemble(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Spectra]
             _write_pixels(file, LAMOST_WAVELENGTH, len(ids), _blocks(parts, rows, "lamost"))
             partners = xp_side.write(file, plan, parts, headers, rows)
             checksums.seal(file)
-    flagged = zip(meta["file"], ids, meta["flag"], strict=True)
-    report += [(str(name), str(star), "flagged", str(flag)) for name, star, flag in flagged if flag]
+        write_report(report_path, report)
     without_ivar = sum(header.without_ivar for header in headers)
     return Assembled(flags=meta["flag"], partners=partners, without_ivar=without_ivar, report=report)
 

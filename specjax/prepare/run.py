@@ -1,13 +1,13 @@
 """Run the preparation: resume finished chunks, prepare the rest, assemble the file and report."""
 
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from specjax.atomic import remove_folder, remove_leftovers
 from specjax.errors import ConfigError, DataError
-from specjax.prepare.assemble import assemble, write_report
+from specjax.prepare.assemble import assemble
 from specjax.prepare.plan import Options, Plan, make_plan, report_medium, report_path
 from specjax.prepare.pool import core_count, run_chunks
 from specjax.prepare.resume import begin_or_resume, parts_folder
@@ -79,6 +79,7 @@ def prepare_spectra(
     report_medium((source for chunk in plan.chunks for source in chunk), plan.options, say)
     if out.exists():
         if prepared.recognise(out) and prepared.read_plan(out) == plan.digest:
+            _remove_parts(out)
             say(f"{out} was already prepared from these files")
             return None
         raise ConfigError(
@@ -130,14 +131,13 @@ class _Progress:
 
 
 def _finish(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Spectra], say: Say) -> PrepareResult:
-    """Write the file and the report, remove the parts, and say the counts."""
+    """Write the report and the file, remove the parts, and say the counts."""
     report = report_path(out)
     try:
-        assembled = assemble(parts, out, plan, xp)
+        assembled = assemble(parts, out, plan, xp, report)
     except (ValueError, KeyError, EOFError) as error:
         raise DataError(f"{parts[0].parent} is damaged: remove it to start over ({error})") from None
-    write_report(report, assembled.report)
-    shutil.rmtree(parts[0].parent, ignore_errors=True)
+    _remove_parts(out)
     if not assembled.flags.size:
         first = f"; the first: {assembled.report[0][3]}" if assembled.report else ""
         raise DataError(f"none of {plan.file_count} files could be used (see {report}){first}")
@@ -156,6 +156,12 @@ def _finish(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Spectra],
     if 0 < assembled.without_ivar < result.spectra:
         say(f"{assembled.without_ivar} spectra have no uncertainties: those of the others are not used")
     return result
+
+
+def _remove_parts(out: Path) -> None:
+    """Remove the parts of a finished file, and what a killed run has left of them."""
+    remove_folder(parts_folder(out))
+    remove_leftovers(out.absolute().parent)
 
 
 def _say_counts(result: PrepareResult, say: Say) -> None:

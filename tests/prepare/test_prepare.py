@@ -10,7 +10,7 @@ from astropy.table import Table
 
 from specjax.cli import main
 from specjax.errors import ConfigError, DataError
-from specjax.prepare import Options, plan, pool, prepare_spectra
+from specjax.prepare import Options, assemble, plan, pool, prepare_spectra, run
 from specjax.preprocess import to_gaia_xp, to_lamost
 from specjax.spectra import Spectra
 from specjax.surveys import read, read_xp
@@ -207,6 +207,37 @@ def test_a_finished_file_is_kept(tmp_path):
     (tmp_path / "other.h5").write_text("a file of the user")
     with pytest.raises(ConfigError, match="exists"):
         prepare(folder, tmp_path / "other.h5")
+
+
+class KilledError(Exception):
+    """Ends a run as a kill does, but without ending the test."""
+
+
+def killed(*_given):
+    raise KilledError
+
+
+def test_a_file_that_exists_has_its_report(tmp_path, monkeypatch):
+    folder, out = write_stars(tmp_path / "raw", 2), tmp_path / "all.h5"
+    with monkeypatch.context() as patched:
+        patched.setattr(assemble, "write_report", killed)
+        with pytest.raises(KilledError):
+            prepare(folder, out)
+    assert not out.exists()
+    assert prepare(folder, out)[0].report.exists()
+
+
+def test_parts_that_a_kill_has_left_of_a_finished_run_are_removed(tmp_path, monkeypatch):
+    folder, out = write_stars(tmp_path / "raw", 2), tmp_path / "all.h5"
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "remove_folder", killed)
+        with pytest.raises(KilledError):
+            prepare(folder, out)
+    before = out.read_bytes()
+    assert list(tmp_path.glob(".*"))
+    assert prepare(folder, out)[0] is None
+    assert not list(tmp_path.glob(".*"))
+    assert out.read_bytes() == before
 
 
 def test_a_prepared_file_among_the_raw_ones_is_not_an_input(tmp_path):
