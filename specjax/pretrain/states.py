@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from specjax.atomic import atomic_file
 from specjax.errors import DataError
 
 
@@ -22,4 +23,5 @@ def check_states(states: Path, settings: str, resume: bool) -> None:
     if record.is_file() and record.read_text() != settings:
         raise DataError(f"{states} holds a run with other options: repeat them, or remove the folder")
     states.mkdir(parents=True, exist_ok=True)
-    record.write_text(settings)
+    with atomic_file(record) as temporary:
+        temporary.write_text(settings)
