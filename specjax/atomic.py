@@ -175,13 +175,22 @@ def check_folder(path: str | Path, *, known: Collection[str] = ()) -> None:
     """Check that `atomic_folder` may write a folder, before work that would be lost; create its parents.
 
     Raises:
-        SpecjaxError: The folder has other contents; they are not changed.
+        SpecjaxError: The folder has other contents, which are not changed, or its parent cannot be written.
     """
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
+    _check_writable(path.parent)
     recover_folder(path)
     if path.exists() and not _is_ours(path, known):
         raise SpecjaxError(f"{path} exists and was not written by specjax; it is left unchanged")
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise SpecjaxError if nothing can be made in a folder; permissions do not tell, as on a full disk."""
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=_prefix("trial"), dir=folder))
+    except OSError as error:
+        raise SpecjaxError(f"{folder} cannot be written: {error.strerror}") from None
 
 
 def _is_ours(path: Path, known: Collection[str]) -> bool:

@@ -204,6 +204,12 @@ def test_a_number_that_another_process_has_now_is_not_its_owner(tmp_path):
     assert hidden(tmp_path) == [mine]
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that nobody can write")
+def test_a_folder_that_cannot_be_written_is_noticed_before_the_work():
+    with pytest.raises(SpecjaxError, match="/proc cannot be written"):
+        check_folder("/proc/run")
+
+
 def test_names_of_any_length_can_be_written(tmp_path):
     with atomic_file(tmp_path / f"{'x' * 250}.json") as temporary:
         temporary.write_text("x")
