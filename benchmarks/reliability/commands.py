@@ -3,15 +3,13 @@
 import dataclasses
 import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.reliability.kinds import write_stars
-from specjax.checkpoints import load_model
+from specjax.checkpoints import load_adapter, load_model
 from specjax.checkpoints.trees import flatten
 from specjax.prepare import prepare_spectra
 from specjax.progress import silent
@@ -20,6 +18,7 @@ from specjax.surveys.io.tables import read_table
 from specjax.typing import AnyArray
 
 STARS = 40
+FILES = 260  # of `specjax prepare`, which makes two chunks of them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,26 +37,38 @@ class Command:
     read: Callable[[Path], AnyArray]
     again: tuple[str, ...] = ()
 
+    def filled(self, out: Path, again: bool = False) -> list[str]:
+        """Return the words with the path of the output."""
+        words = self.words + (self.again if again else ())
+        return [str(out) if word == "OUT" else word for word in words]
 
-def make_commands(place: Path) -> dict[str, Command]:
-    """Write the inputs below a folder and return the commands."""
+
+def make_commands(place: Path, wanted: Collection[str]) -> dict[str, Command]:
+    """Write the inputs below a folder, and return the wanted commands and those that they need."""
+    many = write_stars(place / "many", FILES)
     stars = write_stars(place / "stars", STARS)
-    ready = place / "ready.h5"
-    prepare_spectra([stars], ready, workers=1, say=silent)
-    adapt = ("adapt", "--spectra", str(ready), "--labels", str(stars.with_suffix(".csv")), "--out", "OUT")
-    sizes = ("--seeds", "2", "--train", "20", "--validate", "6", "--steps", "10")
-    adapter = place / "reference" / "run" / "adapters" / "stars" / "lora4"
-    return {
+    ready = [place / f"ready{number}.h5" for number in range(3)]
+    prepare_spectra([stars], ready[0], workers=1, say=silent)
+    for copy in ready[1:]:
+        shutil.copy(ready[0], copy)
+    adapt = ("adapt", "--spectra", str(ready[0]), "--labels", str(stars.with_suffix(".csv")), "--out", "OUT")
+    sizes = ("--configuration", "lora2", "lora4", "--seeds", "2", "--train", "20", "--validate", "6")
+    adapter = place / "adapt" / "reference" / "run" / "adapters" / "stars" / "lora4"
+    commands = {
         "prepare": Command(
-            words=("prepare", str(stars), "--out", "OUT", "--workers", "1"), out="p.h5", read=_pixels
+            words=("prepare", str(many), "--out", "OUT", "--workers", "1"),
+            out="p.h5",
+            read=_pixels,
         ),
-        "adapt": Command(words=(*adapt, *sizes), out="run", read=_scores),
+        "adapt": Command(words=(*adapt, *sizes, "--steps", "10"), out="run", read=_scores),
         "predict": Command(
-            words=("predict", "--adapter", str(adapter), str(ready), "-o", "OUT"), out="l.fits", read=_labels
+            words=("predict", "--adapter", str(adapter), *map(str, ready), "-o", "OUT"),
+            out="l.fits",
+            read=_labels,
         ),
         "pretrain": Command(
             words=(
-                *("pretrain", "--out", "OUT", "--spectra", str(ready), "--stages", "backbone"),
+                *("pretrain", "--out", "OUT", "--spectra", str(ready[0]), "--stages", "backbone"),
                 *("--steps", "6", "--batch", "8", "--report-every", "2", "--save-every", "2"),
             ),
             out="model",
@@ -65,27 +76,14 @@ def make_commands(place: Path) -> dict[str, Command]:
             again=("--resume",),
         ),
     }
+    needed = {*wanted, *(("adapt",) if "predict" in wanted else ())}
+    return {name: command for name, command in commands.items() if name in needed}
 
 
-def start(
-    words: tuple[str, ...], out: Path, environment: Mapping[str, str], prefix: tuple[str, ...] = ()
-) -> "subprocess.Popen[str]":
-    """Start a command in its own group of processes."""
-    filled = [str(out) if word == "OUT" else word for word in words]
-    return subprocess.Popen(
-        [*prefix, sys.executable, "-m", "specjax", *filled],
-        env=dict(environment),
-        text=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-
-
-def environment_of(place: Path) -> dict[str, str]:
-    """Return the environment of the commands, with a cache of its own."""
+def environment_of(cache: Path) -> dict[str, str]:
+    """Return the environment of the commands, with their cache folder."""
     root = str(Path(__file__).parents[2])
-    return {**os.environ, "SPECJAX_CACHE": str(place / "cache"), "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
+    return {**os.environ, "SPECJAX_CACHE": str(cache.absolute()), "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
 
 
 def remove(path: Path) -> None:
@@ -101,11 +99,16 @@ def _pixels(path: Path) -> AnyArray:
 
 
 def _labels(path: Path) -> AnyArray:
-    return np.asarray(read_table(path)["fe_h"], dtype=np.float64)
+    found = read_table(path)
+    return np.concatenate([np.asarray(found[name], dtype=np.float64) for name in ("fe_h", "fe_h_err")])
 
 
 def _scores(path: Path) -> AnyArray:
-    return np.asarray(read_table(path / "predictions.ecsv")["fe_h_predicted"], dtype=np.float64)
+    """Return the predictions, and the adapters of all configurations."""
+    scores = [np.asarray(read_table(path / "predictions.ecsv")["fe_h_predicted"], dtype=np.float64)]
+    folders = sorted((path / "adapters" / "stars").iterdir())
+    leaves = [leaf for folder in folders for _, leaf in flatten(load_adapter(folder).arrays)]
+    return np.concatenate(scores + [np.ravel(leaf).astype(np.float64) for leaf in leaves if leaf is not None])
 
 
 def _parameters(path: Path) -> AnyArray:
