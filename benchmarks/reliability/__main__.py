@@ -118,14 +118,16 @@ def _kill(_: str, place: Path, options: Options) -> Any:
 
 
 def _limit(_: str, place: Path, options: Options) -> Any:
-    place.parent.chmod(0o755)  # another user reads the inputs
     with forking(environment_of(options.cache or place / "cache")) as context:
         for name, command in make_commands(place, options.commands).items():
             trial = kills.Trial(command, place / name, context)
             if name not in options.commands:
                 continue
-            for lack, limit in make_limits(place, options.cache or place / "cache", options.memory).items():
-                yield f"{name}, {lack}", limit_command(command, place / name, limit, trial.reference)
+            for lack, limit in make_limits(place, options.memory).items():
+                yield (
+                    f"{name} without {lack}",
+                    limit_command(command, place / name, limit, trial.reference, context),
+                )
 
 
 if __name__ == "__main__":

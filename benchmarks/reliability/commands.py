@@ -18,7 +18,6 @@ from specjax.surveys.io.tables import read_table
 from specjax.typing import AnyArray
 
 STARS = 40
-FILES = 260  # of `specjax prepare`, which makes two chunks of them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,6 @@ class Command:
 
 def make_commands(place: Path, wanted: Collection[str]) -> dict[str, Command]:
     """Write the inputs below a folder, and return the wanted commands and those that they need."""
-    many = write_stars(place / "many", FILES)
     stars = write_stars(place / "stars", STARS)
     ready = [place / f"ready{number}.h5" for number in range(3)]
     prepare_spectra([stars], ready[0], workers=1, say=silent)
@@ -56,7 +54,7 @@ def make_commands(place: Path, wanted: Collection[str]) -> dict[str, Command]:
     adapter = place / "adapt" / "reference" / "run" / "adapters" / "stars" / "lora4"
     commands = {
         "prepare": Command(
-            words=("prepare", str(many), "--out", "OUT", "--workers", "1"),
+            words=("prepare", str(stars), "--out", "OUT", "--workers", "1"),
             out="p.h5",
             read=_pixels,
         ),

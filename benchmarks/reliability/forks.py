@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -34,14 +34,16 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """When a process ends itself.
+    """What happens in a process before and while a command runs.
 
     Attributes:
+        before: is called before it.
         watched: a folder; the changes of files in it are counted.
         changes: a file that says how many there were, one character each.
         kill_at: the process ends itself with SIGKILL before the change with this number, from 0.
     """
 
+    before: Callable[[], None] | None = None
     watched: Path | None = None
     changes: Path | None = None
     kill_at: int | None = None
@@ -93,6 +95,8 @@ def _run(words: Sequence[str], errors: Path, conditions: Conditions) -> None:
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    if conditions.before is not None:
+        conditions.before()
     if conditions.watched is not None and conditions.changes is not None:
         _watch(conditions.watched, conditions.changes, conditions.kill_at)
     sys.exit(main(words))

@@ -51,7 +51,9 @@ class Trial:
 
     def start(self, *, again: bool = False, kill_at: int | None = None) -> BaseProcess:
         """Start the command; `again` continues an interrupted run."""
-        watched = forks.Conditions(watched=self.out.parent, changes=self.marks, kill_at=kill_at)
+        watched = forks.Conditions(
+            before=small_chunks, watched=self.out.parent, changes=self.marks, kill_at=kill_at
+        )
         self.marks.unlink(missing_ok=True)
         return forks.start(self.context, self.command.filled(self.out, again), self.errors, watched)
 
@@ -89,6 +91,13 @@ class Trial:
     def _names(self) -> set[str]:
         """Return the names of all files and folders beside and in the output."""
         return {str(path.relative_to(self.out.parent)) for path in self.out.parent.rglob("*")}
+
+
+def small_chunks() -> None:
+    """Let chunks of files be small, so that a few stars make several."""
+    from specjax.prepare import plan
+
+    plan._FILES_AT_ONCE = 12
 
 
 def kill_at_random(trial: Trial, count: int, rng: Generator) -> dict[str, Any]:
