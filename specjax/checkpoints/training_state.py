@@ -5,11 +5,15 @@ Orbax's own format has no checksum of the arrays: almost any flipped bit would c
 
 import json
 import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from specjax.checkpoints.tensor_file import sha256_of
-from specjax.errors import ModelError
+from specjax.errors import ModelError, TrainingError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +52,24 @@ class TrainingStates:
         self._manager = ocp.CheckpointManager(self.folder.resolve(), options=options)
 
     def __enter__(self) -> "TrainingStates":
+        logging.getLogger("absl").addFilter(_is_no_error)
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        try:
+            with self._reported() if kind is None else suppress(Exception):  # the first error is the cause
+                self._manager.close()
+        finally:
+            logging.getLogger("absl").removeFilter(_is_no_error)
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Turn a state that cannot be written into an error of one line; Orbax raises many types."""
+        try:
+            yield
+        except Exception as error:
+            path = self.folder / str(self._saving)
+            raise TrainingError(f"the training state {path} cannot be written: {_reason(error)}") from None
 
     def latest_step(self) -> int | None:
         """Return the newest complete step, None if there is none."""
@@ -66,6 +84,9 @@ class TrainingStates:
             state: pytree of arrays, scalars and random keys (parameters, optimizer state, ...). Its buffers
                 may be reused as soon as this returns.
             position: of the input, in plain numbers.
+
+        Raises:
+            TrainingError: this state, or the one before it, cannot be written.
         """
         import jax
         import orbax.checkpoint as ocp
@@ -73,13 +94,19 @@ class TrainingStates:
         if jax.default_backend() == "cpu":  # where Orbax writes from the buffers themselves
             state = jax.tree.map(jax.numpy.copy, state)
         items = {"state": ocp.args.StandardSave(state), "position": ocp.args.JsonSave(position or {})}
-        self._manager.wait_until_finished()  # before the number changes
+        self.wait()  # before the number changes
         self._saving = step
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        with self._reported():
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def wait(self) -> None:
-        """Wait until all states are written."""
-        self._manager.wait_until_finished()
+        """Wait until all states are written.
+
+        Raises:
+            TrainingError: one cannot be written.
+        """
+        with self._reported():
+            self._manager.wait_until_finished()
 
     def restore(self, like: Any) -> Restored:
         """Read the newest complete state.
@@ -112,6 +139,20 @@ class TrainingStates:
         for folder in self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
             sums = {name: sha256_of(folder / name) for name in _files(folder)}
             (folder / SUMS).write_text(json.dumps(sums, indent=1))
+
+
+def _is_no_error(record: logging.LogRecord) -> bool:
+    """Return whether a message of Orbax is no error: it raises those, and logs each with tracebacks."""
+    return record.levelno < logging.ERROR
+
+
+def _reason(error: Exception) -> str:
+    """Return why a file cannot be written: the error of the system if there is one, or the first line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if found := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(found[1]))
+    return one_line((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 def _files(folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.reliability import damage, forks, kills, kinds
 from benchmarks.reliability.commands import Command, environment_of
-from benchmarks.reliability.limits import Limit, output_state
+from benchmarks.reliability.limits import output_state
 from specjax.errors import DataError
 from specjax.surveys import read
 

@@ -1,4 +1,7 @@
+import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +99,36 @@ def test_a_damaged_state_is_named_with_the_one_before_it(tmp_path):
         shutil.rmtree(tmp_path / "2")
     with TrainingStates(tmp_path) as states:
         np.testing.assert_array_equal(states.restore({"w": jnp.zeros(3)}).state["w"], 1)
+
+
+FULL_DISK = """
+import resource, sys
+import jax.numpy as jnp
+from specjax.checkpoints import TrainingStates
+from specjax.errors import TrainingError
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+for last in ("save", "wait", "close"):
+    try:
+        with TrainingStates(f"{sys.argv[1]}/{last}") as states:
+            states.save(1, {"w": jnp.arange(9000)})
+            if last == "save":
+                states.save(2, {"w": jnp.arange(9000)})
+            if last == "wait":
+                states.wait()
+    except TrainingError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_is_one_error_of_one_line(tmp_path):
+    own = {**os.environ, "PYTHONPATH": os.getcwd(), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", FULL_DISK, tmp_path]
+    done = subprocess.run(command, env=own, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        f"the training state {tmp_path / last / '1'} cannot be written: File too large"
+        for last in ("save", "wait", "close")
+    ]
+    assert done.stderr == ""
 
 
 def test_states_of_earlier_versions_are_restored_with_a_warning(tmp_path, caplog):
