@@ -6,12 +6,13 @@ that are read. An uncompressed file without these has nothing by which damage co
 
 import gzip
 import io
+import re
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from astropy.io import fits
@@ -25,9 +26,11 @@ _DAMAGE = (OSError, LookupError, TypeError, AttributeError, ValueError, EOFError
 """Raised by astropy, and by the code inside the block, on truncated, empty or foreign files."""
 
 _SUMS = "(Check|Data)sum verification failed"
+_DROPPED = "Error validating header for HDU"
 _GZIP = b"\x1f\x8b"
 _IN_MEMORY = 64 << 20  # bytes of a gzipped file that is unpacked at once; a larger one is read twice
 _CHUNK = 1 << 20
+_EXTENSION = b"XTENSION"
 
 
 @contextmanager
@@ -55,6 +58,7 @@ def open_fits(
             warnings.filterwarnings("error", message=_SUMS, category=AstropyUserWarning)
             if odd_cards:
                 warnings.simplefilter("ignore", VerifyWarning)
+            dropped = _collect_dropped()
             # The stream is opened and closed here: fits.open leaves its own open when it fails.
             with (
                 path.open("rb") as stream,
@@ -62,12 +66,42 @@ def open_fits(
                 fits.open(content, memmap=memmap, checksum=check) as hdus,
             ):
                 yield hdus
+                if dropped and _follows_extension(hdus, content):
+                    raise DataError(f"{path} is damaged: its HDU {dropped[0]} cannot be read")
     except gzip.BadGzipFile as error:
         raise DataError(f"{path} is damaged: {error}") from None
     except (*_DAMAGE, VerifyError, AstropyUserWarning) as error:
         line = str(error).strip().splitlines() or [type(error).__name__]
         fault = "damaged" if line[0].startswith(("Checksum", "Datasum")) else f"not {kind}"
         raise DataError(f"{path} is {fault}: {line[0]}") from None
+
+
+def _collect_dropped() -> list[str]:
+    """Return a list that gets the number of an HDU that astropy drops, with those after it, and a warning.
+
+    The caller is in a block of `catch_warnings`, which restores how warnings are shown.
+    """
+    dropped: list[str] = []
+    show = warnings.showwarning
+
+    def collect(message: Warning | str, *about: Any, **more: Any) -> None:
+        if found := re.match(rf"{_DROPPED} #(\d+)", str(message)):
+            dropped.append(found[1])
+        else:
+            show(message, *about, **more)
+
+    warnings.filterwarnings("always", message=_DROPPED, category=VerifyWarning)
+    warnings.showwarning = collect
+    return dropped
+
+
+def _follows_extension(hdus: fits.HDUList, content: BinaryIO) -> bool:
+    """Return whether an extension follows the HDUs that astropy has read, and not merely further bytes."""
+    place = hdus[-1].fileinfo()
+    if place is None:
+        return False
+    content.seek(place["datLoc"] + place["datSpan"])
+    return content.read(len(_EXTENSION)) == _EXTENSION
 
 
 def _unpacked(stream: BinaryIO) -> BinaryIO:

@@ -73,3 +73,12 @@ def test_wrong_checksums_are_refused_with_their_hdu(tmp_path):
     path.write_bytes(data.replace(b"IVAR    ", b"IVAS    "))
     with pytest.raises(DataError, match=r"stack\.fits is damaged: Checksum verification failed .*IVAS"):
         read(path)
+
+
+def test_bytes_after_the_last_hdu_are_no_damage(tmp_path):
+    path = stack(tmp_path / "stack.fits", checksum=True)
+    expected = read(path)
+    path.write_bytes(path.read_bytes() + b"further bytes" * 300)
+    with io_fits.open_fits(path, "a stack of spectra") as hdus:
+        assert [hdu.name for hdu in hdus] == ["PRIMARY", "FLUX", "IVAR", "WAVE"]
+    assert same_spectra(read(path), expected)

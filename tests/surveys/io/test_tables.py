@@ -151,3 +151,16 @@ def test_a_flipped_bit_of_a_written_fits_table_is_refused(tmp_path):
     path.write_bytes(flip(data, 8 * (data.rindex(np.array([0.1], ">f8").tobytes()) + 5)))
     with pytest.raises(DataError, match=r"labels\.fits is damaged: .*sum verification failed"):
         read_table(path)
+
+
+@pytest.mark.filterwarnings("ignore:non-ASCII characters")
+@pytest.mark.parametrize("lost", [1, 5])
+def test_a_fits_table_whose_header_has_lost_bytes_is_refused(tmp_path, lost):
+    """astropy drops the table from what it checks, and then reads the rows from a wrong place."""
+    path = tmp_path / "labels.fits"
+    write_table(path, {"id": np.array(["a", "b"]), "fe_h": np.array([0.1, -0.5])})
+    data = path.read_bytes()
+    end = data.index(b"END" + b" " * 77, 2880) // 2880 * 2880 + 2880  # of the header of the table
+    path.write_bytes(data[: end - lost] + data[end:])
+    with pytest.raises(DataError, match="is damaged: its HDU 1 cannot be read"):
+        read_table(path)
