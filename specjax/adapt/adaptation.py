@@ -38,7 +38,8 @@ class AdaptationResult:
         configuration: what was adapted and the heads that predict.
         predictions: (S, n) the label of all labelled stars, in physical units.
         unseen: (S, a + b) that of the training and validation stars of each seed, as predicted without having
-            seen them: the former out of fold. Zero-shot predictions have seen none.
+            seen them: the former out of fold, and all by a candidate that the star did not help to select.
+            Zero-shot predictions have seen none.
         adapters: the trained leaves (S, ...); {} for zero-shot.
         chosen: "tower" and "head", the factors on the updates, and "step", after which training stopped, each
             (S,), as selected; 0 for what remains as it is.

@@ -12,7 +12,7 @@ from specjax.adapt import forward
 from specjax.adapt.candidates import Scorer, chosen_adapter, snapshots, split_tower
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.inputs import TargetInputs
-from specjax.adapt.selection import Candidates, select
+from specjax.adapt.selection import Candidates, select, select_without
 from specjax.adapt.settings import AdaptConfig
 from specjax.adapt.splits import Splits
 from specjax.adapt.stage import Fitted, Stage, Trainer
@@ -27,8 +27,8 @@ class GroupResult:
 
     Attributes:
         predictions: (S, n) the label of all labelled stars, in physical units.
-        unseen: (S, a + b) what the selected candidate predicts for the training stars out of fold and for the
-            validation stars, in physical units.
+        unseen: (S, a + b) predictions of the training stars out of fold and of the validation stars, in
+            physical units. Each is that of the candidate which is selected without this star.
         adapters: the trained leaves (S, ...).
         chosen: "tower", "head" and "step", each (S,), see `AdaptationResult`.
         at_the_end: (S,) True for the seeds that selected the end of the training of the tower, at its full
@@ -76,12 +76,10 @@ class SeedGroup:
         candidates = scorer.candidates(heads, fits, *scales)
         unit = forward.label_scale(self.model, heads[-1], self.target.label)[1]
         scaled = dataclasses.replace(candidates, unseen=candidates.unseen / unit)
-        weight = self.target.weight
-        pick = select(
-            scaled,
-            self.target.truth[scorer.unseen] / unit,
-            None if weight is None else weight[scorer.unseen],
-        )
+        truth, weight = self.target.truth[scorer.unseen] / unit, self.target.weight
+        weight = None if weight is None else weight[scorer.unseen]
+        pick = select(scaled, truth, weight)
+        without = select_without(scaled, truth, weight)  # (S, a + b)
         adapters = chosen_adapter(self.model, fits, candidates, pick)
         adapted = forward.predict_label(
             self.model, heads, adapters, self.inputs.labelled, self.target.label, self.inputs.base
@@ -95,7 +93,7 @@ class SeedGroup:
         }
         return GroupResult(
             predictions=np.where(trained[:, None], adapted, zero_shot)[: self.count],
-            unseen=candidates.unseen[np.arange(len(pick)), pick][: self.count],
+            unseen=np.take_along_axis(candidates.unseen, without[:, None], axis=1)[: self.count, 0],
             adapters=jax.tree.map(lambda leaf: np.asarray(leaf)[: self.count], adapters),
             chosen={name: values[: self.count] for name, values in chosen.items()},
             at_the_end=_at_the_end(fits, candidates)[pick][: self.count],

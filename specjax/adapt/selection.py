@@ -58,13 +58,37 @@ def select(candidates: Candidates, truth: FloatArray, weight: FloatArray | None 
         truth: (S, k) labels of these stars, in the same unit, in which labels have a scatter of about 1.
         weight: (S, k) of these stars; all are equal by default.
     """
+    return _best(_costs(candidates, truth, weight).mean(axis=2))
+
+
+def select_without(candidates: Candidates, truth: FloatArray, weight: FloatArray | None = None) -> IntArray:
+    """Return the candidate (S, k) that would be selected if a star had no part in the selection.
+
+    The selected candidate has small residuals for the stars that have selected it, by chance too. What this
+    one predicts for the star has residuals like those of a new star, and intervals are calibrated on them.
+
+    Args:
+        candidates: as for `select`.
+        truth: (S, k), as for `select`.
+        weight: (S, k), as for `select`.
+    """
+    cost = _costs(candidates, truth, weight)
+    with np.errstate(invalid="ignore"):  # of diverged candidates
+        others = cost.sum(axis=2, keepdims=True) - cost
+    return _best(others)
+
+
+def _costs(candidates: Candidates, truth: FloatArray, weight: FloatArray | None) -> FloatArray:
+    """Return the robust loss (S, C, k) of each star, times its weight."""
     with np.errstate(invalid="ignore", over="ignore"):
-        each = pseudo_huber(candidates.unseen - truth[:, None])
+        cost: FloatArray = pseudo_huber(candidates.unseen - truth[:, None])
         if weight is not None:
-            each = each * (weight / weight.mean(axis=1, keepdims=True))[:, None]
-        cost = each.mean(axis=2)  # (S, C)
+            cost = cost * (weight / weight.mean(axis=1, keepdims=True))[:, None]
+    return cost
+
+
+def _best(cost: FloatArray) -> IntArray:
+    """Return the place of the smallest cost (S, C, ...) along the second axis, 0 unless another is smaller."""
     cost = np.where(np.isfinite(cost), cost, np.inf)
-    pick = np.argmin(cost, axis=1)
-    seeds = np.arange(len(cost))
-    best: IntArray = np.where(cost[seeds, pick] < cost[:, 0], pick, 0)
+    best: IntArray = np.where(cost.min(axis=1) < cost[:, 0], np.argmin(cost, axis=1), 0)
     return best
