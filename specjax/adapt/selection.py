@@ -88,7 +88,7 @@ def _costs(candidates: Candidates, truth: FloatArray, weight: FloatArray | None)
 
 
 def _best(cost: FloatArray) -> IntArray:
-    """Return the place of the smallest cost (S, C, ...) along the second axis, 0 unless another is smaller."""
+    """Return the candidate of the smallest cost (S, C, ...): the first one unless another is better."""
     cost = np.where(np.isfinite(cost), cost, np.inf)
     best: IntArray = np.where(cost.min(axis=1) < cost[:, 0], np.argmin(cost, axis=1), 0)
     return best
