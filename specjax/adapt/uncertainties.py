@@ -1,8 +1,9 @@
 """Intervals of an adaptation: for the test stars of each seed, and for the mean over seeds that is deployed.
 
 Each seed is calibrated on its own training and validation stars, as a candidate predicts them that has not
-seen them and that the other stars have selected. The mean over seeds is calibrated on the mean over seeds of such predictions: those
-of a star are out of fold for the seeds that train on it, and ordinary ones for all other seeds.
+seen them and that the other stars have selected. The mean over seeds is calibrated on the mean over seeds of
+such predictions: those of a star are out of fold for the seeds that train on it, and ordinary ones for all
+other seeds.
 """
 
 from collections.abc import Sequence
