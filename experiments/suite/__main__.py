@@ -4,8 +4,8 @@
 
 Finished rows are kept in the folder of results, so that the same command goes on with a run that was killed;
 remove the folder to measure anew after a change of the code. An experiment that fails is named in the page
-with its error and does not stop the others. Expected: 75 minutes on two cores that
-other work used, too (92 minutes of CPU time).
+with its error and does not stop the others. Expected: 75 minutes on two cores beside
+other work (92 minutes of CPU time).
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ MINUTES = {
     "label_noise": 3.0,
     "time_to_result": 7.0,
 }
-"""The experiments in the order of their sections, and about how long each takes on two cores with other work beside it."""
+"""The experiments in the order of their sections, and the minutes of each on two cores beside other work."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
