@@ -13,6 +13,7 @@ import dataclasses
 import json
 import logging
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -104,30 +105,29 @@ def _cache(_: str, place: Path, options: Options) -> Any:
         yield "features", kills.kill_cache(context, place / "features", options.kills, rng)
 
 
-def _kill(_: str, place: Path, options: Options) -> Any:
+def _trials(place: Path, options: Options) -> Iterator[tuple[str, kills.Trial]]:
+    """Run the commands undisturbed; yield those of the options, by name."""
     with forking(environment_of(options.cache or place / "cache")) as context:
         for name, command in make_commands(place, options.commands).items():
             say(f"{name}: two undisturbed runs")
             trial = kills.Trial(command, place / name, context)
-            if name not in options.commands:
-                continue
-            rng = np.random.default_rng(options.seed)
-            about = {"seconds of processor time": round(trial.seconds, 2)}
-            yield f"{name} at random", about | kills.kill_at_random(trial, options.kills, rng)
-            yield f"{name} at changes", kills.kill_at_changes(trial, options.changes, rng)
+            if name in options.commands:
+                yield name, trial
+
+
+def _kill(_: str, place: Path, options: Options) -> Any:
+    for name, trial in _trials(place, options):
+        rng = np.random.default_rng(options.seed)
+        about = {"seconds of processor time": round(trial.seconds, 2)}
+        yield f"{name} at random", about | kills.kill_at_random(trial, options.kills, rng)
+        yield f"{name} at changes", kills.kill_at_changes(trial, options.changes, rng)
 
 
 def _limit(_: str, place: Path, options: Options) -> Any:
-    with forking(environment_of(options.cache or place / "cache")) as context:
-        for name, command in make_commands(place, options.commands).items():
-            trial = kills.Trial(command, place / name, context)
-            if name not in options.commands:
-                continue
-            for lack, limit in make_limits(place, options.memory).items():
-                yield (
-                    f"{name} without {lack}",
-                    limit_command(command, place / name, limit, trial.reference, context),
-                )
+    for name, trial in _trials(place, options):
+        for lack, limit in make_limits(place, options.memory).items():
+            ending = limit_command(trial.command, trial.place, limit, trial.reference, trial.context)
+            yield f"{name} without {lack}", ending
 
 
 if __name__ == "__main__":

@@ -84,14 +84,6 @@ def environment_of(cache: Path) -> dict[str, str]:
     return {**os.environ, "SPECJAX_CACHE": str(cache.absolute()), "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
 
 
-def remove(path: Path) -> None:
-    """Remove a file or a folder, if it exists."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _pixels(path: Path) -> AnyArray:
     return np.asarray(read(path).flux)
 
