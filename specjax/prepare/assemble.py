@@ -14,7 +14,7 @@ from specjax.atomic import atomic_file
 from specjax.errors import DataError
 from specjax.flags import FLAG_DTYPE, Flag
 from specjax.prepare.parts import Part, read_part, stack_columns
-from specjax.prepare.plan import Plan
+from specjax.prepare.plan import Plan, report_path
 from specjax.preprocess import to_gaia_xp
 from specjax.spectra import Spectra
 from specjax.surveys import prepared
@@ -47,20 +47,17 @@ class Assembled:
     report: Report
 
 
-def assemble(
-    parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Spectra], report_path: Path
-) -> Assembled:
+def assemble(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Spectra]) -> Assembled:
     """Write the prepared file from the parts, atomically and with one part in memory at a time.
 
     Of several spectra with the same id the first is kept. If there are no spectra, no file is written. The
-    report comes first, so that a file that exists has one.
+    report, at `plan.report_path`, comes first, so that a file that exists has one.
 
     Args:
         parts: files of `write_part`.
         out: the file to write.
         plan: the plan from which the parts were made.
         xp: Gaia XP spectra for the XP side, matched by id.
-        report_path: the table to write, see `write_report`.
 
     Raises:
         DataError: if no Gaia XP spectrum has the id of a spectrum.
@@ -68,7 +65,7 @@ def assemble(
     headers = [read_part(path, pixels=False) for path in parts]
     rows, report = _first_of_each_id(headers)
     if not any(map(len, rows)):
-        write_report(report_path, report)
+        write_report(report_path(out), report)
         return Assembled(flags=np.zeros(0, dtype="<U1"), partners=0, without_ivar=0, report=report)
     xp_side = _XPSide(xp, headers)
     ids = np.concatenate([header.id[kept] for header, kept in zip(headers, rows, strict=True)])
@@ -89,7 +86,7 @@ def assemble(
             _write_pixels(file, LAMOST_WAVELENGTH, len(ids), _blocks(parts, rows, "lamost"))
             partners = xp_side.write(file, plan, parts, headers, rows)
             checksums.seal(file)
-        write_report(report_path, report)
+        write_report(report_path(out), report)
     without_ivar = sum(header.without_ivar for header in headers)
     return Assembled(flags=meta["flag"], partners=partners, without_ivar=without_ivar, report=report)
 

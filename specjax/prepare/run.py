@@ -134,7 +134,7 @@ def _finish(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Spectra],
     """Write the report and the file, remove the parts, and say the counts."""
     report = report_path(out)
     try:
-        assembled = assemble(parts, out, plan, xp, report)
+        assembled = assemble(parts, out, plan, xp)
     except (ValueError, KeyError, EOFError) as error:
         raise DataError(f"{parts[0].parent} is damaged: remove it to start over ({error})") from None
     _remove_parts(out)
