@@ -213,26 +213,28 @@ class KilledError(Exception):
     """Ends a run as a kill does, but without ending the test."""
 
 
-def killed(*_given):
-    raise KilledError
+def kill_at(monkeypatch, module, function, folder, out):
+    """Let a run end where it calls a function."""
+
+    def killed(*_given):
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, function, killed)
+        with pytest.raises(KilledError):
+            prepare(folder, out)
 
 
 def test_a_file_that_exists_has_its_report(tmp_path, monkeypatch):
     folder, out = write_stars(tmp_path / "raw", 2), tmp_path / "all.h5"
-    with monkeypatch.context() as patched:
-        patched.setattr(assemble, "write_report", killed)
-        with pytest.raises(KilledError):
-            prepare(folder, out)
+    kill_at(monkeypatch, assemble, "write_report", folder, out)
     assert not out.exists()
     assert prepare(folder, out)[0].report.exists()
 
 
 def test_parts_that_a_kill_has_left_of_a_finished_run_are_removed(tmp_path, monkeypatch):
     folder, out = write_stars(tmp_path / "raw", 2), tmp_path / "all.h5"
-    with monkeypatch.context() as patched:
-        patched.setattr(run, "remove_folder", killed)
-        with pytest.raises(KilledError):
-            prepare(folder, out)
+    kill_at(monkeypatch, run, "remove_folder", folder, out)
     before = out.read_bytes()
     assert list(tmp_path.glob(".*"))
     assert prepare(folder, out)[0] is None
