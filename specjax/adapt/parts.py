@@ -29,7 +29,7 @@ from specjax.report.results import plain
 from specjax.spectra import Spectra
 from specjax.typing import AnyArray, IntArray
 
-VERSION = 2
+VERSION = 3
 """Version of the files; those of another version are not resumed."""
 
 Seeds = dict[str, AnyArray]
