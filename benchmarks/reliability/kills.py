@@ -126,6 +126,7 @@ def kill_at_changes(trial: Trial, count: int, rng: Generator) -> dict[str, Any]:
     Returns:
         As `kill_at_random`, with the number of changes.
     """
+    trial.clear()  # a campaign at random ends with a kill
     found = {"changes": trial.changes, **_counts()}
     numbers = range(trial.changes)
     chosen = numbers if count >= len(numbers) else sorted(rng.choice(len(numbers), count, replace=False))
