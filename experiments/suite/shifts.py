@@ -114,7 +114,7 @@ def run(config: Config, out: Path, say: Say) -> Results:
             f"Each flaw is put into the spectra as observed; {config.seeds} seeds. Gains are over the model"
             " as it is. Recovered is the share of the squared error that the flaw adds: 1 if an adapted row"
             " is as good as without the flaw, 0 if as bad as the model as it is. Sources of the flaws:"
-            " [flaws.py](../specjax/simulate/flaws.py)."
+            " `specjax/simulate/flaws.py`."
         ),
         columns=COLUMNS,
         rows=table,
