@@ -4,7 +4,8 @@
 
 The model has learned from simulated spectra. The targets are MILES, as observed and as a slitless survey of
 low resolution would deliver it, with the numbers of stars of the paper (89 for training, 9 for validation,
-396 for testing), and STELIB (60, 10, 56). Expected with the shipped model and 16 seeds: see README.md.
+397 for testing, one more), and STELIB (60, 10, 56). Expected with the shipped model and 16 seeds: see
+README.md.
 """
 
 import dataclasses

@@ -19,7 +19,7 @@ from specjax.typing import FloatArray, StrArray
 
 NAMES = ("miles", "miles-grism")
 TRAIN, VALIDATE = 89, 9
-"""Training and validation stars of each seed; the other 396 labelled stars are test stars."""
+"""Training and validation stars of each seed; the other 397 labelled stars are test stars."""
 
 
 def star_labels(libraries: Path, ids: StrArray) -> FloatArray:
