@@ -23,6 +23,7 @@ from specjax.calibration.calibration import (
 from specjax.report.calibration import calibration_rows, calibration_subsets
 from specjax.report.results import Row
 from specjax.spectra import Spectra
+from specjax.surveys.io.snr import median_snr
 from specjax.typing import FloatArray, IntArray
 from specjax.units import symbol_and_unit
 
@@ -31,12 +32,7 @@ def signal_to_noise(lamost: Spectra) -> FloatArray:
     """Return the median S/N per pixel (n,) of spectra on the model grid; NaN without inverse variances."""
     if not lamost.has_ivar:
         return np.full(len(lamost), np.nan)
-    good = ~lamost.mask & (lamost.ivar > 0)
-    known = good.any(axis=1)
-    ratio = np.where(good, lamost.flux * np.sqrt(lamost.ivar), np.nan)
-    result = np.full(len(lamost), np.nan)
-    result[known] = np.nanmedian(ratio[known], axis=1)
-    return result
+    return median_snr(lamost.flux, lamost.ivar, lamost.valid)
 
 
 def calibrate_seeds(target: Target, splits: Splits, result: AdaptationResult) -> list[Calibration | None]:

@@ -113,9 +113,6 @@ def _read_declared(source: Source, options: Options) -> Spectra:
     medium, unit = options.wavelength_medium, options.wavelength_unit
     if source.rows is not None:
         spectra = arrays.read(source.path, medium, unit, rows=source.rows)
-        if spectra.has_ivar and "snr" not in spectra.meta:  # as `surveys.read` does for whole files
-            snr = median_snr(spectra.flux, spectra.ivar, spectra.valid)
-            spectra = spectra.with_meta(snr=snr)
     else:
         spectra = read(source.path, options.survey, wavelength_medium=medium, wavelength_unit=unit)
     return spectra.with_meta(file=np.full(len(spectra), str(source.path)))
@@ -128,6 +125,8 @@ def _read_raw(source: Source, options: Options) -> Spectra:
         raise DataError(f"{source.path} is already prepared")
     if spectra.survey == "gaia_xp":
         raise DataError(f"{source.path} holds Gaia XP spectra, which belong on the XP side: pass it as xp")
+    if spectra.has_ivar and "snr" not in spectra.meta:  # of rows, as `surveys.read` does for whole files
+        return spectra.with_meta(snr=median_snr(spectra.flux, spectra.ivar, spectra.valid))
     return spectra
 
 
