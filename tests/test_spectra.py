@@ -3,6 +3,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from specjax import spectra as spectra_module
 from specjax.errors import ConfigError, DataError
 from specjax.preprocess import to_gaia_xp, to_lamost
 from specjax.spectra import Spectra
@@ -35,6 +36,23 @@ def test_build_masks_pixels_that_are_not_finite_or_have_no_information():
     assert (spectra.ivar[0, 1:6] == 0).all()
     assert np.isfinite(spectra.flux).all()
     assert spectra.has_ivar
+
+
+def test_build_treats_every_row_alike_and_leaves_the_arguments_as_they_are(monkeypatch):
+    monkeypatch.setattr(spectra_module, "_PIXELS_AT_ONCE", 40)  # two rows
+    random = np.random.default_rng(0)
+    wavelength, flux = np.arange(4000.0, 4020.0), random.normal(1.0, 0.1, (7, 20))
+    ivar, mask = random.uniform(-0.2, 1.0, flux.shape), random.random(flux.shape) < 0.1
+    flux[random.random(flux.shape) < 0.1] = np.nan
+    flux[4, 3:7] = 0.0
+    given = [array.copy() for array in (flux, ivar, mask)]
+    whole = Spectra.build(wavelength, flux, ivar, mask)
+    for array, before in zip((flux, ivar, mask), given, strict=True):
+        np.testing.assert_array_equal(array, before)
+    for row in range(7):
+        alone = Spectra.build(wavelength, flux[row], ivar[row], mask[row])
+        for name in ("flux", "ivar", "mask"):
+            np.testing.assert_array_equal(getattr(whole, name)[row], getattr(alone, name)[0])
 
 
 def test_build_masks_runs_of_zeros_but_not_single_zeros():

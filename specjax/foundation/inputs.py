@@ -100,13 +100,13 @@ def _as_array(values: Any, pixels: int) -> FloatArray:
 
 def _check_values(flux: FloatArray, masked: BoolArray) -> None:
     """Refuse flux (n, pixels) that is not finite, or far from order 1, in an unmasked pixel."""
-    bad = ((~np.isfinite(flux)) & ~masked).any(axis=-1)
+    largest = np.where(masked, 0.0, np.abs(flux)).max(axis=-1)  # NaN, too, is the largest
+    bad = ~np.isfinite(largest)
     if bad.any():
         raise DataError(
             f"flux has NaN or infinity in {bad.sum()} of {len(flux)} spectra, first in row {bad.argmax()};"
             " mask these pixels"
         )
-    largest = np.max(np.abs(flux), axis=-1, where=~masked, initial=0.0)
     wild = (largest > _LARGEST) | ((largest < _SMALLEST) & (largest > 0))
     if wild.any():
         row = wild.argmax()
