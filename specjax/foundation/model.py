@@ -226,7 +226,7 @@ class Foundation:
         """
         if self.ood is None:
             return None
-        return self.ood.distance(features.mean), self.ood.flags(features.mean)
+        return self.ood.judge(features.mean)
 
     def adapted(
         self, adapters: Mapping[str, Any], configs: Mapping[str, LoRAConfig] | None = None

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from specjax.errors import ModelError
 from specjax.flags import FLAG_DTYPE, Flag
+from specjax.preprocess.threads import for_each
 from specjax.typing import AnyArray, FloatArray, StrArray
 
 QUANTILE = 0.999
@@ -26,6 +27,8 @@ SIDE_QUANTILE = 0.995
 
 RIDGE = 1e-4
 """Variance added in every direction, relative to the mean; some directions hold rounding errors only."""
+
+_ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,16 +70,28 @@ class OutOfDomain:
 
     def distance(self, features: ArrayLike) -> FloatArray:
         """Return the distance (n,) of features (n, d) from the training spectra; above 1 they are outside."""
-        offset = np.asarray(features, np.float64) - self.mean
-        return np.asarray(np.linalg.norm(offset @ self.whitening, axis=1) / self.limit)
+        return self.judge(features)[0]
 
     def flags(self, features: ArrayLike) -> StrArray:
         """Return a flag (n,) for features (n, d): good, unlike the training spectra, or one of `sides`."""
-        offset = np.asarray(features, np.float64) - self.mean
-        flags = np.where(self.distance(features) > 1, Flag.UNLIKE_TRAINING, Flag.GOOD).astype(FLAG_DTYPE)
-        for name, direction in self.sides.items():
-            flags[offset @ direction > 1] = name
-        return flags
+        return self.judge(features)[1]
+
+    def judge(self, features: ArrayLike) -> tuple[FloatArray, StrArray]:
+        """Return `distance` and `flags`."""
+        x = np.asarray(features, np.float64)
+        distance, flags = np.empty(len(x)), np.empty(len(x), FLAG_DTYPE)
+
+        def judge_rows(rows: slice) -> None:
+            offset = x[rows] - self.mean
+            distance[rows] = np.linalg.norm(offset @ self.whitening, axis=1) / self.limit
+            flag = np.where(distance[rows] > 1, Flag.UNLIKE_TRAINING, Flag.GOOD).astype(FLAG_DTYPE)
+            for name, direction in self.sides.items():
+                flag[offset @ direction > 1] = name
+            flags[rows] = flag
+
+        pieces = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(x), _ROWS_AT_ONCE)]
+        for_each(judge_rows, pieces)
+        return distance, flags
 
     def to_arrays(self) -> dict[str, AnyArray]:
         """Return the arrays that `from_arrays` takes, in single precision."""
