@@ -5,9 +5,11 @@ ones, and writes its rows as a part. On a cluster, each worker does all of this.
 so that the same run continues where it was stopped, in either way.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -27,6 +29,8 @@ from specjax.prepare.pool import core_count, run_jobs
 from specjax.prepare.resume import begin_or_resume, parts_folder, unfinished
 from specjax.progress import Say, silent
 from specjax.surveys import prepared
+
+_CHUNKS_AT_ONCE = 2  # which are computed; more of them are read and preprocessed by the workers
 
 
 def run(
@@ -107,21 +111,40 @@ def _check_prepared(plan: Plan, work: Work) -> None:
 def _compute_here(
     work: Work, plan: Plan, todo: Sequence[int], parts: Sequence[Path], workers: int
 ) -> Generator[tuple[int, int]]:
-    """Compute chunks in this process; yield (number, number of rows) of each as it finishes."""
-    with closing(_on_grid(plan, todo, workers)) as chunks:
-        for number, chunk in chunks:
-            yield number, write_chunk(work, chunk, parts[number])
+    """Compute chunks in this process; yield (number, number of rows) of each as it finishes.
+
+    Two at a time, so that reading, checking and filling one of them takes no time from the device, which is
+    busy with the other. The first is alone, because it compiles what all use.
+    """
+
+    def compute(number: int, chunk: Callable[[], OnGrid]) -> tuple[int, int]:
+        return number, write_chunk(work, chunk(), parts[number])
+
+    with closing(_on_grid(plan, todo, workers)) as chunks, ThreadPoolExecutor(_CHUNKS_AT_ONCE) as threads:
+        running: deque[Future[tuple[int, int]]] = deque()
+        most = 1
+        try:
+            for number, chunk in chunks:
+                running.append(threads.submit(compute, number, chunk))
+                if len(running) == most:
+                    yield running.popleft().result()
+                    most = _CHUNKS_AT_ONCE
+            while running:
+                yield running.popleft().result()
+        finally:
+            threads.shutdown(cancel_futures=True)
 
 
-def _on_grid(plan: Plan, todo: Sequence[int], workers: int) -> Generator[tuple[int, OnGrid]]:
-    """Yield chunks of spectra on the LAMOST grid; prepared ones need no worker."""
+def _on_grid(plan: Plan, todo: Sequence[int], workers: int) -> Generator[tuple[int, Callable[[], OnGrid]]]:
+    """Yield functions that return chunks of spectra on the LAMOST grid; prepared ones need no worker."""
     jobs = {}
     for number in todo:
         if plan.chunks[number][0].prepared:
-            yield number, read_chunk(plan.chunks[number], plan.options)
+            yield number, partial(read_chunk, plan.chunks[number], plan.options)
         else:
             jobs[number] = (plan.chunks[number], plan.options)
-    yield from run_jobs(read_chunk, jobs, workers, ahead=workers, finish=False)
+    for number, chunk in run_jobs(read_chunk, jobs, workers, ahead=workers, finish=False):
+        yield number, partial(OnGrid, *chunk)
 
 
 def _finish(

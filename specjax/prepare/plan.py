@@ -25,7 +25,7 @@ _SUFFIXES = (".npz", ".h5", ".hdf5", ".hdf", ".json", ".json.gz", ".csv", ".ecsv
 _FILES_AT_ONCE = 256
 _BYTES_AT_ONCE = 32 << 20  # of files; preparing them takes about ten times that
 _FILES_ASKED = 20  # for the medium of their wavelengths
-_ROWS_AT_ONCE = 4096  # of an array file
+_ROWS_AT_ONCE = 2048  # of an array file
 _PIXELS_AT_ONCE = 1 << 23  # of these rows: 64 MB per array, as new memory costs more time for larger ones
 
 

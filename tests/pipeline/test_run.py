@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from threading import Barrier
 
 import h5py
 import numpy as np
@@ -222,6 +223,32 @@ def test_a_run_is_not_resumed_with_other_options(files, tmp_path, stopped, chang
     with pytest.raises(ConfigError, match=r"003\.npz changed"):
         run(files, folder, tmp_path / "labels.fits")
     assert calls == []
+
+
+def test_chunks_after_the_first_are_computed_two_at_a_time(files, tmp_path, monkeypatch):
+    """Each waits for another one to begin, so that one at a time would end in a BrokenBarrierError."""
+    together, first, write = Barrier(2, timeout=60), [], run_module.write_chunk
+
+    def waiting(work, chunk, path):
+        if first:
+            together.wait()
+        first.append(path)
+        return write(work, chunk, path)
+
+    monkeypatch.setattr(run_module, "write_chunk", waiting)
+    folder = write_stars(tmp_path / "raw", 9)
+    found = run(files, folder, tmp_path / "labels.fits")
+    assert first[0].name == "000000.npz"
+    assert found["id"].tolist() == [f"star {k}" for k in range(9)]
+
+
+def test_an_error_in_one_chunk_ends_the_run(files, tmp_path, monkeypatch):
+    def failing(*given):
+        raise RuntimeError("no space")
+
+    monkeypatch.setattr(run_module, "write_chunk", failing)
+    with pytest.raises(RuntimeError, match="no space"):
+        run(files, write_stars(tmp_path / "raw", 9), tmp_path / "labels.fits")
 
 
 def test_predictions_are_not_resumed_as_embeddings(files, tmp_path, stopped):
