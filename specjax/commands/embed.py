@@ -25,8 +25,10 @@ class Embed(ManySpectra):
     def run(self) -> None:
         """Embed the spectra and print the path of the file."""
         options = self.options("embed")
+        from specjax.arenas import share_arenas
         from specjax.cache import use_compilation_cache
 
+        share_arenas()
         use_compilation_cache()
         from specjax.pipeline.embed import embed_survey
 

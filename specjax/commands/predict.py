@@ -32,8 +32,10 @@ class Predict(ManySpectra):
     def run(self) -> None:
         """Predict labels and print the path of the table."""
         options = self.options("predict")
+        from specjax.arenas import share_arenas
         from specjax.cache import use_compilation_cache
 
+        share_arenas()
         use_compilation_cache()
         from specjax.pipeline.predict import predict_survey
 

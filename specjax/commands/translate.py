@@ -35,8 +35,10 @@ class Translate(ManySpectra):
         options = self.options("translate")
         if self.plots < 0:
             raise ConfigError(f"translate cannot plot {self.plots} spectra")
+        from specjax.arenas import share_arenas
         from specjax.cache import use_compilation_cache
 
+        share_arenas()
         use_compilation_cache()
         from specjax.pipeline.translate import translate_survey
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from distributed import Worker, WorkerPlugin, get_worker
 
+from specjax.arenas import share_arenas
 from specjax.cache import use_compilation_cache
 from specjax.errors import SpecjaxError
 from specjax.pipeline.parts import read_columns
@@ -83,6 +84,7 @@ class ModelPlugin(WorkerPlugin):
     def _load(self) -> Work:
         if not (self.folder / PLAN).exists():
             raise SpecjaxError(f"it does not see {self.folder}; {SHARED}")
+        share_arenas()
         use_compilation_cache()
         work = self.again()
         wanted, own = ({"specjax": r["version"], **r["options"]} for r in (self.record, record_of(work)))
