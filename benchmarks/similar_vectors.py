@@ -125,7 +125,7 @@ def _draw(options: Options) -> Callable[[int, int], Float32Array]:
 def _write(path: Path, draw: Callable[[int, int], Float32Array], count: int) -> None:
     with h5py.File(path, "w") as file:
         file["id"] = np.arange(count).astype("S")
-        file["flag"] = np.full(count, b"", "S1")
+        file["flag"] = np.full(count, b"good", "S4")
         vectors = file.create_dataset("vectors", (count, draw(1, 0).shape[1]), "f4")
         for start in range(0, count, _AT_ONCE):
             stop = min(start + _AT_ONCE, count)

@@ -12,7 +12,7 @@ from specjax.typing import AnyArray, BoolArray
 class Flag(StrEnum):
     """Why a spectrum, or the label predicted from it, should not be trusted."""
 
-    GOOD = ""
+    GOOD = "good"
     """No problem was found."""
     NO_COVERAGE = "no_coverage"
     """No valid pixel lies on the model grid."""

@@ -43,7 +43,7 @@ DESCRIBED = {
     "redshift_err": ("error of the redshift", "stat.error;src.redshift"),
     "snr": ("signal-to-noise ratio per pixel", "stat.snr"),
     "wavelength": ("wavelength", "em.wl"),
-    "flag": ("why not to trust the spectrum; empty if good", "meta.code.qual"),
+    "flag": ("good, or why not to trust the spectrum", "meta.code.qual"),
     "masked_fraction": ("fraction of masked pixels of the model grid", "stat.value"),
     "distance": ("out-of-domain distance; above 1 unlike training spectra", "stat.value"),
     "vectors": ("vector of the model", None),

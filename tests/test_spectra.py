@@ -237,7 +237,7 @@ def test_on_grid_replaces_invalid_pixels_whatever_they_hold(model_grid):
     np.testing.assert_array_equal(spectra.ivar[~spectra.mask], 4.0)
     assert (spectra.flux.dtype, spectra.ivar.dtype) == (np.float32, np.float64)
     np.testing.assert_array_equal(spectra.meta["masked_fraction"], spectra.mask.mean(axis=1))
-    assert spectra.meta["flag"].tolist() == ["", "masked_fraction", "no_coverage"]
+    assert spectra.meta["flag"].tolist() == ["good", "masked_fraction", "no_coverage"]
     for array, before in zip((flux, ivar, mask), given, strict=True):
         np.testing.assert_array_equal(array, before)
 

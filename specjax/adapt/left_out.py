@@ -13,7 +13,7 @@ from specjax.adapt.roles import Roles
 from specjax.adapt.splits import default_sizes
 from specjax.catalogues.labels import read_labels
 from specjax.errors import DataError
-from specjax.flags import count_flags
+from specjax.flags import Flag, count_flags
 from specjax.spectra import Spectra
 from specjax.surveys.io.tables import write_table
 from specjax.typing import AnyArray, FloatArray, StrArray
@@ -75,6 +75,7 @@ class LabelledStars:
         values = {label: np.asarray(table[label], np.float64) for label in labels}
         flag_of = dict(zip(lamost.id.tolist(), lamost.meta["flag"].tolist(), strict=True))
         shared = np.array([flag_of.get(name, NO_SPECTRUM) for name in ids.tolist()], _DTYPE)
+        shared[shared == Flag.GOOD] = ""
         if roles is not None:
             shared = np.where((shared == "") & ~roles.labelled(ids), NO_ROLE, shared)
         reason = {label: _reasons(label, shared, column) for label, column in values.items()}

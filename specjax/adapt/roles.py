@@ -17,7 +17,7 @@ from specjax.adapt.target import Target
 from specjax.errors import ConfigError, DataError
 from specjax.flags import Flag
 from specjax.progress import Say, silent
-from specjax.surveys.io.tables import floats, id_texts, read_table, write_table
+from specjax.surveys.io.tables import flag_texts, floats, id_texts, read_table, write_table
 from specjax.typing import BoolArray, FloatArray, StrArray
 
 TRAIN, VALIDATE, TEST, UNLABELLED = "train", "validate", "test", "unlabelled"
@@ -131,16 +131,16 @@ def draw_roles(
 def split_table(table: Table, config: SplitConfig) -> Table:
     """Add columns split_0, split_1, ..., one per seed, with the role of each spectrum.
 
-    A labelled star must have the label and, if `table` has these columns of `catalogues.matching`, no flag.
-    An unlabelled spectrum must have no label, no flag and an S/N above `min_snr`, and must not be another
-    spectrum of a labelled star (`duplicate_of`).
+    A labelled star must have the label and, if `table` has these columns of `catalogues.matching`, the flag
+    "good". An unlabelled spectrum must have no label, the flag "good" and an S/N above `min_snr`, and must
+    not be another spectrum of a labelled star (`duplicate_of`).
 
     Raises:
         DataError: missing columns, or too few stars.
     """
     _require(table, ["id", config.label, *([config.stratify] if config.stratify else [])])
     has_label = np.isfinite(floats(table[config.label], f"column {config.label}"))
-    trusted = _texts(table, "flag") == Flag.GOOD
+    trusted = _flags(table) == Flag.GOOD
     spare = ~has_label & trusted & (_texts(table, "duplicate_of") == "")
     if config.unlabelled != 0 and config.min_snr > 0 and spare.any():
         _require(table, ["snr"])
@@ -205,7 +205,7 @@ def apply_roles(roles: Roles, target: Target) -> tuple[Target, Splits]:
 
     Raises:
         DataError: a star of the splits is not among the target's labelled ones (it has no spectrum, no label,
-            or a flag), splits differ in size, or they have too few training stars.
+            or another flag than "good"), splits differ in size, or they have too few training stars.
     """
     row_of = {name: row for row, name in enumerate(target.labelled.id.tolist())}
     named = roles.id[roles.labelled(roles.id)]
@@ -242,6 +242,11 @@ def apply_roles(roles: Roles, target: Target) -> tuple[Target, Splits]:
 def _texts(table: Table, name: str) -> StrArray:
     """Return a column of strings; all "" if the table does not have it."""
     return id_texts(table[name]) if name in table.colnames else np.full(len(table), "")
+
+
+def _flags(table: Table) -> StrArray:
+    """Return the flags of a table; all good if it has none."""
+    return flag_texts(table["flag"]) if "flag" in table.colnames else np.full(len(table), Flag.GOOD)
 
 
 def _require(table: Table, names: Sequence[str]) -> None:

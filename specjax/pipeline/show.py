@@ -9,7 +9,7 @@ import numpy as np
 from specjax.adapt.predict import predict_labels, predict_unadapted, preparation_of, prepared_as
 from specjax.checkpoints import load_adapter
 from specjax.errors import ConfigError, DataError, ModelError
-from specjax.flags import USABLE
+from specjax.flags import USABLE, Flag
 from specjax.foundation import Foundation, load
 from specjax.pipeline.predict import adapter_folders, check_together
 from specjax.preprocess import to_lamost
@@ -135,7 +135,7 @@ def _portrait(
         title=str(one.id[0]),
         about=_about(path, one, lamost, made_by),
         labels=label_texts({name: column[0] for name, column in columns.items()}),
-        warning=f"flag: {flag}" if flag else "",
+        warning="" if flag == Flag.GOOD else f"flag: {flag}",
         model=model.config.name,
         observed=_observed(one, how) if one.prepared is None else None,
         flux=np.asarray(lamost.flux[0], np.float64),
@@ -161,7 +161,7 @@ def _about(path: Path, one: Spectra, lamost: Spectra, made_by: str) -> str:
 def label_texts(row: Mapping[str, Any]) -> list[str]:
     """Return a text for every label of a row of predictions, with its interval or error where it is known.
 
-    >>> label_texts({"id": "a", "teff": 5741.3, "fe_h": -0.514, "fe_h_err": 0.12, "flag": ""})
+    >>> label_texts({"id": "a", "teff": 5741.3, "fe_h": -0.514, "fe_h_err": 0.12, "flag": "good"})
     ['Teff = 5741 K', '[Fe/H] = −0.51 ± 0.12 dex']
     >>> label_texts({"teff": 5741.3})
     ['Teff = 5741 K', '(errors unknown)']

@@ -15,9 +15,8 @@ import numpy as np
 from astropy.table import Table
 
 from specjax.errors import DataError
-from specjax.flags import FLAG_DTYPE
 from specjax.surveys.arrays import HDF5, open_hdf5
-from specjax.surveys.io.tables import id_texts, read_table
+from specjax.surveys.io.tables import flag_texts, id_texts, read_table
 from specjax.typing import AnyArray, Float32Array, IntArray, StrArray
 
 VECTORS = "vectors"
@@ -124,7 +123,7 @@ def _open_hdf5(path: Path) -> Catalogue:
         return Catalogue(
             path=path,
             id=id_texts(file["id"][:]),
-            flag=id_texts(file["flag"][:]).astype(FLAG_DTYPE),
+            flag=flag_texts(file["flag"][:]),
             width=_width(path, vectors.shape),
             meta=dict(file.attrs),
         )
@@ -153,7 +152,7 @@ def _open_parquet(path: Path) -> Catalogue:
     return Catalogue(
         path=path,
         id=id_texts(np.concatenate(columns["id"])),
-        flag=id_texts(np.concatenate(columns["flag"])).astype(FLAG_DTYPE),
+        flag=flag_texts(np.concatenate(columns["flag"])),
         width=width,
         meta=_parquet_meta(schema.metadata or {}),
     )
@@ -165,7 +164,7 @@ def _from_table(path: Path, table: Table) -> Catalogue:
     return Catalogue(
         path=path,
         id=id_texts(table["id"]),
-        flag=np.where(id_texts(table["flag"]) == "N/A", "", id_texts(table["flag"])).astype(FLAG_DTYPE),
+        flag=flag_texts(table["flag"]),
         width=_width(path, vectors.shape),
         meta={name.lower(): value for name, value in table.meta.items()},
         table=vectors,

@@ -73,7 +73,9 @@ def assemble(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Spectra]
         [_rows(header.meta["lamost"], kept) for header, kept in zip(headers, rows, strict=True) if len(kept)]
     )
     flagged = zip(meta["file"], ids, meta["flag"], strict=True)
-    report += [(str(name), str(star), "flagged", str(flag)) for name, star, flag in flagged if flag]
+    report += [
+        (str(name), str(star), "flagged", str(flag)) for name, star, flag in flagged if flag != Flag.GOOD
+    ]
     with atomic_file(out) as temporary:
         import h5py  # imported here because it is slow
 

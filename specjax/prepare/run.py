@@ -7,6 +7,7 @@ from pathlib import Path
 
 from specjax.atomic import remove_folder, remove_leftovers
 from specjax.errors import ConfigError, DataError
+from specjax.flags import Flag
 from specjax.prepare.assemble import assemble
 from specjax.prepare.plan import Options, Plan, make_plan, report_medium, report_path
 from specjax.prepare.pool import core_count, run_chunks
@@ -148,7 +149,7 @@ def _finish(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Spectra],
         files=plan.file_count,
         spectra=len(assembled.flags),
         partners=assembled.partners,
-        flagged=dict(Counter(flag for flag in assembled.flags.tolist() if flag)),
+        flagged=dict(Counter(flag for flag in assembled.flags.tolist() if flag != Flag.GOOD)),
         refused=outcomes["refused"],
         duplicates=outcomes["duplicate"],
     )

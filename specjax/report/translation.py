@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from specjax.flags import Flag
 from specjax.report.style import COLUMN, INK, PAGE, VERMILION, paper_figure, save_figure
 from specjax.typing import AnyArray, FloatArray
 
@@ -31,7 +32,7 @@ class Example:
     id: str
     flux: AnyArray
     truth: FloatArray | None = None
-    flag: str = ""
+    flag: str = Flag.GOOD
     rms: float = float("nan")
 
 
@@ -78,7 +79,8 @@ def _draw(axis: "Axes", wavelength: FloatArray, example: Example) -> None:
     margin = 0.08 * (high - low) or 0.1
     axis.set_ylim(low - margin, high + 2.5 * margin)
     known = "" if np.isnan(example.rms) else f"rms {example.rms:.3f}"
-    text = "   ".join(filter(None, (example.id, known, example.flag)))
+    flag = "" if example.flag == Flag.GOOD else example.flag
+    text = "   ".join(filter(None, (example.id, known, flag)))
     axis.text(0.02, 0.95, text, transform=axis.transAxes, va="top", fontsize=7)
 
 

@@ -19,12 +19,13 @@ from specjax.flags import Flag
 from specjax.spectra import Spectra
 from specjax.surveys.arrays import HDF5, open_hdf5
 from specjax.surveys.io import checksums
+from specjax.surveys.io.tables import flag_texts
 from specjax.typing import AnyArray, BoolArray, StrArray
 
 if TYPE_CHECKING:
     import h5py
 
-FORMAT, VERSION = "specjax-prepared", 2
+FORMAT, VERSION = "specjax-prepared", 3
 SEALED = 2
 """The first version with checksums."""
 
@@ -180,7 +181,7 @@ def _spectra(file: "h5py.File", group: str, columns: _Columns) -> Spectra:
         mask=columns["mask"],
         id=_text(columns["id"]),
         meta={
-            name.removeprefix(prefix): _text(column)
+            name.removeprefix(prefix): _meta_text(name.removeprefix(prefix), column)
             for name, column in columns.items()
             if name.startswith(prefix)
         },
@@ -202,6 +203,11 @@ def _mapped(path: Path, dataset: "h5py.Dataset", rows: slice) -> AnyArray:
 def _names(ids: AnyArray) -> StrArray:
     """Return ids for a message, whatever bytes they have."""
     return np.char.decode(ids, "utf-8", "replace") if ids.dtype.kind == "S" else ids
+
+
+def _meta_text(name: str, column: AnyArray) -> AnyArray:
+    """Return a column of the metadata; flags as this version spells them."""
+    return flag_texts(column) if name == "flag" else _text(column)
 
 
 def _text(column: AnyArray) -> AnyArray:

@@ -21,7 +21,7 @@ def stars(labelled=495, spare=300, seed=0):
     fe_h = np.where(np.arange(count) < labelled, rng.normal(-0.5, 0.6, count), np.nan)
     snr = np.where(np.arange(count) % 3 == 0, 40.0, 60.0)
     table = Table({"id": [f"s{k}" for k in range(count)], "fe_h": fe_h, "snr": snr})
-    table["flag"] = np.full(count, "", dtype="<U20")
+    table["flag"] = np.full(count, "good", dtype="<U20")
     table["duplicate_of"] = np.full(count, "", dtype="<U20")
     return table
 
@@ -161,7 +161,7 @@ def a_target(table, names, flag=()):
     """A target of flat spectra of these stars, some of them flagged."""
     rows = np.array([table["id"].tolist().index(name) for name in names])
     count = len(rows)
-    flags = ["no_coverage" if name in flag else "" for name in names]
+    flags = ["no_coverage" if name in flag else "good" for name in names]
     spectra = Spectra.build(LAMOST_WAVELENGTH, np.ones((count, 1462)), id=names, meta={"flag": flags})
     return make_target("t", spectra, np.asarray(table["fe_h"])[rows], label="fe_h")
 

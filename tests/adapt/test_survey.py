@@ -395,7 +395,7 @@ def test_spectra_outside_the_models_domain_keep_their_number_and_are_flagged(fil
     columns = predict_module.predict(replace(model, ood=domain), spectra, stored.arrays, stored.config)
     outside = apart > domain.limit
     assert outside[[1, 3, 4]].sum() == 1
-    expected = np.where(outside, "unlike_training", "")
+    expected = np.where(outside, "unlike_training", "good")
     expected[2] = "masked_fraction"
     assert columns["flag"].tolist() == expected.tolist()
     np.testing.assert_array_equal(columns["fe_h"], plain["fe_h"])
@@ -405,7 +405,7 @@ def test_spectra_outside_the_models_domain_keep_their_number_and_are_flagged(fil
     domain = replace(domain, sides={"hotter_than_training": 2 * side / (side**2).sum()})
     flag = predict_module.predict(replace(model, ood=domain), spectra, stored.arrays, stored.config)["flag"]
     assert flag[3] == "hotter_than_training"
-    assert flag[0] == ""
+    assert flag[0] == "good"
 
 
 def test_labels_and_domain_come_from_one_pass_through_the_tower(files, adapted, monkeypatch):
@@ -433,7 +433,7 @@ def test_flagged_rows_have_no_number(files, adapted):
     )  # fmt: skip
     stored = load_adapter(adapter)
     columns = predict_module.predict(load(files["model"]), spectra, stored.arrays, stored.config)
-    assert columns["flag"].tolist() == ["", "no_coverage", "masked_fraction", ""]
+    assert columns["flag"].tolist() == ["good", "no_coverage", "masked_fraction", "good"]
     for name in ("fe_h", "fe_h_std", "fe_h_err"):
         np.testing.assert_array_equal(np.isfinite(columns[name]), [True, False, True, True])
     assert columns["masked_fraction"][1] == 1

@@ -44,7 +44,7 @@ def test_every_spectrum_has_a_row_and_duplicates_are_identified(catalogue, tmp_p
     np.testing.assert_array_equal(table["fe_h"], [0.1, -1.0, np.nan, np.nan])
     assert table["label_id"].tolist() == ["2M2", "2M1", "", ""]
     assert table["duplicate_of"].tolist() == ["", "", "near", ""]
-    assert table["flag"].tolist() == ["masked_fraction", "", "", ""]
+    assert table["flag"].tolist() == ["masked_fraction", "good", "good", "good"]
     np.testing.assert_array_equal(table["snr"], [60, 70, 80, 90])  # of the spectra, not of the catalogue
     np.testing.assert_array_equal(table["label_snr"], [90, 100, np.nan, np.nan])
     # degrees near 10 resolve 6e-12 arcsec; the haversine of so small an angle keeps nine digits

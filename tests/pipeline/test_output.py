@@ -10,7 +10,7 @@ from astropy.table import Table
 from specjax.calibration.calibration import SUFFIXES
 from specjax.cli import main
 from specjax.errors import ConfigError, DataError
-from specjax.flags import USABLE
+from specjax.flags import USABLE, Flag
 from specjax.foundation import load
 from specjax.pipeline import embed_survey, predict_survey
 from specjax.prepare import plan
@@ -34,9 +34,8 @@ def read_back(path):
             columns = {name: dataset[:] for name, dataset in file.items()}
             notes = {**file.attrs, "units": {name: item.attrs.get("unit") for name, item in file.items()}}
         return {n: np.char.decode(c) if c.dtype.kind == "S" else c for n, c in columns.items()}, notes
-    options = {"format": "ascii.csv", "converters": {"flag": str}} if path.suffix == ".csv" else {}
-    table = Table.read(path, **options)
-    columns = {name: np.ma.filled(table[name], "" if name == "flag" else np.nan) for name in table.colnames}
+    table = Table.read(path)
+    columns = {name: np.ma.filled(table[name], "" if name == "id" else np.nan) for name in table.colnames}
     units = {name: table[name].unit and str(table[name].unit) for name in table.colnames}
     return columns, {**{key.lower(): value for key, value in table.meta.items()}, "units": units}
 
@@ -52,6 +51,7 @@ def test_labels_are_read_back(files, tmp_path, suffix):
     assert set(columns) == set(made) == {"id", "fe_h", *errors, "flag", "masked_fraction", "distance"}
     for name, column in made.items():
         np.testing.assert_array_equal(columns[name].astype(column.dtype), column)
+    assert (columns["flag"] == Flag.GOOD).sum() == (made["flag"] == Flag.GOOD).sum() > 0
     if suffix != ".csv":
         assert notes["configuration"] == "lora4"
         assert notes["digest"] == load(files.model).digest

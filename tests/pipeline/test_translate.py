@@ -113,7 +113,7 @@ def test_lamost_spectra_are_made_of_xp_files_and_of_prepared_ones(files, xp, tmp
         np.testing.assert_array_equal(file["wavelength"], LAMOST_WAVELENGTH)
         assert file.attrs["flux_unit"] == "flux over the continuum"
     assert ids == ["0", "1", "2", "3", "4", *["star 0", "star 1"] * 2]
-    assert made["flag"].tolist()[:5] == ["", "", "", "", Flag.NO_REFERENCE]
+    assert made["flag"].tolist()[:5] == ["good", "good", "good", "good", Flag.NO_REFERENCE]
     parts = [to_gaia_xp(read(xp)), prepared.read_xp(pair)]
     parts += [to_gaia_xp(read(folder / f"00{k}.npz"), fwhm_from=6.0) for k in range(2)]
     expected = np.concatenate([model.translate(part, target="lamost") for part in parts])

@@ -10,6 +10,7 @@ from astropy.table import Table
 
 from specjax.cli import main
 from specjax.errors import ConfigError, DataError
+from specjax.flags import Flag
 from specjax.prepare import Options, assemble, plan, pool, prepare_spectra, run
 from specjax.preprocess import to_gaia_xp, to_lamost
 from specjax.spectra import Spectra
@@ -107,7 +108,14 @@ def test_bad_files_are_reported_and_do_not_stop_the_run(tmp_path):
     assert refused.keys() == reasons.keys()
     for name, part in reasons.items():
         assert part in refused[name]
-    assert prepared.meta["flag"].tolist() == ["", "", "", "", "no_coverage", "masked_fraction"]
+    assert prepared.meta["flag"].tolist() == [
+        "good",
+        "good",
+        "good",
+        "good",
+        "no_coverage",
+        "masked_fraction",
+    ]
     assert report[report["outcome"] == "flagged"]["id"].tolist() == ["star 200", "star 201"]
     assert result.refused == len(reasons)
     assert any("8 refused" in line for line in said)
@@ -315,7 +323,7 @@ def test_xp_files_give_the_xp_side_by_id(tmp_path):
     side, given = read_xp(tmp_path / "all.h5"), to_gaia_xp(read(xp))
     assert result.partners == 2
     assert side.id.tolist() == ["1000", "1001", "1002", "1003"]
-    assert side.meta["flag"].tolist() == ["", "no_partner", "", "masked_fraction"]
+    assert side.meta["flag"].tolist() == ["good", "no_partner", "good", "masked_fraction"]
     assert side.mask[[1, 3]].all()
     assert (side.flux[[1, 3]] == 0).all()
     same_pixels(side[[0, 2]], given[[1, 0]])
@@ -331,7 +339,7 @@ def test_spectra_that_cover_the_xp_range_give_their_own_xp_side(tmp_path):
     result, _ = prepare(folder, tmp_path / "all.h5", options=Options(fwhm_from=8.0))
     side = read_xp(tmp_path / "all.h5")
     assert (result.partners, side.prepared["fwhm_from"]) == (1, 8.0)
-    assert [bool(flag) for flag in side.meta["flag"]] == [True, True, False]
+    assert (side.meta["flag"] == Flag.GOOD).tolist() == [False, False, True]
     expected = to_gaia_xp(read(folder / "002.npz"), fwhm_from=8.0)
     same_pixels(side[2], expected)
     prepare(folder, tmp_path / "plain.h5")

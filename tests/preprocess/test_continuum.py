@@ -205,7 +205,7 @@ def test_spectra_that_cover_part_of_the_range_are_fitted(low):
     flux, continuum = star()
     part = low < GRID
     result = normalise(spectra(flux[part], GRID[part]))
-    assert result.meta["flag"].tolist() == [""]
+    assert result.meta["flag"].tolist() == ["good"]
     away = (result.wavelength > low + 50) & (result.wavelength < 5600)
     expected = (flux / continuum)[np.isin(GRID, result.wavelength[away])]
     np.testing.assert_allclose(result.flux[0, away], expected, rtol=0.03)  # fewer pixels constrain the fit
@@ -218,7 +218,12 @@ def test_rows_that_cannot_be_fitted_are_flagged_and_masked():
     flux[2] = -1.0
     mask[3] = True
     result = normalise(spectra(flux, mask=mask))
-    assert result.meta["flag"].tolist() == ["", "continuum_failed", "continuum_failed", "continuum_failed"]
+    assert result.meta["flag"].tolist() == [
+        "good",
+        "continuum_failed",
+        "continuum_failed",
+        "continuum_failed",
+    ]
     assert result.mask[1:].all()
     assert (result.ivar[1:] == 0).all()
 

@@ -27,7 +27,7 @@ def test_velocities_are_measured_to_half_a_pixel(km_s):
     velocity, correlation = measure_velocity(grid.flux, grid.mask)
     np.testing.assert_allclose(velocity, km_s, atol=40)  # a pixel is 69 km/s
     assert (correlation > 0.4).all()
-    expected = "too_fast" if abs(km_s) > 250 else ""
+    expected = "too_fast" if abs(km_s) > 250 else "good"
     assert grid.meta["flag"].tolist() == [expected] * 5
 
 
@@ -42,9 +42,9 @@ def test_masked_pixels_are_ignored_and_noise_correlates_weakly():
 
 def test_a_known_velocity_takes_precedence_over_a_measured_one():
     spectra = star(300.0)
-    assert to_lamost(spectra.with_meta(redshift=[0.0])).meta["flag"].tolist() == [""]
+    assert to_lamost(spectra.with_meta(redshift=[0.0])).meta["flag"].tolist() == ["good"]
     assert to_lamost(spectra.with_meta(redshift=[np.nan])).meta["flag"].tolist() == ["too_fast"]
-    assert to_lamost(spectra.with_meta(v=[300.0]), velocity_column="v").meta["flag"].tolist() == [""]
+    assert to_lamost(spectra.with_meta(v=[300.0]), velocity_column="v").meta["flag"].tolist() == ["good"]
 
 
 def test_correlations_equal_those_of_one_shift_after_the_other():

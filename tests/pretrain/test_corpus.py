@@ -157,7 +157,7 @@ class TestPartners:
 
     def test_masked_fraction_and_flag_are_updated(self, partners):
         np.testing.assert_allclose(partners.meta["masked_fraction"], partners.mask.mean(axis=1))
-        assert partners.meta["flag"].tolist() == [""] * 3
+        assert partners.meta["flag"].tolist() == ["good"] * 3
         assert (partners.ivar[partners.mask] == 0).all()
         assert (partners.ivar[~partners.mask] > 0).all()
 

@@ -67,7 +67,7 @@ def test_spectra_come_in_the_order_of_the_ids_as_three_files(fetch):
     table = Table.read(path.parent / "gaia_xp.fits")
     assert table["flux"].unit == units.Unit("W / (m2 nm)")
     assert table["source_id"].tolist() == IDS
-    assert (to_gaia_xp(read(path)).meta["flag"] == "").all()
+    assert (to_gaia_xp(read(path)).meta["flag"] == "good").all()
 
 
 def test_missing_spectra_are_requested_again_and_reported(fetch):

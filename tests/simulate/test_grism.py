@@ -66,7 +66,7 @@ def test_gaps_stay_masked_and_masked_flux_is_not_used():
 
 def test_degraded_spectra_pass_the_preprocessing():
     result = to_lamost(grism.degrade(stars()))
-    assert result.meta["flag"].tolist() == [""] * 3
+    assert result.meta["flag"].tolist() == ["good"] * 3
     pixel_noise = 1 / np.sqrt(np.median(result.ivar, axis=1))
     np.testing.assert_allclose(pixel_noise, 1 / 20, rtol=0.1)  # the continuum is a few percent above the flux
 

@@ -68,7 +68,7 @@ def test_simulated_spectra_pass_the_preprocessing(name, tmp_path):
     path = tmp_path / "s.h5"
     simulate_survey(path, instrument=PRESETS[name], n=64, seed=2)
     grid = to_lamost(specjax.read(path), fwhm=PRESETS[name].fwhm)
-    assert grid.meta["flag"].tolist() == [""] * 64
+    assert grid.meta["flag"].tolist() == ["good"] * 64
     assert np.median(grid.meta["masked_fraction"]) < 0.01
     # The continuum is at the upper envelope of the flux.
     assert 0.5 < grid.flux.mean(axis=1).min() < grid.flux.mean(axis=1).max() < 1.05

@@ -198,7 +198,7 @@ def test_real_stars(real_data):
         assert spectra.flux.shape == (count, 7781)
         assert np.isfinite(spectra.meta["ra"]).all()
         normalised = to_lamost(spectra)
-        assert (normalised.meta["flag"] == "").all()
+        assert (normalised.meta["flag"] == "good").all()
         level = np.median(normalised.flux, axis=1)
         assert ((level > 0.5) & (level < 1.05)).all()  # M stars are far below the continuum fit in the blue
 

@@ -202,7 +202,7 @@ def test_real_sampled_files(real_data, name):
     spectra = read(real_data / "gaia_xp" / name)
     assert spectra.flux.shape == (2, 343)
     assert spectra.flux[0, 0] == pytest.approx(3.3061049e-16, rel=1e-7)  # single precision in the FITS file
-    assert (to_gaia_xp(spectra).meta["flag"] == "").all()
+    assert (to_gaia_xp(spectra).meta["flag"] == "good").all()
 
 
 def test_a_real_calibrated_file(real_data):
@@ -211,7 +211,7 @@ def test_a_real_calibrated_file(real_data):
     assert spectra.id[-1] == "4345775217221821312"  # 18 Sco
     assert spectra.has_ivar
     normalised = to_gaia_xp(spectra)
-    assert (normalised.meta["flag"] == "").all()
+    assert (normalised.meta["flag"] == "good").all()
     assert np.abs(normalised.flux[-1, 57:207]).max() < 1.5  # a solar analogue, from 450 to 750 nm
 
 

@@ -21,7 +21,7 @@ def test_slices_are_copied_from_the_file(path):
     part = whole[1:]
     np.testing.assert_array_equal(part.flux, np.asarray(whole.flux)[1:])
     assert part.flux.flags.writeable  # a copy of these rows
-    assert part.meta["flag"].tolist() == ["", ""]
+    assert part.meta["flag"].tolist() == ["good", "good"]
 
 
 def test_pixels_are_checked_when_they_are_sliced(path):
@@ -115,7 +115,7 @@ def test_the_rows_of_both_sides_stay_together(both):
     assert same_spectra(left, whole[1:])
     assert left_xp.id.tolist() == left.id.tolist()
     assert left_xp.mask.all(axis=1).tolist() == [False, True]
-    assert left_xp.meta["flag"].tolist() == ["", "no_partner"]
+    assert left_xp.meta["flag"].tolist() == ["good", "no_partner"]
     np.testing.assert_array_equal(left_xp.flux[0], partner.flux[1])
 
 
@@ -149,6 +149,17 @@ def test_files_of_earlier_versions_are_read_with_one_warning(path, caplog):
     for _ in range(2):
         assert same_spectra(read(path), expected)
     assert caplog.text.count("has no checksums") == 1
+
+
+def test_empty_flags_of_earlier_versions_are_good(both):
+    with h5py.File(both, "a") as file:
+        del file["crc32"]
+        file.attrs["version"] = 1
+        for name in ("meta/flag", "gaia_xp/meta/flag"):
+            del file[name]
+            file[name] = np.array([b"", b"too_fast", b""])
+    for spectra in (read(both), read_xp(both)):
+        assert spectra.meta["flag"].tolist() == ["good", "too_fast", "good"]
 
 
 def test_a_column_that_was_added_is_read(path):

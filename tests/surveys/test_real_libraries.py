@@ -74,7 +74,7 @@ def test_126_targets_reach_the_lamost_grid(stelib_spectra, target):
     assert spectra.survey == target
     teff = spectra.meta["teff"]
     chosen = known(spectra, "teff", "logg", "fe_h") & (teff >= 3800) & (teff <= 7500)
-    chosen &= spectra.meta["flag"] == ""
+    chosen &= spectra.meta["flag"] == "good"
     assert chosen.sum() == 126
     assert (chosen & (spectra.meta["fe_h"] < -1)).sum() == 18
     typical = np.median(spectra.flux[chosen][~spectra.mask[chosen]])

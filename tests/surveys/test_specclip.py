@@ -57,7 +57,7 @@ def test_the_tower_is_identified_by_the_number_of_pixels(tmp_path, pixels, tower
     assert masked == [[], [5], [7], list(range(pixels))]
     assert set(spectra.flux[spectra.mask].tolist()) == {float(tower == "lamost")}
     assert (spectra.ivar[spectra.mask] == 0).all()
-    assert spectra.meta["flag"].tolist() == ["", "", "", "no_coverage"]
+    assert spectra.meta["flag"].tolist() == ["good", "good", "good", "no_coverage"]
     assert read_xp(path) is None
 
 

@@ -14,6 +14,7 @@ from astropy.table import QTable, Table
 
 from specjax.atomic import atomic_file
 from specjax.errors import DataError
+from specjax.flags import FLAG_DTYPE, Flag
 from specjax.surveys.io.fits import add_checksums, open_fits
 from specjax.surveys.io.sniff import is_fits
 from specjax.typing import FloatArray, StrArray
@@ -30,6 +31,7 @@ SUFFIXES = tuple(_WRITTEN)
 """Suffixes of the tables that `write_table` writes."""
 
 _ROWS_AT_ONCE = 20_000  # of a text table, whose rows take a kilobyte each while they are formatted
+_NO_FLAG = ("", "N/A", "None", "nan")  # an empty flag as the readers of tables pass it on
 _UNKNOWN = -999.0  # catalogues write -999, -9999 and the like for unknown values
 _TEXT = {".csv": "ascii.csv", ".txt": "ascii", ".dat": "ascii", ".tsv": "ascii.tab"}
 
@@ -133,6 +135,16 @@ def id_texts(column: Any) -> StrArray:
         item.decode() if isinstance(item, bytes) else str(item) for item in np.ma.getdata(column).tolist()
     ]
     return np.where(masked, "", np.char.strip(np.array(text, dtype=np.str_)))
+
+
+def flag_texts(column: Any) -> StrArray:
+    """Return a column of flags as this version writes them, `FLAG_DTYPE`.
+
+    Files of earlier versions have an empty text for a good spectrum, which readers of tables take for a
+    missing value.
+    """
+    text = id_texts(column)
+    return np.where(np.isin(text, _NO_FLAG), Flag.GOOD, text).astype(FLAG_DTYPE)
 
 
 def floats(column: Any, what: str) -> FloatArray:

@@ -7,9 +7,9 @@ from astropy.table import QTable, Table
 
 from specjax import units
 from specjax.errors import DataError
-from specjax.flags import FLAG_DTYPE
+from specjax.flags import FLAG_DTYPE, Flag
 from specjax.surveys.io import tables
-from specjax.surveys.io.tables import qtable, read_table, write_table
+from specjax.surveys.io.tables import flag_texts, qtable, read_table, write_table
 from tests.damage import flip
 
 COLUMNS = {
@@ -17,7 +17,7 @@ COLUMNS = {
     "teff": np.array([5000.0, np.nan, 6000.5, 4000.0], np.float32),
     "fe_h": np.array([0.1, -2.5, np.nan, 1e-12]),
     "fe_h_err": np.full(4, np.nan),
-    "flag": np.array(["", "too_fast", "", ""], FLAG_DTYPE),
+    "flag": np.array(["good", "too_fast", "good", "good"], FLAG_DTYPE),
     "good": np.array([True, False, True, False]),
     "n": np.arange(4),
 }
@@ -65,7 +65,29 @@ def test_data_frames_hold_the_columns_that_were_written(tmp_path, read, suffix):
             numbers = np.array([np.nan if value is None else value for value in found], column.dtype)
             np.testing.assert_array_equal(numbers, column)
         else:
-            assert [value if value == value and value is not None else "" for value in found] == list(column)
+            assert found == list(column)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("read", [Table.read, with_pandas, with_polars])
+def test_good_rows_are_selected_by_their_flag(tmp_path, read, suffix):
+    """An empty text would be a missing value for most readers, which no comparison selects."""
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    path = tmp_path / f"t{suffix}"
+    write_table(path, COLUMNS)
+    good = read(path)["flag"] == Flag.GOOD
+    assert [bool(one) for one in good] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_empty_flags_of_earlier_versions_are_good(tmp_path, suffix):
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    path = tmp_path / f"t{suffix}"
+    write_table(path, {**COLUMNS, "flag": np.array(["", "too_fast", "", ""], FLAG_DTYPE)})
+    found = flag_texts(read_table(path)["flag"])
+    assert (found.dtype, found.tolist()) == (FLAG_DTYPE, ["good", "too_fast", "good", "good"])
 
 
 @pytest.mark.parametrize("suffix", [suffix for suffix in FORMATS if suffix != ".csv"])
