@@ -16,8 +16,9 @@ from specjax.adapt.splits import MIN_TRAIN, Splits, draw_splits
 from specjax.adapt.target import Target
 from specjax.errors import ConfigError, DataError
 from specjax.flags import Flag
+from specjax.overwrite import check_replaceable
 from specjax.progress import Say, silent
-from specjax.surveys.io.tables import flag_texts, floats, id_texts, read_table, write_table
+from specjax.surveys.io.tables import flag_texts, floats, id_texts, read_table, write_table, written_format
 from specjax.typing import BoolArray, FloatArray, StrArray
 
 TRAIN, VALIDATE, TEST, UNLABELLED = "train", "validate", "test", "unlabelled"
@@ -167,6 +168,8 @@ def split_file(labels: Path, out: Path, config: SplitConfig, *, say: Say = silen
     Raises:
         SpecjaxError: an invalid table, or too few stars.
     """
+    written_format(out)
+    check_replaceable(out)
     table = split_table(read_table(labels), config)
     table["id"] = id_texts(table["id"])
     write_table(out, {name: table[name] for name in table.colnames}, table.meta)

@@ -11,6 +11,7 @@ from specjax.catalogues import apogee, generic
 from specjax.catalogues.sky import RADIUS, SkyMatch, match_catalogue
 from specjax.errors import ConfigError, DataError
 from specjax.flags import Flag
+from specjax.overwrite import check_replaceable
 from specjax.preprocess import to_lamost
 from specjax.progress import Say, silent
 from specjax.spectra import Spectra
@@ -53,6 +54,7 @@ def label_files(
     if columns is None and where:
         raise ConfigError("conditions need the columns of a catalogue; APOGEE's allStar has cuts instead")
     written_format(out)
+    check_replaceable(out)
     if columns is None:
         labels = apogee.read_labels(catalogue, cuts=cuts)
     else:

@@ -43,10 +43,13 @@ class CheckPublished(FromFile):
 
         use_compilation_cache()
         from checkpoints_convert import convert
+        from specjax.overwrite import check_replaceable
         from specjax.pipeline.published import check_published
         from specjax.report.agreement import failed
         from specjax.surveys.io.tables import write_table
 
+        if self.out is not None:
+            check_replaceable(self.out)
         found = check_published(
             convert=convert,
             weights=self.weights,

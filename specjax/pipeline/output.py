@@ -8,6 +8,7 @@ import numpy as np
 
 from specjax.atomic import atomic_file
 from specjax.errors import DataError
+from specjax.overwrite import check_replaceable
 from specjax.pipeline.parquet import write_parquet
 from specjax.pipeline.parts import Columns, read_columns
 from specjax.surveys.arrays import HDF5, for_hdf5
@@ -24,6 +25,7 @@ def check_format(out: Path, *, vectors: bool = False, partitioned: bool = False)
     Raises:
         DataError: the suffix is unknown, a text table would hold vectors, partitions are not in Parquet, a
             folder is in the place of the file, or pyarrow is missing for .parquet.
+        SpecjaxError: a file that specjax has not written is in its place.
     """
     suffix = out.suffix.lower()
     known, what = (_WIDE, "vectors to ") if vectors else ((*SUFFIXES, *HDF5), "")
@@ -35,6 +37,8 @@ def check_format(out: Path, *, vectors: bool = False, partitioned: bool = False)
         raise DataError(f"cannot write {what}{out.name}: the suffix must be {_one_of(known)}")
     if suffix == ".parquet":
         require_pyarrow()
+    if not partitioned:
+        check_replaceable(out)
 
 
 def _one_of(suffixes: Sequence[str]) -> str:

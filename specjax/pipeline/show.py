@@ -11,6 +11,7 @@ from specjax.checkpoints import load_adapter
 from specjax.errors import ConfigError, DataError, ModelError
 from specjax.flags import USABLE, Flag
 from specjax.foundation import Foundation, load
+from specjax.overwrite import check_replaceable
 from specjax.pipeline.predict import adapter_folders, check_together
 from specjax.preprocess import to_lamost
 from specjax.preprocess.to_grid import continuum_of
@@ -68,6 +69,7 @@ def show_spectrum(
     """
     if Path(out).suffix.lower() not in _SUFFIXES:
         raise DataError(f"cannot write {Path(out).name}: a picture is .png and .pdf")
+    check_replaceable(*(Path(out).with_suffix(suffix) for suffix in _SUFFIXES))
     given = [adapter] if isinstance(adapter, str | Path) else list(adapter or ())
     if given and (head is not None or fwhm is not None):
         raise ConfigError("an adapter has its own heads and preprocessing: leave out head and fwhm")

@@ -10,6 +10,7 @@ import numpy as np
 
 from specjax.errors import ConfigError, DataError
 from specjax.foundation import DtypeChoice
+from specjax.overwrite import check_replaceable
 from specjax.pipeline.embed import embed_work
 from specjax.pipeline.neighbours import Index, Neighbours, exact_neighbours, has_hnswlib, normalised
 from specjax.pipeline.parts import Columns
@@ -96,6 +97,7 @@ def find_similar(
     if bool(spectra) == bool(ids):
         raise ConfigError("similar needs spectra or --id of spectra in the catalogue, and not both")
     written_format(Path(out))
+    check_replaceable(Path(out))
     found = open_catalogue(catalogue)
     options = raw_options(survey, wavelength_medium, wavelength_unit, fwhm)
     if ids:

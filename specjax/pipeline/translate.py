@@ -10,6 +10,7 @@ import numpy as np
 
 from specjax.flags import Flag
 from specjax.foundation import DtypeChoice, Foundation, load
+from specjax.overwrite import check_replaceable
 from specjax.pipeline.cluster import check_cluster
 from specjax.pipeline.output import check_format
 from specjax.pipeline.parts import Columns, read_columns
@@ -93,6 +94,7 @@ def translate_survey(
     """
     out = Path(out)
     check_format(out, vectors=True, partitioned=partitioned)
+    check_replaceable(*_beside(out, truth is not None, plots))
     if dask is not None:
         check_cluster(dask)
     options = raw_options(survey, wavelength_medium, wavelength_unit, fwhm)
@@ -112,6 +114,12 @@ def translate_survey(
     if observed is not None and columns:
         _report(out, columns, say)
     return columns
+
+
+def _beside(out: Path, errors: bool, plots: int) -> list[Path]:
+    """Return the files that are written beside the translated spectra."""
+    pictures = [out.with_suffix(".png"), out.with_suffix(".pdf")] if plots > 0 else []
+    return [*pictures, *([out.with_suffix(".errors.ecsv")] if errors else [])]
 
 
 def _translate_work(

@@ -8,6 +8,7 @@ from pathlib import Path
 from specjax.atomic import remove_folder, remove_leftovers
 from specjax.errors import ConfigError, DataError
 from specjax.flags import Flag
+from specjax.overwrite import check_replaceable
 from specjax.prepare.assemble import assemble
 from specjax.prepare.plan import Options, Plan, make_plan, report_medium, report_path
 from specjax.prepare.pool import core_count, run_chunks
@@ -76,6 +77,7 @@ def prepare_spectra(
     out = Path(out)
     if out.suffix.lower() not in arrays.HDF5:
         raise ConfigError(f"prepare writes HDF5: {out.name} should end in {' or '.join(arrays.HDF5)}")
+    check_replaceable(out)
     plan = make_plan(sources, options or Options(), xp=xp, out=out)
     report_medium((source for chunk in plan.chunks for source in chunk), plan.options, say)
     if out.exists():

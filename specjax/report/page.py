@@ -13,6 +13,7 @@ from typing import Any
 from specjax._version import __version__
 from specjax.atomic import atomic_file
 from specjax.errors import DataError
+from specjax.overwrite import check_replaceable
 from specjax.report import html
 from specjax.report.cautions import cautions, direction, groups, is_gain, percent
 from specjax.report.metrics import SUBSETS
@@ -45,9 +46,11 @@ def write_page(folder: str | Path) -> Path:
 
     Raises:
         DataError: the folder is not that of a run of `specjax adapt`, or its files are damaged.
+        SpecjaxError: the file exists, and specjax has not written it.
     """
-    content = make_page(folder)
     path = Path(folder) / REPORT
+    check_replaceable(path)
+    content = make_page(folder)
     with atomic_file(path) as temporary:
         temporary.write_text(content, encoding="utf-8")
     return path

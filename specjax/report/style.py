@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specjax.atomic import atomic_file
+from specjax.overwrite import PDF_NOTES, PNG_NOTES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,7 +97,8 @@ def save_figure(figure: "Figure", path: str | Path, *, title: str = "", pdf: boo
     figure.set_layout_engine("none")
     name = Path(path).name.removesuffix(".png")  # other suffixes may be parts of a name
     written = []
-    for form, notes in (("png", {"Software": None}), ("pdf", {"CreationDate": None}))[: 1 + pdf]:
+    forms = (("png", PNG_NOTES), ("pdf", {"CreationDate": None, **PDF_NOTES}))
+    for form, notes in forms[: 1 + pdf]:
         written.append(Path(path).with_name(f"{name}.{form}"))
         with atomic_file(written[-1]) as temporary:
             figure.savefig(temporary, format=form, metadata=notes)

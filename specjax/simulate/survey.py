@@ -14,6 +14,7 @@ from specjax._version import __version__
 from specjax.atomic import atomic_file
 from specjax.errors import ConfigError
 from specjax.interrupt import Interrupt, deferred_interrupt
+from specjax.overwrite import check_replaceable
 from specjax.preprocess.resample import SPEED_OF_LIGHT
 from specjax.progress import Pace, Say, silent
 from specjax.simulate.emulator import Emulator, shipped
@@ -86,6 +87,7 @@ def simulate_survey(
     out = Path(out)
     table = out.with_name(f"{out.stem}_labels.ecsv")
     _check_file(out, n)
+    check_replaceable(out, table)
     for path in (out, table):
         _check_replaced(path, population)
     emulator, population = emulator or shipped(), population or MilkyWay()

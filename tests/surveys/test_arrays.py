@@ -110,7 +110,7 @@ def test_missing_coverage_is_flagged(path, low):
     spectra = to_lamost(read(save(path, {**data, "wavelength": GRID[part], "flux": data["flux"][:, part]})))
     missing = np.clip((np.log10(low) - 3.602) / 0.1461, 0, 1)
     np.testing.assert_allclose(spectra.meta["masked_fraction"], missing, atol=0.002)  # 1 or 2 pixels of 1462
-    expected = {4000.0: "", 4200.0: "", 5000.0: "masked_fraction", 5600.0: "no_coverage"}[low]
+    expected = {4000.0: "good", 4200.0: "good", 5000.0: "masked_fraction", 5600.0: "no_coverage"}[low]
     assert spectra.meta["flag"].tolist() == [expected] * 2
 
 

@@ -12,9 +12,11 @@ from astropy.io import fits
 from astropy.io.fits.verify import VerifyWarning
 from astropy.table import QTable, Table
 
+from specjax._version import __version__
 from specjax.atomic import atomic_file
 from specjax.errors import DataError
 from specjax.flags import FLAG_DTYPE, Flag
+from specjax.overwrite import MARK
 from specjax.surveys.io.fits import add_checksums, open_fits
 from specjax.surveys.io.sniff import is_fits
 from specjax.typing import FloatArray, StrArray
@@ -89,7 +91,8 @@ def require_pyarrow(what: str = "writing") -> None:
 def write_table(path: str | Path, columns: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> None:
     """Write columns with units and descriptions as .ecsv, .fits, .vot, .parquet or .csv, atomically.
 
-    Descriptions are TCOMMn in FITS, and UCDs are TUCDn. CSV has names only.
+    Descriptions are TCOMMn in FITS, and UCDs are TUCDn. CSV has names only. The metadata of
+    the others name the version of specjax, by which `overwrite` recognises the file.
 
     Args:
         path: the suffix selects the format.
@@ -104,13 +107,18 @@ def write_table(path: str | Path, columns: Mapping[str, Any], meta: Mapping[str,
     lengths = {name: np.shape(values)[:1] for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(f"columns of {path.name} differ in length: {lengths}")
-    table = _described(columns, meta or {}, form)
+    table = _described(columns, _marked(meta or {}), form)
     with atomic_file(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore", VerifyWarning)  # keywords of more than eight characters
         if write := _WRITERS.get(form):
             write(table, temporary)
         else:
             table.write(temporary, format=form, overwrite=True)
+
+
+def _marked(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata with the version of specjax, of which FITS makes capitals."""
+    return {MARK: __version__, **{name: value for name, value in meta.items() if name.lower() != MARK}}
 
 
 def qtable(columns: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> QTable:
