@@ -12,9 +12,9 @@ LABELS = {
 """Units of labels and of columns derived from them, such as `fe_h_err`."""
 
 RANGES = {
-    "teff": (1000.0, 100000.0),
-    "logg": (-2.0, 10.0),
-    "fe_h": (-8.0, 3.0),
+    "teff": (2000.0, 60000.0),
+    "logg": (-1.0, 9.0),
+    "fe_h": (-8.0, 2.0),
     "alpha_fe": (-3.0, 3.0),
     "vmicro": (0.0, 50.0),
 }

@@ -111,7 +111,11 @@ class LabelledStars:
         left_out = [reason for reason in self.reason[label].tolist() if reason]
         if not left_out:
             return ""
-        return f"; left out are {len(left_out)} of {len(self.id)} stars: {count_flags(left_out)}"
+        text = f"; left out are {len(left_out)} of {len(self.id)} stars: {count_flags(left_out)}"
+        odd = np.flatnonzero(self.reason[label] == OUT_OF_RANGE)
+        if not odd.size:
+            return text
+        return f"{text}; the first that is out of range is {self.id[odd[0]]} ({self.values[label][odd[0]]:g})"
 
     def columns(self) -> dict[str, AnyArray]:
         """Return the table of what is left out: one row per star and label.

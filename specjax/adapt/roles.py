@@ -14,12 +14,14 @@ from astropy.table import Table
 
 from specjax.adapt.splits import MIN_TRAIN, Splits, draw_splits
 from specjax.adapt.target import Target
+from specjax.catalogues.label_units import to_own_unit
 from specjax.errors import ConfigError, DataError
 from specjax.flags import Flag
 from specjax.overwrite import check_replaceable
 from specjax.progress import Say, silent
 from specjax.surveys.io.tables import flag_texts, floats, id_texts, read_table, write_table, written_format
 from specjax.typing import BoolArray, FloatArray, StrArray
+from specjax.units import label_unit
 
 TRAIN, VALIDATE, TEST, UNLABELLED = "train", "validate", "test", "unlabelled"
 
@@ -170,7 +172,7 @@ def split_file(labels: Path, out: Path, config: SplitConfig, *, say: Say = silen
     """
     written_format(out)
     check_replaceable(out)
-    table = split_table(read_table(labels), config)
+    table = split_table(_in_own_units(read_table(labels), labels), config)
     table["id"] = id_texts(table["id"])
     write_table(out, {name: table[name] for name in table.colnames}, table.meta)
     train, validate, test, unlabelled = (
@@ -245,6 +247,16 @@ def apply_roles(roles: Roles, target: Target) -> tuple[Target, Splits]:
 def _texts(table: Table, name: str) -> StrArray:
     """Return a column of strings; all "" if the table does not have it."""
     return id_texts(table[name]) if name in table.colnames else np.full(len(table), "")
+
+
+def _in_own_units(table: Table, path: Path) -> Table:
+    """Convert labels that are in other units: the table that is written has the units of `specjax.units`."""
+    for name in table.colnames:
+        unit = table[name].unit
+        if unit is not None and label_unit(name) is not None:
+            what = f"{path}: column {name}"
+            table[name] = to_own_unit(name, floats(table[name], what), unit, what)
+    return table
 
 
 def _flags(table: Table) -> StrArray:

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.table import Table
+from astropy.table import Column, Table
+from astropy.units import Unit
 
 from specjax import units
 from specjax.catalogues.conditions import Condition
+from specjax.catalogues.label_units import to_own_unit
 from specjax.errors import ConfigError, DataError
 from specjax.surveys.io.fits import open_fits
 from specjax.surveys.io.sniff import is_fits
@@ -104,7 +106,17 @@ def _columns(path: Path, needed: Sequence[str], wanted: Sequence[str]) -> dict[s
         if data is None:
             raise DataError(f"{path} is not {_WHAT}: it has no table")
         _check(path, needed, data.names)
-        return {name: np.array(data[name]) for name in names if name in data.names}
+        units_of = dict(zip(data.columns.names, data.columns.units, strict=True))
+        return {
+            name: Column(np.array(data[name]), unit=_unit(units_of[name]))
+            for name in names
+            if name in data.names
+        }
+
+
+def _unit(text: str | None) -> Unit | None:
+    """Return the unit of a column of FITS, which may be one that astropy does not know."""
+    return Unit(text, parse_strict="silent") if text else None
 
 
 def _check(path: Path, needed: Sequence[str], names: Sequence[str]) -> None:
@@ -123,8 +135,11 @@ def _table(path: Path, given: Mapping[str, Any], wanted: Mapping[str, str], coun
         if ours in _IDS:
             table[ours] = _ids(ours, given.get(theirs), count)
             continue
-        known = theirs in given
-        table[ours] = floats(given[theirs], f"{path}: column {theirs}") if known else np.full(count, np.nan)
+        values, what = np.full(count, np.nan), f"{path}: column {theirs}"
+        if theirs in given:
+            unit = getattr(given[theirs], "unit", None)
+            values = to_own_unit(ours, floats(given[theirs], what), unit, what)
+        table[ours] = values
         table[ours].unit = units.COLUMNS.get(ours) or units.label_unit(ours)
     return table
 

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 from astropy.table import Column, Table
 
+from specjax.catalogues.label_units import to_own_unit
 from specjax.errors import DataError
 from specjax.surveys.io.tables import floats, id_texts, read_table
 from specjax.typing import FloatArray, StrArray
+from specjax.units import label_unit
 
 
 def read_labels(path: str | Path, columns: Sequence[str] | None = None, *, id_column: str = "id") -> Table:
@@ -20,11 +22,12 @@ def read_labels(path: str | Path, columns: Sequence[str] | None = None, *, id_co
         id_column: the name of the column with the ids.
 
     Returns:
-        Table with a column id of strings and the labels as floats, NaN where masked or missing.
+        Table with a column id of strings and the labels as floats, NaN where masked or missing. A label whose
+        column has a unit, such as kK, is converted to that of `specjax.units`.
 
     Raises:
-        DataError: the file is not a table, a column is missing, a label is not a number, or ids are empty or
-            not unique.
+        DataError: the file is not a table, a column is missing, a label is not a number or in a unit
+            that cannot be converted, or ids are empty or not unique.
     """
     table = read_table(path, texts=[id_column])
     wanted = [name for name in table.colnames if _numeric(table[name])] if columns is None else list(columns)
@@ -39,8 +42,9 @@ def read_labels(path: str | Path, columns: Sequence[str] | None = None, *, id_co
     result = Table({"id": ids})
     for name in wanted:
         if name != id_column:
-            result[name] = floats(table[name], f"{path}: column {name}")
-            result[name].unit = table[name].unit
+            what, unit = f"{path}: column {name}", table[name].unit
+            result[name] = to_own_unit(name, floats(table[name], what), unit, what)
+            result[name].unit = unit and (label_unit(name) or unit)
     return result
 
 

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from astropy.table import Table
+from astropy.table import Column, Table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specjax.adapt.roles import SplitConfig, apply_roles, draw_roles, read_roles, split_table
+from specjax.adapt.roles import SplitConfig, apply_roles, draw_roles, read_roles, split_file, split_table
 from specjax.adapt.target import make_target
 from specjax.errors import ConfigError, DataError
 from specjax.spectra import Spectra
@@ -203,3 +203,13 @@ def test_splits_of_different_sizes_are_refused(tmp_path):
     write_table(tmp_path / "t.ecsv", {name: table[name] for name in table.colnames})
     with pytest.raises(DataError, match="differ in the number of train stars"):
         apply_roles(read_roles(tmp_path / "t.ecsv"), a_target(table, table["id"].tolist()))
+
+
+def test_labels_in_another_unit_are_converted_in_the_table_of_splits(tmp_path):
+    table = stars(40, 20)
+    table["teff"] = Column(np.full(len(table), 5.777), unit="kK")
+    table.write(tmp_path / "labels.ecsv")
+    split_file(tmp_path / "labels.ecsv", tmp_path / "split.ecsv", SplitConfig(train=20, validate=4, seeds=2))
+    found = Table.read(tmp_path / "split.ecsv")["teff"]
+    np.testing.assert_allclose(found, 5777)
+    assert str(found.unit) == "K"

@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
 from astropy.table import MaskedColumn, Table
+from astropy.units import Unit
 
+from specjax.catalogues.generic import read_labels as read_catalogue
+from specjax.catalogues.label_units import to_own_unit
 from specjax.catalogues.labels import join_labels, read_labels
 from specjax.errors import DataError
 from specjax.surveys.io.tables import write_table
@@ -86,3 +89,35 @@ def test_labels_are_joined_by_id_in_the_order_of_the_spectra(tmp_path):
         join_labels(["c", "c"], table, ["fe_h"])
     with pytest.raises(DataError, match=r"spectra have x, y, z and 1 more, the table has 007"):
         join_labels(["x", "y", "z", "w"], table, ["fe_h"])
+
+
+@pytest.mark.parametrize("suffix", [".ecsv", ".fits", ".vot"])
+def test_labels_in_another_unit_are_converted(tmp_path, suffix):
+    table = Table({"id": ["a", "b"], "teff": [5.777, 4.5], "teff_err": [0.1, 0.05], "fe_h": [0.0, -1.0]})
+    table["teff"].unit = table["teff_err"].unit = "kK"
+    table.write(tmp_path / f"t{suffix}", format={".vot": "votable", ".ecsv": "ascii.ecsv"}.get(suffix))
+    found = read_labels(tmp_path / f"t{suffix}")
+    np.testing.assert_allclose(found["teff"], [5777, 4500])
+    np.testing.assert_allclose(found["teff_err"], [100, 50])
+    assert found["fe_h"].tolist() == [0, -1]
+    assert str(found["teff"].unit) == "K"
+    mapped = read_catalogue(tmp_path / f"t{suffix}", columns={"teff": "teff", "fe_h": "fe_h"})
+    np.testing.assert_allclose(mapped["teff"], [5777, 4500])
+
+
+@pytest.mark.parametrize("unit", ["dex", "", "dex(cm s-2)", "log(cm.s**-2)", None])
+def test_logarithms_without_a_dimension_stay_as_they_are(tmp_path, unit):
+    """As catalogues write the unit of log g, whether astropy knows it or not."""
+    known = None if unit is None else Unit(unit, parse_strict="silent")
+    assert to_own_unit("logg", np.array([4.4]), known, "t: column logg").tolist() == [4.4]
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"), [("teff", "m"), ("logg", "cm s-2"), ("fe_h", "%"), ("teff", "deg_C")]
+)
+def test_units_that_cannot_be_converted_are_refused(tmp_path, name, unit):
+    table = Table({"id": ["a"], name: [1.0]})
+    table[name].unit = unit
+    table.write(tmp_path / "t.ecsv")
+    with pytest.raises(DataError, match=rf"t\.ecsv: column {name} is in .*, which cannot be converted to"):
+        read_labels(tmp_path / "t.ecsv")
