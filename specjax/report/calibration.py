@@ -7,6 +7,7 @@ import numpy as np
 
 from specjax.calibration.calibration import LEVELS, Intervals
 from specjax.calibration.scoring import covered, normal_crps
+from specjax.plurals import counted
 from specjax.report import intervals as bootstrap
 from specjax.report.metrics import subset_masks
 from specjax.report.results import Row
@@ -122,8 +123,7 @@ def _line(target: str, configuration: str, rows: Mapping[str, Row]) -> str:
     poor = rows.get("fe_h<-1")
     if poor is None:
         return text
-    stars = f"{poor['n_stars']} star" + ("s" if poor["n_stars"] > 1 else "")
-    return f"{text}, below [Fe/H] = -1 {_percents(poor)} ({stars})"
+    return f"{text}, below [Fe/H] = -1 {_percents(poor)} ({counted(poor['n_stars'], 'star')})"
 
 
 def _percents(row: Mapping[str, Any]) -> str:

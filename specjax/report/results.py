@@ -16,6 +16,7 @@ import numpy as np
 
 from specjax.atomic import atomic_file
 from specjax.errors import DataError
+from specjax.plurals import counted
 from specjax.report.metrics import SUBSETS
 from specjax.surveys.io.tables import write_table as write_columns
 from specjax.units import symbol_and_unit
@@ -51,7 +52,8 @@ class Rows(list[Row]):
 Kind = Literal["baseline", "zero-shot", "adapted"]
 """Without the foundation model, by the model as pretrained, or by the model with trained LoRA factors."""
 
-WIDTH = 120  # columns that the printed tables need
+WIDTH = 120  # columns that most of the printed tables need
+_WIDEST = 1000  # columns within which a table with wide numbers finds its own width
 HEADINGS = dict(zip(SUBSETS, ("all stars", "[Fe/H] ≥ -1", "[Fe/H] < -1"), strict=True))
 CONFIG, TABLE, PREDICTIONS, CALIBRATION = "config.json", "table.json", "predictions", "calibration"
 
@@ -125,6 +127,7 @@ def print_table(
     The unit is that of the label unless it is given. The console is widened if it is too narrow.
     """
     from rich.console import Console
+    from rich.measure import Measurement
 
     console = console or Console()
     # In a narrower terminal or a file, long lines lose nothing; cells cut to fit would.
@@ -135,6 +138,8 @@ def print_table(
         symbol, own_unit = symbol_and_unit(label)
         title = f"{target}: {symbol}" if several else target
         for table in format_tables(mine, title, own_unit if unit is None else unit):
+            wide = console.options.update(max_width=_WIDEST)
+            console.width = max(console.width, Measurement.get(console, wide, table).maximum)
             console.print(table)
 
 
@@ -248,8 +253,8 @@ def _caption(rows: Sequence[Mapping[str, Any]], unit: str) -> str:
     pooled = [
         HEADINGS[name] for name in SUBSETS if any(r["subset"] == name and r.get("pooled") for r in rows)
     ]
-    caption = f"σ in {unit}; 95% intervals over stars; {first['n_seeds']} seeds"
-    caption += f"; {first['n_stars']:g} test stars per seed"
+    caption = f"σ in {unit}; 95% intervals over stars; {counted(first['n_seeds'], 'seed')}"
+    caption += f"; {counted(first['n_stars'], 'test star')} per seed"
     return caption + (f"; all seeds pooled: {', '.join(pooled)}" if pooled else "")
 
 

@@ -178,3 +178,12 @@ def test_invalid_predictions_leave_no_file(tmp_path):
     with pytest.raises(DataError, match="xyz"):
         results.write_predictions(tmp_path, PREDICTIONS, suffix=".xyz")
     assert not any(tmp_path.iterdir())
+
+
+def test_wide_numbers_are_not_cut(rows):
+    """A gain of many digits made the table wider than the console, and ended in an ellipsis."""
+    names = ("sigma", "r2", "sigma_gain", "r2_gain")
+    big = {f"{name}{end}": -12345.678 for name in names for end in ("", "_lo", "_hi")}
+    text = printed([{**row, **big} for row in rows], width=80)
+    assert "…" not in text
+    assert "-12345.7 [-12345.7, -12345.7]" in text
