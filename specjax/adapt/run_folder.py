@@ -47,6 +47,7 @@ class Reached:
         results: of the configurations.
         others: predictions of the baselines, by name.
         outside: flags of labelled stars that the model was not trained for, by id.
+        doubt: what may be wrong with the labels, see `first_look.compare_labels`; "" if nothing seems to be.
         section: the label if the study has several, which is then part of the names of files; else "".
     """
 
@@ -55,6 +56,7 @@ class Reached:
     results: list[AdaptationResult]
     others: Mapping[str, FloatArray]
     outside: Mapping[str, str]
+    doubt: str = ""
     section: str = ""
 
 

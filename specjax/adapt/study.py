@@ -15,6 +15,7 @@ from specjax import distributed
 from specjax.adapt.adaptation import AdaptationResult
 from specjax.adapt.checks import ONLY_FACTORS, check_label, check_model, check_settings, check_truth
 from specjax.adapt.configuration import Configuration
+from specjax.adapt.first_look import compare_labels
 from specjax.adapt.inputs import NO_PAIRS, TargetInputs, has_pairs, inputs_of_labels
 from specjax.adapt.parts import Parts, record_of
 from specjax.adapt.run_folder import Reached, digest_of, write_run
@@ -118,6 +119,7 @@ def run_study(
         outside.setdefault(one.target.name, {}).update(one.outside)
     sizes = [{"target": one.target.name, "label": one.target.label, **_sizes(one.splits)} for one in adapted]
     about = {"adapt": config, "configurations": names, "splits": sizes, "outside_training": outside}
+    about |= {"doubts": [one.doubt for one in adapted if one.doubt]}
     about |= {**(record or {}), "made": provenance.made()}
     made = {} if files is None else files(config)
     rows = write_run(model, adapted, config, out, about, label_scatter, made, say)
@@ -164,12 +166,25 @@ def _adapt(
         outside = adaptation.inputs.outside_training()
         _warn_of_outside(target, outside, say)
         adapted: list[AdaptationResult] = []
+        doubt = ""
         for configuration in configurations:
             say(f"{name}: {configuration.name}")
             adapted.append(adaptation.run(configuration))
+            if not configuration.is_adapted:
+                line, about = compare_labels(target, configuration.name, adapted[-1].predictions[0])
+                say(line)
+                if about and not doubt:
+                    say(f"warning: {about}")
+                doubt = doubt or about
         others = {} if pending is None else pending.result()
     return Reached(
-        target=target, splits=splits, results=adapted, others=others, outside=outside, section=section
+        target=target,
+        splits=splits,
+        results=adapted,
+        others=others,
+        outside=outside,
+        doubt=doubt,
+        section=section,
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from specjax import distributed
 from specjax.adapt.checks import check_label, check_settings
 from specjax.adapt.configuration import Configuration
+from specjax.adapt.first_look import about_labels
 from specjax.adapt.inputs import NO_PAIRS, has_pairs
 from specjax.adapt.left_out import LabelledStars, beside_folder, within_range
 from specjax.adapt.roles import Roles, apply_roles, read_roles
@@ -59,11 +60,11 @@ def adapt_survey(
         model: a model folder, or "mini".
         spectra: what `surveys.read` takes; a file from `specjax prepare` is not preprocessed again.
         labels: a table with the columns id and `label`, in physical units. A column LABEL_err holds errors of
-            the label, which the calibration of the intervals takes into account. Even if it is none of the
-            labels, a column fe_h divides the stars into the table's subsets. Columns split_0, split_1, ... as
-            `roles.split_table` writes them give the role of each spectrum for each seed, in place of the
-            sizes in `config`; the first `config.seeds` of them are used, or the first for all seeds with
-            `config.one_split`.
+            the label, which the calibration of the intervals takes into account; zero and negative ones are
+            taken as unknown. Even if it is none of the labels, a column fe_h divides the stars into the
+            table's subsets. Columns split_0, split_1, ... as `roles.split_table` writes them give the role of
+            each spectrum for each seed, in place of the sizes in `config`; the first `config.seeds` of them
+            are used, or the first for all seeds with `config.one_split`.
         out: the run folder.
         label: what to adapt to, one of the model's labels or several. Each gets adapters of its own, trained
             on the stars that have it; what does not depend on the label is computed once.
@@ -133,6 +134,8 @@ def adapt_survey(
         describe_target(target, say, target.label if len(targets) > 1 else "")
         if summary := stars.summary(target.label):
             say(f"{labels}: {target.label}{summary}")
+    for line in about_labels(targets, joined, observed.id, labels):
+        say(line)
     rows = run_study(
         foundation,
         targets,

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from specjax.flags import count_flags
+from specjax.plurals import counted
 from specjax.report.metrics import SUBSETS
 from specjax.report.results import HEADINGS, Row, value_and_interval
 
@@ -14,16 +15,19 @@ _FEW = 30  # test stars, below which a scatter is uncertain by more than an eigh
 def cautions(rows: Sequence[Row], config: Mapping[str, Any], calibration: Sequence[Row]) -> list[str]:
     """Return one sentence per concern.
 
-    They are spectra that were flagged, stars outside the training range, configurations that are worse than
-    the model as it is, baselines that are better than every configuration, scores of few stars, and 68%
-    intervals that contain too few or too many labels.
+    They are labels that the predictions of the model as it is do not follow, spectra that were flagged, stars
+    outside the training range, configurations that are worse than the model as it is, baselines that are
+    better than every configuration, scores of few stars, and 68% intervals that contain too few or too many
+    labels.
 
     Args:
         rows: of table.json.
         config: content of config.json.
         calibration: rows of calibration.json; none if there is no such file.
     """
-    lines = _about_spectra(config)
+    doubts = config.get("doubts")
+    lines = [f"{line}." for line in doubts] if isinstance(doubts, list) else []
+    lines += _about_spectra(config)
     for found in groups(rows).values():
         lines += _about_scores([row for row in found if row["subset"] == "all"])
         lines += _about_few(found)
@@ -64,6 +68,21 @@ def percent(row: Row, name: str) -> str:
     return f"{value:.0f}% [{low:.0f}, {high:.0f}]" if math.isfinite(value) else "-"
 
 
+def losses(rows: Sequence[Row]) -> list[str]:
+    """Return which configurations have a larger scatter of all stars than zero-shot, and how sure that is."""
+    lines = []
+    for row in rows:
+        if row["subset"] != "all" or not is_gain(row) or not row["sigma_gain"] < 0:
+            continue
+        sure = direction(row) == "loss"
+        lines.append(
+            f"{row['target']}: {row['configuration']} {'is' if sure else 'may be'} worse than the model as it"
+            f" is: its gain in σ is {value_and_interval(row, 'sigma_gain', signed=True)} with"
+            f" {counted(row['n_stars'], 'test star')} per split."
+        )
+    return lines
+
+
 def _about_spectra(config: Mapping[str, Any]) -> list[str]:
     """Return what was flagged."""
     lines = []
@@ -81,12 +100,7 @@ def _about_spectra(config: Mapping[str, Any]) -> list[str]:
 
 def _about_scores(rows: Sequence[Row]) -> list[str]:
     """Return which configurations are worse than zero-shot, and whether a baseline is best."""
-    lines = [
-        f"{row['target']}: {row['configuration']} is worse than the model as it is:"
-        f" its gain in σ is {value_and_interval(row, 'sigma_gain', signed=True)}."
-        for row in rows
-        if direction(row) == "loss"
-    ]
+    lines = losses(rows)
     known = [row for row in rows if math.isfinite(row["sigma"])]
     best = min(known, key=lambda row: float(row["sigma"]), default=None)
     if best is not None and best["kind"] == "baseline":
@@ -102,13 +116,13 @@ def _about_few(rows: Sequence[Row]) -> list[str]:
     lines = []
     first = next((row for row in rows if row["subset"] == "all"), None)
     if first is not None and first["n_stars"] < _FEW:
-        stars = f"{first['n_stars']:g} test stars per split"
-        lines.append(f"{first['target']}: only {stars}; the scores are uncertain.")
+        stars = counted(first["n_stars"], "test star")
+        lines.append(f"{first['target']}: only {stars} per split; the scores are uncertain.")
     for subset in SUBSETS[1:]:
         pooled = next((row for row in rows if row["subset"] == subset and row.get("pooled")), None)
         if pooled is not None and pooled.get("n_distinct"):
             lines.append(
-                f"{pooled['target']}: {pooled['n_distinct']} test stars with {HEADINGS[subset]} are too few"
-                " to score each split; all splits are pooled there."
+                f"{pooled['target']}: {counted(pooled['n_distinct'], 'test star')} with {HEADINGS[subset]},"
+                " too few to score each split; all splits are pooled there."
             )
     return lines

@@ -9,6 +9,7 @@ import pytest
 from specjax.cli import main
 from specjax.errors import DataError
 from specjax.report import metrics, plots, results
+from specjax.report.cautions import losses
 from specjax.report.page import make_page, write_page
 
 VOID = {"meta", "img", "br"}
@@ -132,7 +133,7 @@ def test_the_page_warns_of_what_matters(run):
         "lora4 is worse than the model as it is",
         "is that of gp, a baseline",
         "only 25 test stars per split",
-        "are too few to score each split",
+        "too few to score each split",
     ):
         assert part in text, part
 
@@ -193,3 +194,20 @@ def test_rows_are_short_in_a_notebook(run):
     assert checker.open == []
     assert html.count("<tr>") == 4
     assert "a &amp; &lt;b&gt;" in html
+
+
+def test_losses_are_told_as_certain_as_they_are(run):
+    (row,) = (r for r in results.read_table(run) if (r["configuration"], r["subset"]) == ("lora4", "all"))
+    ends = {"sigma_gain": -0.02, "sigma_gain_lo": -0.05}
+    (line,) = losses([{**row, **ends, "sigma_gain_hi": -0.01}])
+    assert "lora4 is worse than the model as it is" in line
+    (line,) = losses([{**row, **ends, "sigma_gain_hi": 0.01, "n_stars": 1}])
+    assert "lora4 may be worse than the model as it is" in line
+    assert "with 1 test star per split" in line
+    assert losses([{**row, "sigma_gain": 0.01, "sigma_gain_lo": -0.05, "sigma_gain_hi": 0.04}]) == []
+
+
+def test_doubts_about_the_labels_are_warnings(run):
+    config = json.loads((run / "config.json").read_text())
+    results.write_config(run, {**config, "doubts": ["t: labels and predictions differ"]})
+    assert "t: labels and predictions differ." in checked(make_page(run)).texts
