@@ -202,11 +202,10 @@ class Trainer:
             devices=jax.local_devices(),  # processes share the seeds of a study, see `adapt.shares`
         )
         losses = np.asarray(result.loss).reshape(len(self.keys), runs, -1)[:, 0].mean(axis=0)
+        rates = {schedule.learning_rate for schedule in stage.schedules(configuration.groups).values()}
         self.say(
-            f"{self.target.name}: {'+'.join(configuration.groups)}: loss {losses[0]:.4f} in the first"
-            f" {first} steps, {losses[-1]:.4f} in the last"
-            if stage.snapshots > 1
-            else f"{self.target.name}: {'+'.join(configuration.groups)}: loss {losses[0]:.4f}"
+            f"{self.target.name}: trained {'+'.join(configuration.groups)} for {stage.steps} steps at"
+            f" learning rate {max(rates):g}; mean loss on the training spectra {_losses(losses, first)}"
         )
         # NumPy, so that cutting candidates out of them compiles nothing.
         leaves = jax.tree.map(
@@ -339,3 +338,10 @@ def _stage_keys(keys: jax.Array, number: int) -> jax.Array:
 def _optimizer(schedules: tuple[tuple[str, GroupSchedule], ...], steps: int) -> optax.GradientTransformation:
     """Make the optimizer, the same object for the same arguments: `fit` compiles one program for each."""
     return make_optimizer(dict(schedules), steps=steps)
+
+
+def _losses(losses: FloatArray, steps: int) -> str:
+    """State the losses of the snapshots (c,), each the mean over so many steps."""
+    if len(losses) == 1:
+        return f"{losses[0]:.4f}"
+    return f"{losses[0]:.4f} in the first {steps} steps, {losses[-1]:.4f} in the last {steps}"

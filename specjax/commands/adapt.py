@@ -84,6 +84,8 @@ class Adapt(FromFile):
         from specjax.adapt.settings import AdaptConfig
         from specjax.adapt.survey import adapt_survey
         from specjax.report.calibration import calibration_lines
+        from specjax.report.cautions import losses
+        from specjax.report.next_step import best_adapter, predict_command
         from specjax.report.results import print_table, read_calibration
 
         rows = adapt_survey(
@@ -117,6 +119,11 @@ class Adapt(FromFile):
         print_table(rows)
         for line in calibration_lines(rows, read_calibration(self.out)):
             print(line)
+        for line in losses(rows):
+            print(f"warning: {line}")
+        if (adapter := best_adapter(self.out, rows)) is not None:
+            print("predict with the configuration of the smallest scatter:")
+            print(predict_command(adapter, {"model": self.model}))
         if self.report:
             from specjax.report.page import write_page
 

@@ -14,9 +14,11 @@ from specjax._version import __version__
 from specjax.atomic import atomic_file
 from specjax.errors import DataError
 from specjax.overwrite import check_replaceable
+from specjax.plurals import counted
 from specjax.report import html
 from specjax.report.cautions import cautions, direction, groups, is_gain, percent
 from specjax.report.metrics import SUBSETS
+from specjax.report.next_step import ADAPTERS, best_adapter, predict_command
 from specjax.report.results import (
     CALIBRATION,
     CONFIG,
@@ -76,7 +78,7 @@ def make_page(folder: str | Path) -> str:
         html.section("Scores", *_score_tables(rows, label, config)),
         html.section("Figures", *_figures(folder)),
         html.section("Calibration of the intervals", *_calibration_tables(calibration)),
-        html.section("Adapters", *_adapters(folder)),
+        html.section("Adapters", *_adapters(folder, rows, config)),
         html.section("Settings", html.settings({k: v for k, v in config.items() if k != "made"})),
         html.section("How it was made", *_provenance(made or {})),
     ]
@@ -110,7 +112,7 @@ def _summary(rows: Sequence[Row], config: Mapping[str, Any]) -> str:
     first = next((row for row in rows if row["subset"] == "all"), rows[0])
     model = f"Model {config['model']}. " if config.get("model") else ""
     return (
-        f"{model}{first['n_seeds']} random splits of the labelled stars{_sizes(rows, config)}."
+        f"{model}{counted(first['n_seeds'], 'random split')} of the labelled stars{_sizes(rows, config)}."
         " Numbers in brackets are 95% intervals over stars."
     )
 
@@ -139,7 +141,7 @@ def _score_tables(rows: Sequence[Row], label: str, config: Mapping[str, Any]) ->
             for name, text in (("train", "training"), ("validate", "validation"))
             if name in sizes
         )
-        tables.append(_overall(found, f"{title}: {others}{count:g} test stars per split"))
+        tables.append(_overall(found, f"{title}: {others}{counted(count, 'test star')} per split"))
         if any(row["subset"] != "all" and row.get("n_predictions") for row in found):
             tables.append(_by_metallicity(found, f"{title}: by metallicity"))
     return tables
@@ -164,8 +166,8 @@ def _by_metallicity(rows: Sequence[Row], caption: str) -> str:
     headings, lines = ["configuration"], []
     for subset in SUBSETS[1:]:
         counts = [row["n_distinct"] for row in rows if row["subset"] == subset and "n_distinct" in row]
-        counted = f" ({counts[0]} stars)" if counts else ""
-        headings += [f"σ, {HEADINGS[subset]}{counted}", "R²"]
+        stars = f" ({counted(counts[0], 'star')})" if counts else ""
+        headings += [f"σ, {HEADINGS[subset]}{stars}", "R²"]
     for name, kind in kinds.items():
         cells = [("", name)]
         for subset in SUBSETS[1:]:
@@ -212,14 +214,15 @@ def _calibration_tables(rows: Sequence[Row]) -> list[str]:
     return tables
 
 
-def _adapters(folder: Path) -> list[str]:
-    """Return the adapters of the folder, and how to use one."""
-    found = sorted(path.parent for path in (folder / "adapters").rglob(CONFIG))
+def _adapters(folder: Path, rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
+    """Return the adapters of the folder, and how to use the best ones."""
+    found = sorted(path.parent for path in (folder / ADAPTERS).rglob(CONFIG))
     if not found:
         return []
     names = [path.relative_to(folder).as_posix() for path in found]
-    command = f"specjax predict --adapter {folder.name}/{names[0]} SPECTRA -o labels.fits"
-    return [html.bullets(names), html.element("pre", html.text("code", command))]
+    best = best_adapter(folder, rows) or found[0]
+    command = html.element("pre", html.text("code", predict_command(best, config)))
+    return [html.bullets(names), html.text("p", "Predict with those of the smallest scatter:"), command]
 
 
 def _provenance(made: Mapping[str, Any]) -> list[str]:

@@ -107,7 +107,11 @@ def test_the_command_writes_a_report_if_asked_to(files, tmp_path, capsys):
     for out, report in ((tmp_path / "with", ["--report"]), (tmp_path / "without", [])):
         assert main(["adapt", *words, f"--out={out}", *report]) == 0
         assert (out / "report.html").exists() == bool(report)
-    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "without")
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1] == str(tmp_path / "without")
+    assert "; 2 seeds; 4 test stars per seed" in printed.out
+    assert "zero-shot-mlp2 minus labels: " in printed.err
+    assert "the intervals will be for [Fe/H] as the table gives it" in printed.err
 
 
 def test_the_splits_of_a_table_of_labels_are_followed(files, tmp_path):
