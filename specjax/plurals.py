@@ -12,8 +12,5 @@ def counted(count: float, noun: str, plural: str = "") -> str:
     >>> counted(1, "seed"), counted(0, "seed"), counted(1200, "spectrum", "spectra")
     ('1 seed', '0 seeds', '1,200 spectra')
     """
-    return f"{count:,g} {noun}" if count == 1 else f"{_grouped(count)} {plural or noun + 's'}"
-
-
-def _grouped(count: float) -> str:
-    return f"{count:,}" if isinstance(count, int) else f"{count:g}"
+    number = f"{int(count):,}" if count == int(count) else f"{count:g}"
+    return f"{number} {noun if count == 1 else plural or noun + 's'}"

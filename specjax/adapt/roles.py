@@ -18,6 +18,7 @@ from specjax.catalogues.label_units import to_own_unit
 from specjax.errors import ConfigError, DataError
 from specjax.flags import Flag
 from specjax.overwrite import check_replaceable
+from specjax.plurals import counted
 from specjax.progress import Say, silent
 from specjax.surveys.io.tables import flag_texts, floats, id_texts, read_table, write_table, written_format
 from specjax.typing import BoolArray, FloatArray, StrArray
@@ -179,8 +180,8 @@ def split_file(labels: Path, out: Path, config: SplitConfig, *, say: Say = silen
         table.meta[f"split_{part}"] for part in (TRAIN, VALIDATE, TEST, UNLABELLED)
     )
     say(
-        f"{config.seeds} splits: {train} training, {validate} validation and {test} test stars,"
-        f" {unlabelled} unlabelled spectra"
+        f"{counted(config.seeds, 'split')}: {train} training, {validate} validation and"
+        f" {counted(test, 'test star')}, {counted(unlabelled, 'unlabelled spectrum', 'unlabelled spectra')}"
     )
     return table
 

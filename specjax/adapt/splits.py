@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from specjax.errors import DataError
+from specjax.plurals import counted
 from specjax.typing import BoolArray, FloatArray, IntArray
 
 MIN_TRAIN = 10
@@ -114,7 +115,7 @@ def describe_sizes(splits: Splits) -> str:
     (see docs/adaptation.md).
     """
     train, validate, test = (rows.shape[1] for rows in (splits.train, splits.validate, splits.test))
-    text = f"{train} training, {validate} validation and {test} test stars per split"
+    text = f"{train} training, {validate} validation and {counted(test, 'test star')} per split"
     if test >= FEW_TEST:
         return text
     width = round(100 * _WIDTH / np.sqrt(len(np.unique(splits.test))), -1)

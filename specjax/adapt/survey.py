@@ -23,6 +23,7 @@ from specjax.catalogues.labels import join_labels, read_labels
 from specjax.errors import DataError
 from specjax.flags import Flag, count_flags
 from specjax.foundation import DtypeChoice, load
+from specjax.plurals import counted
 from specjax.preprocess import to_gaia_xp, to_lamost
 from specjax.progress import Say, silent
 from specjax.report.results import Row
@@ -163,7 +164,8 @@ def describe_target(target: Target, say: Say, label: str = "") -> None:
     why = count_flags(target.refused.values())
     of = f" ({label})" if label else ""
     say(
-        f"{target.name}: {len(target.labelled)} labelled{of} and {len(target.unlabelled)} unlabelled spectra"
+        f"{target.name}: {len(target.labelled)} labelled{of} and"
+        f" {counted(len(target.unlabelled), 'unlabelled spectrum', 'unlabelled spectra')}"
         + (f"; flagged, and not used as labelled ones: {why}" if why else "")
     )
 

@@ -8,6 +8,7 @@ from astropy.table import Column, Table
 
 from specjax.catalogues.label_units import to_own_unit
 from specjax.errors import DataError
+from specjax.plurals import counted
 from specjax.surveys.io.tables import floats, id_texts, read_table
 from specjax.typing import FloatArray, StrArray
 from specjax.units import label_unit
@@ -36,7 +37,7 @@ def read_labels(path: str | Path, columns: Sequence[str] | None = None, *, id_co
         raise DataError(f"{path} has no column {', '.join(missing)}: it has {', '.join(table.colnames)}")
     ids = id_texts(table[id_column])
     if (ids == "").any():
-        raise DataError(f"{path}: {int((ids == '').sum())} rows have no {id_column}")
+        raise DataError(f"{path}: {counted(int((ids == '').sum()), 'row')} without {id_column}")
     if len(repeated := _repeated(ids)):
         raise DataError(f"{path}: {_some(repeated)} {'occur' if len(repeated) > 1 else 'occurs'} twice")
     result = Table({"id": ids})
@@ -77,7 +78,8 @@ def join_labels(
             f"the table has {_some(np.asarray(table['id']))}"
         )
     if absent.size and not partial:
-        raise DataError(f"{absent.size} spectra have no row in the label table: {_some(absent)}")
+        number = counted(absent.size, "spectrum", "spectra")
+        raise DataError(f"no row in the label table for {number}: {_some(absent)}")
     return {
         name: np.where(rows < 0, np.nan, np.asarray(table[name], dtype=np.float64)[rows]) for name in columns
     }

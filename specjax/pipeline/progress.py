@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from specjax.plurals import counted
 from specjax.prepare.plan import Plan
 from specjax.progress import Pace, Say, duration
 
@@ -32,7 +33,8 @@ class Progress:
             return
         seconds = max(self.pace.elapsed, 1e-3)
         total = "" if self.total is None else f" of {self.total:,}"
-        text = f"{self.spectra:,}{total} spectra, {self.read:,} of {self.files:,} files"
+        noun = counted(self.total or self.spectra, "spectrum", "spectra").split()[-1]
+        text = f"{self.spectra:,}{total} {noun}, {self.read:,} of {counted(self.files, 'file')}"
         text += f", {self.spectra / seconds:,.0f} spectra/s"
         if self.chunks:
             text += f", {duration(seconds * (self.size / max(self.bytes, 1) - 1))} left"

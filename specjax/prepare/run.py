@@ -9,6 +9,7 @@ from specjax.atomic import remove_folder, remove_leftovers
 from specjax.errors import ConfigError, DataError
 from specjax.flags import Flag
 from specjax.overwrite import check_replaceable
+from specjax.plurals import counted
 from specjax.prepare.assemble import assemble
 from specjax.prepare.plan import Options, Plan, make_plan, report_medium, report_path
 from specjax.prepare.pool import core_count, run_chunks
@@ -127,8 +128,9 @@ class _Progress:
         self.spectra += counts[0]
         self.refused += counts[1]
         if self.done == self.total or self.pace.due():
+            made = counted(self.spectra, "spectrum", "spectra")
             self.say(
-                f"{self.done} of {self.total} files: {self.spectra} spectra, {self.refused} refused,"
+                f"{self.done} of {counted(self.total, 'file')}: {made}, {self.refused} refused,"
                 f" {self.spectra / max(self.pace.elapsed, 1e-3):.0f} spectra/s"
             )
 
@@ -157,7 +159,8 @@ def _finish(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Spectra],
     )
     _say_counts(result, say)
     if 0 < assembled.without_ivar < result.spectra:
-        say(f"{assembled.without_ivar} spectra have no uncertainties: those of the others are not used")
+        number = counted(assembled.without_ivar, "spectrum", "spectra")
+        say(f"{number} without uncertainties: those of the others are not used")
     return result
 
 
@@ -168,7 +171,8 @@ def _remove_parts(out: Path) -> None:
 
 
 def _say_counts(result: PrepareResult, say: Say) -> None:
-    say(f"{result.files} files: {result.spectra} spectra, {result.partners} with a Gaia XP side")
+    number = counted(result.spectra, "spectrum", "spectra")
+    say(f"{counted(result.files, 'file')}: {number}, {result.partners} with a Gaia XP side")
     for flag, count in result.flagged.items():
         say(f"{count} flagged {flag!r}")
     if result.refused or result.duplicates:

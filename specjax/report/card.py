@@ -11,6 +11,7 @@ import numpy as np
 
 from specjax._version import __version__
 from specjax.checkpoints import Stored, flatten
+from specjax.plurals import counted
 from specjax.report.calibration import calibration_lines
 from specjax.report.metrics import SUBSETS
 from specjax.report.results import HEADINGS, Row, value_and_interval
@@ -289,8 +290,8 @@ def score_tables(rows: Sequence[Row], target: str, label: str) -> list[str]:
     heading = (target, f"σ of {symbol}", "R²", "bias", f"σ, {HEADINGS[SUBSETS[2]]}")
     caption = (
         f"σ (robust scatter) and bias in {unit or 'the unit of the label'}: means over"
-        f" {first['n_seeds']} seeds with {first['n_stars']:g} test stars each, and 95% intervals from a"
-        " bootstrap over stars."
+        f" {counted(first['n_seeds'], 'seed')} with {counted(first['n_stars'], 'test star')} each, and 95%"
+        " intervals from a bootstrap over stars."
     )
     return [_table(heading, lines), caption]
 

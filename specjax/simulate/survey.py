@@ -15,6 +15,7 @@ from specjax.atomic import atomic_file
 from specjax.errors import ConfigError
 from specjax.interrupt import Interrupt, deferred_interrupt
 from specjax.overwrite import check_replaceable
+from specjax.plurals import counted
 from specjax.preprocess.resample import SPEED_OF_LIGHT
 from specjax.progress import Pace, Say, silent
 from specjax.simulate.emulator import Emulator, shipped
@@ -244,7 +245,7 @@ def _reported(batches: Iterator[Batch], n: int, say: Say) -> Iterator[Batch]:
         if done < n and pace.due():
             say(f"{done:,} of {n:,} spectra, {done / pace.elapsed:,.0f} per second")
     again = f", {rejected / (n + rejected):.1%} of the draws outside the emulator's grid" if rejected else ""
-    say(f"simulated {n:,} spectra in {pace.elapsed:.1f} s{again}")
+    say(f"simulated {counted(n, 'spectrum', 'spectra')} in {pace.elapsed:.1f} s{again}")
 
 
 def _columns(batch: Batch, instrument: Instrument) -> dict[str, AnyArray]:

@@ -57,7 +57,7 @@ def test_id_column_and_labels_can_be_selected(tmp_path):
         ("star,teff\na,1\n", "has no column id, fe_h: it has star, teff"),
         ("id,teff\na,1\n", "no column fe_h"),
         ("id,fe_h\na,1\nb,2\na,3\n", "a occurs twice"),
-        ("id,fe_h\na,1\n,2\n", "1 rows have no id"),
+        ("id,fe_h\na,1\n,2\n", "1 row without id"),
         ("id,fe_h\na,high\n", "fe_h does not contain numbers"),
         ("", "not a table"),
     ],
@@ -83,7 +83,7 @@ def test_labels_are_joined_by_id_in_the_order_of_the_spectra(tmp_path):
     table = read_labels(tmp_path / "t.ecsv")
     joined = join_labels(["c", "absent", "007"], table, ["fe_h"])
     np.testing.assert_array_equal(joined["fe_h"], [-1.0, np.nan, 0.1])
-    with pytest.raises(DataError, match="1 spectra have no row in the label table: absent"):
+    with pytest.raises(DataError, match="no row in the label table for 1 spectrum: absent"):
         join_labels(["c", "absent"], table, ["fe_h"], partial=False)
     with pytest.raises(DataError, match="not unique: c"):
         join_labels(["c", "c"], table, ["fe_h"])

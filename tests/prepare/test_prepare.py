@@ -299,7 +299,7 @@ def test_surveys_with_different_columns_share_a_table(tmp_path):
     _, said = prepare(folder, tmp_path / "all.h5")
     prepared = read(tmp_path / "all.h5")
     assert not prepared.has_ivar
-    assert any("1 spectra have no uncertainties" in line for line in said)
+    assert any("1 spectrum without uncertainties" in line for line in said)
     assert prepared.survey == "others+stars"
     np.testing.assert_array_equal(prepared.meta["ra"], [0.0, 1.0, np.nan])
     np.testing.assert_array_equal(prepared.meta["zwarn"], [np.nan, np.nan, 4.0])
