@@ -25,6 +25,7 @@ PNG_NOTES, PDF_NOTES = {"Software": MARK}, {"Creator": MARK}
 """The marks of pictures, as matplotlib takes them."""
 
 _BEGINNING = 1 << 16  # bytes of a file that hold its mark
+_LABELLED = (["id", "ra", "dec", "snr"], ["separation", "duplicate_of", "flag"])  # first and last columns
 _SIMILAR = ["query", "query_flag", "rank", "id", "row", "similarity", "flag"]
 
 
@@ -64,11 +65,7 @@ def _csv(path: Path) -> bool:
     with path.open(encoding="utf-8") as file:
         names = file.readline().strip().split(",")
     predicted = names[0] == "id" and names[-3:] == ["flag", "masked_fraction", "distance"]
-    labelled = names[:4] == ["id", "ra", "dec", "snr"] and names[-3:] == [
-        "separation",
-        "duplicate_of",
-        "flag",
-    ]
+    labelled = (names[:4], names[-3:]) == _LABELLED
     roles = [name for name in names if re.fullmatch(r"split_\d+", name)]
     split = bool(roles) and names[-len(roles) :] == [f"split_{number}" for number in range(len(roles))]
     return predicted or labelled or split or names == _SIMILAR

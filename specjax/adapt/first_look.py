@@ -15,7 +15,8 @@ from specjax.report.metrics import bias, r2, robust_sigma
 from specjax.typing import FloatArray, StrArray
 from specjax.units import symbol_and_unit
 
-_UNRELATED = 0.2  # correlation below which predictions do not follow labels; 0.2 is chance for 100 stars
+_UNRELATED = 0.2  # correlation of predictions with labels that 100 unrelated stars reach by chance
+
 _FEWEST = 10  # stars, below which a correlation says nothing
 
 
@@ -44,8 +45,9 @@ def compare_labels(target: Target, configuration: str, predicted: FloatArray) ->
     if follows < _UNRELATED and count >= _FEWEST:
         return line, (
             f"{target.name}: the predictions of the model as it is do not follow the {symbol} of the table"
-            f" (correlation {follows:.2f}, R² {score:.2f}): check whether the ids name the same stars in both"
-            " files, the unit of the labels, and the unit and medium of the wavelengths"
+            f" (correlation {follows:.2f}, R² {score:.2f}): unless the spectra are unlike those of the"
+            " training, check whether the ids name the same stars in both files, the unit of the labels, and"
+            " the unit and medium of the wavelengths"
         )
     if abs(offset) > sigma:
         return line, (

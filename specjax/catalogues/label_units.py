@@ -10,6 +10,7 @@ from specjax.typing import FloatArray
 from specjax.units import label_unit
 
 _LOGARITHMS = ("dex", "log", "[")  # how catalogues begin the unit of log g or of an abundance
+_NO_UNIT = ("", "-", "--", "---", "none", "unitless", "dimensionless")
 
 
 def to_own_unit(name: str, values: FloatArray, unit: Any, what: str) -> FloatArray:
@@ -31,7 +32,7 @@ def to_own_unit(name: str, values: FloatArray, unit: Any, what: str) -> FloatArr
     array([5777.])
     """
     own = label_unit(name)
-    if own is None or unit is None or str(unit) in ("", own):
+    if own is None or unit is None or str(unit) in (*_NO_UNIT, own):
         return values
     if own == "dex":
         if not str(unit).startswith(_LOGARITHMS):

@@ -105,7 +105,7 @@ def test_labels_in_another_unit_are_converted(tmp_path, suffix):
     np.testing.assert_allclose(mapped["teff"], [5777, 4500])
 
 
-@pytest.mark.parametrize("unit", ["dex", "", "dex(cm s-2)", "log(cm.s**-2)", None])
+@pytest.mark.parametrize("unit", ["dex", "", "dex(cm s-2)", "log(cm.s**-2)", "---", None])
 def test_logarithms_without_a_dimension_stay_as_they_are(tmp_path, unit):
     """As catalogues write the unit of log g, whether astropy knows it or not."""
     known = None if unit is None else Unit(unit, parse_strict="silent")
