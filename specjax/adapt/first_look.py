@@ -16,7 +16,6 @@ from specjax.typing import FloatArray, StrArray
 from specjax.units import symbol_and_unit
 
 _UNRELATED = 0.2  # correlation of predictions with labels that 100 unrelated stars reach by chance
-
 _FEWEST = 10  # stars, below which a correlation says nothing
 
 

@@ -204,7 +204,7 @@ class Trainer:
         losses = np.asarray(result.loss).reshape(len(self.keys), runs, -1)[:, 0].mean(axis=0)
         rates = {schedule.learning_rate for schedule in stage.schedules(configuration.groups).values()}
         self.say(
-            f"{self.target.name}: trained {'+'.join(configuration.groups)} for {stage.steps} steps at"
+            f"{self.target.name}: {'+'.join(configuration.groups)}: trained for {stage.steps} steps at"
             f" learning rate {max(rates):g}; mean loss on the training spectra {_losses(losses, first)}"
         )
         # NumPy, so that cutting candidates out of them compiles nothing.

@@ -60,7 +60,7 @@ def test_the_metadata_say_that_it_is_simulated(written):
     assert json.loads(expected["instrument"])["resolving_power"] == 1800
     with h5py.File(path) as file:
         assert {name: text(file.attrs[name]) for name in expected} == expected
-    assert dict(Table.read(table).meta) == expected
+    assert dict(Table.read(table).meta) == {"specjax": specjax.__version__, **expected}
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -6,6 +6,7 @@ from astropy.io.votable import parse, ucd
 from astropy.table import QTable, Table
 
 from specjax import units
+from specjax._version import __version__
 from specjax.errors import DataError
 from specjax.flags import FLAG_DTYPE, Flag
 from specjax.surveys.io import tables
@@ -107,12 +108,13 @@ def test_units_and_descriptions_are_kept(tmp_path, suffix):
     elif suffix == ".vot":
         file = parse(tmp_path / "t.vot", verify="exception")
         assert [(i.name, i.value) for i in file.resources[0].infos] == [
+            ("specjax", __version__),
             ("made by", "hand"),
             ("model", "mini"),
         ]
         about = {field.name: (field.description, field.ucd) for field in file.get_first_table().fields}
     else:
-        assert table.meta == {"made by": "hand", "model": "mini"}
+        assert table.meta == {"specjax": __version__, "made by": "hand", "model": "mini"}
         about = {c.name: (c.description, c.meta.get("ucd")) for c in table.itercols()}
     dex = " (dex)" if standard else ""
     assert about["teff"] == ("effective temperature", "phys.temperature.effective")
