@@ -9,7 +9,7 @@ import pytest
 from astropy.table import Table
 
 from specjax.cli import main
-from specjax.errors import ConfigError, DataError
+from specjax.errors import ConfigError, DataError, SpecjaxError
 from specjax.flags import Flag
 from specjax.prepare import Options, assemble, plan, pool, prepare_spectra, run
 from specjax.preprocess import to_gaia_xp, to_lamost
@@ -213,7 +213,7 @@ def test_a_finished_file_is_kept(tmp_path):
         prepare(folder, out, options=Options(method="interpolate"))
     assert out.read_bytes() == before
     (tmp_path / "other.h5").write_text("a file of the user")
-    with pytest.raises(ConfigError, match="exists"):
+    with pytest.raises(SpecjaxError, match="exists and was not written by specjax"):
         prepare(folder, tmp_path / "other.h5")
 
 
