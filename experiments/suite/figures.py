@@ -9,8 +9,8 @@ import numpy as np
 
 from experiments.suite.frame import Draw, Row
 from specjax.report import style
-from specjax.report.plots import STYLES
-from specjax.report.style import CURVES, LIGHT, MARKERS
+from specjax.report.plots import STYLES, kind_handles
+from specjax.report.style import INK, LIGHT, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,22 +37,20 @@ def draw_bars(axis: "Axes", rows: Sequence[Row], names: Sequence[str], value: st
 
     Args:
         axis: to draw on.
-        rows: each with `value` and its interval, and "kind", which sets colour and marker.
+        rows: each with `value` and its interval, "kind", which sets the marker, and "name", which sets the
+            colour where it begins with that of a configuration or baseline.
         names: of the lines.
         value: key of the values.
     """
     for place, row in enumerate(rows):
-        look = STYLES[row["kind"]]
-        axis.errorbar(
-            [row[value]], [place], xerr=_reach([row], value), fmt=look.marker, color=look.edge,
-            mfc=look.face, mec=look.edge, ms=3.5, elinewidth=1, label=look.legend,
-        )  # fmt: skip
+        look = STYLES[row["kind"]].drawn(style.colour_of(str(row.get("name", ""))) or INK)
+        axis.errorbar([row[value]], [place], xerr=_reach([row], value), ms=3.5, elinewidth=1, **look)
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.set_xlabel("σ (dex)" if value == "sigma" else value)
     axis.grid(axis="x", color=LIGHT)
     axis.set_axisbelow(True)
-    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    handles = kind_handles(row["kind"] for row in rows)
     axis.figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)
 
 
@@ -73,6 +71,7 @@ def draw_lines(
         value: key of the values.
         dashed: names of lines to draw dashed, such as baselines.
     """
+    colours = style.colours(lines)
     for place, (name, rows) in enumerate(lines.items()):
         ordered = sorted(rows, key=lambda row: float(row[x]))
         axis.errorbar(
@@ -81,7 +80,7 @@ def draw_lines(
             yerr=_reach(ordered, value),
             fmt=MARKERS[place % len(MARKERS)],
             ls="--" if name in dashed else "-",
-            color=CURVES[place % len(CURVES)],
+            color=colours[name],
             ms=3,
             lw=1,
             elinewidth=0.7,

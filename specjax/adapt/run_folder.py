@@ -92,7 +92,7 @@ def write_run(
         for one in adapted:
             target, found = one.target, one.results
             scored = score(target, one.splits, found, one.others)
-            intervals = [intervals_of_seeds(target, one.splits, each) for each in found]
+            intervals = ends = [intervals_of_seeds(target, one.splits, each) for each in found]
             columns.append(_columns(target, one.splits, found, one.others, intervals))
             own = calibration_scores(target, one.splits, found, intervals)
             fusible = [each for each in found if config.fuse and each.configuration.can_be_fused]
@@ -112,7 +112,7 @@ def write_run(
                 say(line)
             adapters = folder / "adapters" / target.name
             _save_adapters(adapters, model, target, saved, calibrations, scored, one.section)
-            _plot_target(folder, one, scored, own)
+            _plot_target(folder, one, scored, own, ends)
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
         results.write_config(folder, about)
@@ -277,15 +277,19 @@ def digest_of(model: Foundation) -> str:
 
 
 def _plot_target(
-    folder: Path, one: Reached, rows: Sequence[results.Row], covered: Sequence[results.Row]
+    folder: Path,
+    one: Reached,
+    rows: Sequence[results.Row],
+    covered: Sequence[results.Row],
+    intervals: Sequence[Intervals],
 ) -> None:
     target, splits = one.target, one.splits
     stars, truth = target.labelled.id[splits.test], target.truth[splits.test]
     panels = {
         each.configuration.name: plots.per_star(
-            stars, truth, splits.of_test_stars(each.predictions), kind=_kind(each.configuration)
+            stars, truth, splits.of_test_stars(each.predictions), lo=ends.lo, hi=ends.hi
         )
-        for each in one.results
+        for each, ends in zip(one.results, intervals, strict=True)
     }
     label, unit = symbol_and_unit(target.label)
     plots.plot_predictions(

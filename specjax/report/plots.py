@@ -1,7 +1,7 @@
 """The figures of a run: predicted against literature labels, and the scatter of all configurations.
 
-Each is one or two columns of a journal wide (see `style`), and written as PNG and PDF. Baselines, zero-shot
-and adapted configurations differ in their markers and in colour.
+Each is one or two columns of a journal wide (see `style`), and written as PNG and PDF. Colours are those of
+the configurations (`style.colours`); baselines, zero-shot and adapted configurations differ in their markers.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,39 +15,53 @@ from numpy.typing import ArrayLike
 from specjax.report import style
 from specjax.report.metrics import r2, robust_sigma
 from specjax.report.results import Kind, value_and_interval
-from specjax.report.style import BLUE, COLUMN, CURVES, GREEN, GREY, INK, LIGHT, PAGE, SMALL, VERMILION
+from specjax.report.style import COLUMN, CURVES, INK, LIGHT, PAGE, SMALL
 from specjax.typing import FloatArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 _RASTER = 3000  # points, above which a PDF holds an image of them
 LABEL_SCATTER = "scatter between literature labels"
+BARS = "68% intervals, means over seeds"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """Legend, colours and marker of one kind of configuration."""
+    """Legend and marker of one kind of configuration."""
 
     legend: str
-    colour: str
-    """Of predictions and of text."""
     marker: str
-    face: str
-    edge: str
-    """Of the marker and its error bar."""
+    is_open: bool = False
+    """The marker is a contour."""
     values: str = INK
-    """Of the numbers beside the markers."""
+    """Colour of the numbers beside the markers."""
+
+    def drawn(self, colour: str) -> dict[str, Any]:
+        """Return the options of a marker and its error bar in a colour."""
+        face = "white" if self.is_open else colour
+        return {"marker": self.marker, "color": colour, "mec": colour, "mfc": face, "ls": ""}
 
 
 STYLES: Mapping[Kind, Style] = {
-    "baseline": Style(
-        legend="no foundation model", colour=INK, marker="s", face=GREY, edge=GREY, values="#666666"
-    ),
-    "zero-shot": Style(legend="zero-shot", colour=BLUE, marker="o", face="white", edge=BLUE),
-    "adapted": Style(legend="adapted", colour=VERMILION, marker="o", face=VERMILION, edge=VERMILION),
+    "baseline": Style(legend="no foundation model", marker="s", values="#666666"),
+    "zero-shot": Style(legend="zero-shot", marker="o", is_open=True),
+    "adapted": Style(legend="adapted", marker="o"),
 }
+
+
+def kind_handles(kinds: Iterable[Kind]) -> dict[str, "Line2D"]:
+    """Return the legend of the markers of these kinds, entries by text, in the order of `STYLES`."""
+    from matplotlib.lines import Line2D
+
+    shown = set(kinds)
+    return {
+        look.legend: Line2D([], [], ms=3.5, **look.drawn(INK))
+        for kind, look in STYLES.items()
+        if kind in shown
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +69,16 @@ class StarPredictions:
     """Predictions of one configuration by star.
 
     Attributes:
-        kind: kind of the configuration, which sets the colour.
         truth: (n,) literature labels.
         predicted: (n,) predictions, means over the seeds that tested a star.
-        spread: (n,) standard deviations over those seeds, 0 for a single one.
+        below: (n,) lengths of the lower halves of their intervals, means over those seeds; NaN without any.
+        above: (n,) lengths of the upper halves.
     """
 
-    kind: Kind
     truth: FloatArray
     predicted: FloatArray
-    spread: FloatArray
+    below: FloatArray
+    above: FloatArray
 
     @property
     def residual(self) -> FloatArray:
@@ -72,21 +86,33 @@ class StarPredictions:
         return self.predicted - self.truth
 
 
-def per_star(stars: ArrayLike, truth: ArrayLike, predicted: ArrayLike, *, kind: Kind) -> StarPredictions:
-    """Average test predictions over seeds, star by star.
+def per_star(
+    stars: ArrayLike,
+    truth: ArrayLike,
+    predicted: ArrayLike,
+    *,
+    lo: ArrayLike | None = None,
+    hi: ArrayLike | None = None,
+) -> StarPredictions:
+    """Average test predictions and the lengths of their intervals over seeds, star by star.
 
     Args:
         stars: (seeds, n) identifiers of the test stars.
         truth: (seeds, n) their literature labels.
         predicted: (seeds, n) their predictions.
-        kind: kind of the configuration.
+        lo: (seeds, n) lower ends of the intervals of the predictions, NaN where there are none.
+        hi: (seeds, n) upper ends.
     """
     _, first, index = np.unique(np.ravel(np.asarray(stars)), return_index=True, return_inverse=True)
-    p, count = np.ravel(np.asarray(predicted, dtype=np.float64)), np.bincount(index)
-    mean = np.bincount(index, p) / count
-    variance = np.bincount(index, (p - mean[index]) ** 2) / np.maximum(count - 1, 1)
-    labels = np.ravel(np.asarray(truth, dtype=np.float64))[first]
-    return StarPredictions(kind=kind, truth=labels, predicted=mean, spread=np.sqrt(variance))
+    count = np.bincount(index)
+    labels, values, lower, upper = (
+        np.full(index.shape, np.nan) if each is None else np.ravel(np.asarray(each, dtype=np.float64))
+        for each in (truth, predicted, lo, hi)
+    )
+    predicted, below, above = (
+        np.bincount(index, each) / count for each in (values, values - lower, upper - values)
+    )
+    return StarPredictions(truth=labels[first], predicted=predicted, below=below, above=above)
 
 
 def plot_predictions(
@@ -100,8 +126,8 @@ def plot_predictions(
 ) -> Path:
     """Plot predicted against literature labels, one panel per configuration, each above its residuals.
 
-    All panels have the same axes. Points are means of a star's test predictions, bars the standard deviation
-    over seeds. Stars outside the axes are drawn as arrows at their edge.
+    All panels have the same axes. Points are means of a star's test predictions, bars their 68% intervals, as
+    the legend says. Stars outside the axes are drawn as arrows at their edge.
 
     Args:
         path: PNG to write; a PDF is written beside it.
@@ -122,13 +148,14 @@ def plot_predictions(
         pairs = grid.reshape(blocks, 2, columns).swapaxes(1, 2).reshape(-1, 2)
         limits, reach = _limits(panels.values())
         scores = {row["configuration"]: row for row in rows if row["subset"] == "all"}
+        colours = style.colours(panels)
         for k, (name, stars) in enumerate(panels.items()):
             top, bottom = pairs[k]
-            _draw_predictions(top, stars, limits)
-            _draw_residuals(bottom, stars, reach)
+            _draw_predictions(top, stars, limits, colours[name])
+            _draw_residuals(bottom, stars, reach, colours[name])
             text = _scores(stars, scores.get(name))
             top.text(0.04, 0.96, text, transform=top.transAxes, va="top", fontsize=SMALL)
-            top.set_title(name, color=STYLES[stars.kind].colour, fontweight="bold")
+            top.set_title(name, fontweight="bold")
             bottom.tick_params(labelbottom=True)
             bottom.set_xlabel(with_unit(f"literature {label}", unit))
             for axis, text in ((top, f"predicted {label}"), (bottom, "residual")):
@@ -136,6 +163,8 @@ def plot_predictions(
                 axis.tick_params(labelleft=k % columns == 0)
         for axis in pairs[len(panels) :].ravel():
             axis.remove()
+        if any(np.isfinite(stars.below).any() for stars in panels.values()):
+            figure.legend([_bar()], [BARS], loc="outside lower center")
         figure.align_ylabels()
         return style.save_figure(figure, path, title=title)[0]
 
@@ -169,14 +198,14 @@ def plot_sigma(
         axes = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
         for target, axis in zip(targets, axes, strict=False):
             own = [row for row in rows if row["target"] == target]
-            _draw_sigmas(axis, own, names, (label_scatter or {}).get(target))
+            _draw_sigmas(axis, own, style.colours(names), (label_scatter or {}).get(target))
             axis.set_title(target, fontweight="bold")
             axis.set_xlabel(with_unit("robust scatter σ", unit))
         for axis in axes[len(targets) :]:
             axis.set_axis_off()
         axes[0].set_yticks(range(len(names)), names)
         axes[0].set_ylim(len(names) - 0.4, -0.6)
-        _add_legend(figure, axes, 2 * columns)
+        _add_legend(figure, axes, kind_handles(row["kind"] for row in rows), 2 * columns)
         return style.save_figure(figure, path, title=title)[0]
 
 
@@ -225,22 +254,28 @@ def _draw_curve(
             axis.axhline(row["sigma"], color=colour, ls="--", lw=0.8)
 
 
-def _draw_predictions(axis: "Axes", stars: StarPredictions, limits: tuple[float, float]) -> None:
+def _bar() -> "Line2D":
+    """Return the entry of the legend for error bars."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=INK, ls="", marker="|", ms=7, mew=0.7)
+
+
+def _draw_predictions(axis: "Axes", stars: StarPredictions, limits: tuple[float, float], colour: str) -> None:
     """Predicted against literature labels, with the line of equality."""
-    colour = STYLES[stars.kind].colour
     axis.plot(limits, limits, color=INK, lw=0.7, ls="--", zorder=1)
     inside = (stars.predicted > limits[0]) & (stars.predicted < limits[1])
-    x, y, error = (a[inside] for a in (stars.truth, stars.predicted, stars.spread))
-    axis.errorbar(
-        x, y, yerr=error, fmt="o", ms=2.4, color=colour, alpha=0.65, mew=0, elinewidth=0.5,
-        rasterized=len(x) > _RASTER,
-    )  # fmt: skip
+    x, y, below, above = (a[inside] for a in (stars.truth, stars.predicted, stars.below, stars.above))
+    many = len(x) > _RASTER
+    axis.plot(x, y, "o", ms=2.4, color=colour, alpha=0.65, mew=0, rasterized=many)
+    known = np.isfinite(below) & np.isfinite(above)
+    bars = axis.vlines(x[known], (y - below)[known], (y + above)[known], colour, lw=0.5, alpha=0.3)
+    bars.set_rasterized(many)
     _draw_outside(axis, stars.truth, stars.predicted, limits, colour)
     axis.set(xlim=limits, ylim=limits)
 
 
-def _draw_residuals(axis: "Axes", stars: StarPredictions, reach: float) -> None:
-    colour = STYLES[stars.kind].colour
+def _draw_residuals(axis: "Axes", stars: StarPredictions, reach: float, colour: str) -> None:
     inside = np.abs(stars.residual) < reach
     axis.axhline(0, color=INK, lw=0.7, ls="--", zorder=1)
     axis.plot(
@@ -273,14 +308,15 @@ def _scores(stars: StarPredictions, row: Mapping[str, Any] | None) -> str:
 
 
 def _draw_sigmas(
-    axis: "Axes", rows: Sequence[Mapping[str, Any]], names: Sequence[str], label_scatter: float | None
+    axis: "Axes", rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str], label_scatter: float | None
 ) -> None:
     """Scatter of one target's configurations, with the values as text beside the axis."""
     rows = [row for row in rows if np.isfinite(row["sigma"])]
     for row in rows:
-        _draw_sigma(axis, row, names.index(row["configuration"]))
+        name = row["configuration"]
+        _draw_sigma(axis, row, list(colours).index(name), colours[name])
     if label_scatter is not None:
-        axis.axvline(label_scatter, color=GREEN, ls="--", lw=1, label=LABEL_SCATTER, zorder=1)
+        axis.axvline(label_scatter, color=INK, ls="--", lw=1, label=LABEL_SCATTER, zorder=1)
     ends = [end for row in rows for end in _interval(row)]
     ends = [*ends, label_scatter] if label_scatter else ends
     low, high = min(ends, default=0.0), max(ends, default=1.0)
@@ -292,13 +328,12 @@ def _draw_sigmas(
     axis.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _draw_sigma(axis: "Axes", row: Mapping[str, Any], place: int) -> None:
+def _draw_sigma(axis: "Axes", row: Mapping[str, Any], place: int, colour: str) -> None:
     sigma, look = row["sigma"], STYLES[row["kind"]]
     low, high = _interval(row)
     axis.errorbar(
-        [sigma], [place], xerr=[[sigma - low], [high - sigma]], label=look.legend, zorder=3,
-        color=look.edge, elinewidth=1.1, capsize=2, fmt=look.marker, mfc=look.face, mec=look.edge,
-        mew=0.9, ms=3.2,
+        [sigma], [place], xerr=[[sigma - low], [high - sigma]], zorder=3, elinewidth=1.1, capsize=2,
+        mew=0.9, ms=3.2, **look.drawn(colour),
     )  # fmt: skip
     axis.annotate(
         value_and_interval(row, "sigma"), (1.03, place), xycoords=("axes fraction", "data"),
@@ -312,12 +347,16 @@ def _interval(row: Mapping[str, Any]) -> tuple[float, float]:
     return (low, high) if np.isfinite([low, high]).all() else (row["sigma"], row["sigma"])
 
 
-def _add_legend(figure: "Figure", axes: Iterable["Axes"], columns: int) -> None:
-    """One legend below all panels, with one entry per kind."""
-    handles = {text: h for axis in axes for h, text in zip(*axis.get_legend_handles_labels(), strict=True)}
-    order = [text for text in (*(s.legend for s in STYLES.values()), LABEL_SCATTER) if text in handles]
-    entries = [handles[text] for text in order]
-    figure.legend(entries, order, loc="outside lower center", ncols=min(columns, len(order)))
+def _add_legend(
+    figure: "Figure", axes: Iterable["Axes"], handles: Mapping[str, "Line2D"], columns: int
+) -> None:
+    """One legend below all panels: of the markers, and of the line for the scatter between labels."""
+    entries = dict(handles)
+    for axis in axes:
+        entries |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside lower center", ncols=min(columns, len(entries))
+    )
 
 
 def with_unit(text: str, unit: str) -> str:

@@ -5,11 +5,12 @@
         ...
         style.save_figure(figure, folder / "plot.png")
 
-Colours are from the palette of Okabe and Ito, which is distinguishable with any colour vision; images should
-use the map `MAP`. What differs in colour should also differ in its marker or line.
+Colours are from the palettes of Okabe and Ito and of Tol, which are distinguishable with any colour vision;
+images should use the map `MAP`. What differs in colour should also differ in its marker or line. A
+configuration or method has one colour in all plots (`colours`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,25 @@ COLUMN, PAGE = 3.4, 7.1
 
 BLUE, VERMILION, GREEN, PINK, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 INK, GREY, LIGHT = "#222222", "#8C8C8C", "#E6E6E6"
+INDIGO, WINE, OLIVE, BROWN = "#332288", "#882255", "#999933", "#7F4F24"
 CURVES = (VERMILION, BLUE, GREEN, PINK, ORANGE, INK)
 """Colours of lines, in order."""
+
+COLOURS: Mapping[str, str] = {
+    "zero-shot-mlp1": BLUE,
+    "zero-shot-mlp2": SKY,
+    "lora2": VERMILION,
+    "lora1+lora2": ORANGE,
+    "lora4": GREEN,
+    "lora1+lora3+lora4": PINK,
+    "mlp-zero-shot": GREY,
+    "mlp-lora": INDIGO,
+    "kernel-ridge": OLIVE,
+    "gp-target": INK,
+    "gp-joint": BROWN,
+    "mlp-affine": WINE,
+}
+"""Colours of configurations and baselines; the brighter ones are those of the foundation model."""
 
 MARKERS = "osD^vP"
 """Markers of lines, in order."""
@@ -60,6 +78,37 @@ _SETTINGS: Any = {
     "mathtext.default": "regular",
     "pdf.fonttype": 42,  # TrueType, which journals ask for
 }
+
+
+def colour_of(name: str) -> str | None:
+    """Return the colour in `COLOURS` of a name or of one that it begins with; None for others.
+
+    >>> colour_of("lora1+lora2-fused") == colour_of("lora1+lora2, told") == ORANGE
+    True
+    """
+    return _found(name, COLOURS)
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """Return the colours of what one plot shows, by name.
+
+    Names without a colour of their own get those that are left, in order.
+    """
+    names = list(names)
+    taken = {colour for name in names if (colour := colour_of(name))}
+    free = [colour for colour in dict.fromkeys((*CURVES, *COLOURS.values())) if colour not in taken]
+    found: dict[str, str] = {}
+    count = 0
+    for name in names:
+        if (colour := _found(name, {**COLOURS, **found})) is None:
+            colour, count = (free or CURVES)[count % len(free or CURVES)], count + 1
+        found[name] = colour
+    return found
+
+
+def _found(name: str, known: Mapping[str, str]) -> str | None:
+    """Return what is known of a name, or of the same with an ending such as "-fused" or ", told"."""
+    return next((known[one] for one in known if name == one or name.startswith((f"{one}-", f"{one},"))), None)
 
 
 @contextmanager

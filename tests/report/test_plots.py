@@ -19,7 +19,7 @@ def run():
     ):
         predicted = truth[stars] + rng.normal(0, scatter, stars.shape)
         predicted[stars == 7] += 5.0
-        panels[name] = plots.per_star(stars, truth[stars], predicted, kind=kind)
+        panels[name] = plots.per_star(stars, truth[stars], predicted, lo=predicted - 0.1, hi=predicted + 0.2)
         scores = metrics.summarise(truth[stars], predicted, fe_h=truth[stars], stars=stars)
         rows += results.table_rows("stelib", name, scores, kind=kind)
     return panels, rows
@@ -29,10 +29,28 @@ def test_predictions_of_a_star_are_averaged_over_seeds():
     stars = np.array([[3, 1], [1, 8]])
     truth = np.array([[0.3, 0.1], [0.1, 0.8]])
     predicted = np.array([[0.5, 0.0], [0.4, 0.9]])
-    got = plots.per_star(stars, truth, predicted, kind="adapted")
+    below, above = np.array([[0.1, 0.2], [0.3, 0.4]]), np.array([[0.5, 0.6], [0.7, np.nan]])
+    got = plots.per_star(stars, truth, predicted, lo=predicted - below, hi=predicted + above)
     np.testing.assert_array_equal(got.truth, [0.1, 0.3, 0.8])
     np.testing.assert_allclose(got.predicted, [0.2, 0.5, 0.9], rtol=1e-15)
-    np.testing.assert_allclose(got.spread, [np.std([0.0, 0.4], ddof=1), 0.0, 0.0], rtol=1e-15)
+    np.testing.assert_allclose(got.below, [0.25, 0.1, 0.4], rtol=1e-12)
+    np.testing.assert_allclose(got.above, [0.65, 0.5, np.nan], rtol=1e-12)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_bars_are_the_intervals_and_the_legend_says_so(tmp_path, monkeypatch, known):
+    truth = np.array([[-1.0, 0.0, 0.3]])
+    ends = {"lo": truth - 0.1, "hi": truth + 0.3} if known else {}
+    stars = plots.per_star([[1, 2, 3]], truth, truth, **ends)
+    figures = []
+    monkeypatch.setattr(style, "save_figure", lambda figure, path, **_: figures.append(figure) or [path])
+    plots.plot_predictions(tmp_path / "p.png", {"lora2": stars})
+    (figure,) = figures
+    assert [text.get_text() for one in figure.legends for text in one.texts] == [plots.BARS] * known
+    (bars,) = figure.axes[0].collections
+    drawn = [segment[:, 1] for segment in bars.get_segments()]
+    expected = [(y - 0.1, y + 0.3) for y in truth[0]] if known else []
+    np.testing.assert_allclose(drawn, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("panels", [1, 3, 4])

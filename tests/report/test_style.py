@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from specjax.pretrain import monitor
 from specjax.report import metrics, plots, results, style
-from specjax.report.calibration_plot import plot_calibration
+from specjax.report.calibration_plot import SNR, plot_calibration
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def rows_and_panels(names=("zero-shot-mlp1", "lora1+lora3+lora4", "kernel-ridge"
     rows, panels = [], {}
     for name, kind in kinds.items():
         predicted = truth + rng.normal(0, 0.2, truth.shape)
-        panels[name] = plots.per_star(stars, truth, predicted, kind=kind)
+        panels[name] = plots.per_star(stars, truth, predicted, lo=predicted - 0.1, hi=predicted + 0.1)
         scores = metrics.summarise(truth, predicted, fe_h=truth, stars=stars)
         for number in range(targets):
             rows += results.table_rows(f"target-{number}", name, scores, kind=kind)
@@ -129,6 +130,34 @@ def test_colours_differ_in_lightness_or_are_of_the_palette():
     greys = {style.INK, style.GREY, style.LIGHT}
     assert set(style.CURVES) <= okabe_ito | greys
     assert len(set(style.CURVES)) == len(style.CURVES)
+
+
+def test_every_configuration_has_a_colour_of_its_own_in_all_plots():
+    assert len(set(style.COLOURS.values())) == len(style.COLOURS)
+    names = ("lora1", "lora1-fused", "lora2", "lora2-mean", "lora1+lora3", "untold", "gp-target")
+    found = style.colours(names)
+    assert list(found) == list(names)
+    assert found["lora2"] == found["lora2-mean"] == style.COLOURS["lora2"]
+    assert found["gp-target"] == style.COLOURS["gp-target"]
+    assert found["lora1"] == found["lora1-fused"]
+    assert len(set(found.values())) == len(names) - 2  # an adapter has the colour of what it was fused from
+
+
+def test_plots_use_the_colours_of_the_configurations(tmp_path, drawn):
+    names = ("zero-shot-mlp1", "lora1+lora3+lora4", "lora4")
+    sigma(tmp_path / "sigma.png", 1)
+    predictions(tmp_path / "predictions.png", 2)
+    calibration(tmp_path / "calibration.png", 3)
+    for (figure, *_), shown in zip(drawn, (names[:2], names[:2], names), strict=True):
+        for name in shown:
+            assert any(line.get_color() == style.COLOURS[name] for line in figure.findobj(Line2D))
+
+
+def test_the_calibration_plot_says_what_its_signal_to_noise_is(tmp_path, drawn):
+    calibration(tmp_path / "c.png", 1)
+    words = [text.get_text() for text in drawn[0][0].findobj(Text)]
+    assert SNR in words
+    assert "35.2<=S/N<101 (100 stars)" in words
 
 
 def test_the_settings_of_matplotlib_are_left_alone():
