@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -60,6 +60,21 @@ class Reached:
     section: str = ""
 
 
+@dataclasses.dataclass(kw_only=True, eq=False)
+class _Tables:
+    """Rows of table.json and calibration.json, and parts of the columns of predictions.ecsv."""
+
+    rows: list[results.Row] = dataclasses.field(default_factory=list)
+    covered: list[results.Row] = dataclasses.field(default_factory=list)
+    columns: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def add(self, other: Self) -> None:
+        """Append the rows and columns of further predictions."""
+        self.rows += other.rows
+        self.covered += other.covered
+        self.columns += other.columns
+
+
 def write_run(
     model: Foundation,
     adapted: Sequence[Reached],
@@ -85,45 +100,56 @@ def write_run(
     Returns:
         The rows of table.json.
     """
-    rows: list[results.Row] = []
-    covered: list[results.Row] = []
-    columns: list[dict[str, Any]] = []
+    tables = _Tables()
     with atomic_folder(out) as folder:
         for one in adapted:
-            target, found = one.target, one.results
-            scored = score(target, one.splits, found, one.others)
-            intervals = ends = [intervals_of_seeds(target, one.splits, each) for each in found]
-            columns.append(_columns(target, one.splits, found, one.others, intervals))
-            own = calibration_scores(target, one.splits, found, intervals)
-            fusible = [each for each in found if config.fuse and each.configuration.can_be_fused]
-            fused = [fuse_seeds(model, target, each) for each in fusible]
-            if fused and (unseen := unseen_split(target, one.splits, say)) is not None:
-                means = [mean_of_seeds(each) for each in fusible]
-                compared = [each for pair in zip(means, fused, strict=True) for each in pair]
-                scored += score(target, unseen, compared, references=found)
-                intervals = [intervals_of_mean(target, one.splits, each, unseen.test[0]) for each in compared]
-                columns.append(_columns(target, unseen, compared, intervals=intervals))
-                own += calibration_scores(target, unseen, compared, intervals)
-            rows += scored
-            covered += own
-            saved = [each for each in (*found, *fused) if each.adapters]
-            calibrations = [calibrate_mean(target, one.splits, each) for each in saved]
-            for line in few_stars(target, calibrations):
-                say(line)
-            adapters = folder / "adapters" / target.name
-            _save_adapters(adapters, model, target, saved, calibrations, scored, one.section)
-            _plot_target(folder, one, scored, own, ends)
+            tables.add(_write_target(folder, model, one, config, say))
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
         results.write_config(folder, about)
-        results.write_table(folder, rows)
-        results.write_calibration(folder, covered)
-        results.write_predictions(folder, _joined(columns))
-        for label, section in {one.target.label: one.section for one in adapted}.items():
-            mine = [row for row in rows if row["label"] == label]
-            path = folder / _plot_name("sigma", section)
-            plots.plot_sigma(path, mine, unit=symbol_and_unit(label)[1], label_scatter=label_scatter)
-    return rows
+        results.write_table(folder, tables.rows)
+        results.write_calibration(folder, tables.covered)
+        results.write_predictions(folder, _joined(tables.columns))
+        _plot_sigmas(folder, adapted, tables.rows, label_scatter)
+    return tables.rows
+
+
+def _write_target(folder: Path, model: Foundation, one: Reached, config: AdaptConfig, say: Say) -> _Tables:
+    """Write the adapters and the plots of one target, and return its part of the tables."""
+    fusible = [each for each in one.results if config.fuse and each.configuration.can_be_fused]
+    fused = [fuse_seeds(model, one.target, each) for each in fusible]
+    intervals = [intervals_of_seeds(one.target, one.splits, each) for each in one.results]
+    tables = _of_seeds(one, intervals)
+    if fused and (unseen := unseen_split(one.target, one.splits, say)) is not None:
+        means = [mean_of_seeds(each) for each in fusible]
+        tables.add(
+            _of_all_seeds(one, unseen, [each for pair in zip(means, fused, strict=True) for each in pair])
+        )
+    _save_adapters(folder, model, one, [*one.results, *fused], tables.rows, say)
+    _plot_predictions(folder, one, tables.rows, intervals)
+    _plot_calibration(folder, one, tables.covered)
+    return tables
+
+
+def _of_seeds(one: Reached, intervals: Sequence[Intervals]) -> _Tables:
+    """Return what is written of the predictions of single seeds for their test stars."""
+    target, splits = one.target, one.splits
+    return _Tables(
+        rows=score(target, splits, one.results, one.others),
+        covered=calibration_scores(target, splits, one.results, intervals),
+        columns=[_columns(target, splits, one.results, one.others, intervals)],
+    )
+
+
+def _of_all_seeds(one: Reached, unseen: Splits, compared: Sequence[AdaptationResult]) -> _Tables:
+    """Return what is written of means and fused adapters, for the stars that no seed has seen."""
+    target = one.target
+    intervals = [intervals_of_mean(target, one.splits, each, unseen.test[0]) for each in compared]
+    return _Tables(
+        rows=score(target, unseen, compared, references=one.results),
+        covered=calibration_scores(target, unseen, compared, intervals),
+        columns=[_columns(target, unseen, compared, intervals=intervals)],
+    )
 
 
 def score(
@@ -234,35 +260,44 @@ def _interval_columns(label: str, intervals: Sequence[Intervals]) -> dict[str, F
 def _save_adapters(
     folder: Path,
     model: Foundation,
-    target: Target,
+    one: Reached,
     adapted: Sequence[AdaptationResult],
-    calibrations: Sequence[Calibration | None],
     rows: Sequence[results.Row],
-    section: str,
+    say: Say,
 ) -> None:
-    """Write the factors of all seeds of each configuration, their scatter and the mean's calibration."""
+    """Write the adapters of all configurations that have any, and say for what the stars are too few."""
     sigma = {row["configuration"]: row["sigma"] for row in rows if row["subset"] == "all"}
-    for one, calibration in zip(adapted, calibrations, strict=True):
-        name = one.configuration.name
-        description = {
-            "configuration": name.removesuffix(FUSED),
-            "label": target.label,
-            "target": target.name,
-            "fwhm": target.fwhm,
-            "wavelength": dict(target.wavelength),
-            "preparation": dict(target.preparation),
-            "seeds": count_seeds(one.adapters),
-            "sigma": sigma.get(name),
-            "calibration": None if calibration is None else calibration.to_json(),
-            "lora": lora.describe(one.adapters, model.config.loras),
-            "chosen": results.plain(one.chosen),
-        }
+    saved = [each for each in adapted if each.adapters]
+    calibrations = [calibrate_mean(one.target, one.splits, each) for each in saved]
+    for line in few_stars(one.target, calibrations):
+        say(line)
+    for each, calibration in zip(saved, calibrations, strict=True):
+        name = each.configuration.name
         save_adapter(
-            folder / name / section,
-            config=description,
-            arrays=jax.tree.map(np.asarray, one.adapters),
+            folder / "adapters" / one.target.name / name / one.section,
+            config=_description(model, one.target, each, calibration) | {"sigma": sigma.get(name)},
+            arrays=jax.tree.map(np.asarray, each.adapters),
             base=digest_of(model),
         )
+
+
+def _description(
+    model: Foundation, target: Target, result: AdaptationResult, calibration: Calibration | None
+) -> dict[str, Any]:
+    """Return what is stored with the factors of all seeds of a configuration."""
+    return {
+        "configuration": result.configuration.name.removesuffix(FUSED),
+        "label": target.label,
+        "target": target.name,
+        "fwhm": target.fwhm,
+        "wavelength": dict(target.wavelength),
+        "preparation": dict(target.preparation),
+        "seeds": count_seeds(result.adapters),
+        "sigma": None,
+        "calibration": None if calibration is None else calibration.to_json(),
+        "lora": lora.describe(result.adapters, model.config.loras),
+        "chosen": results.plain(result.chosen),
+    }
 
 
 def digest_of(model: Foundation) -> str:
@@ -276,13 +311,10 @@ def digest_of(model: Foundation) -> str:
     return model.digest
 
 
-def _plot_target(
-    folder: Path,
-    one: Reached,
-    rows: Sequence[results.Row],
-    covered: Sequence[results.Row],
-    intervals: Sequence[Intervals],
+def _plot_predictions(
+    folder: Path, one: Reached, rows: Sequence[results.Row], intervals: Sequence[Intervals]
 ) -> None:
+    """Plot the predictions of single seeds and their intervals, by configuration."""
     target, splits = one.target, one.splits
     stars, truth = target.labelled.id[splits.test], target.truth[splits.test]
     panels = {
@@ -292,17 +324,27 @@ def _plot_target(
         for each, ends in zip(one.results, intervals, strict=True)
     }
     label, unit = symbol_and_unit(target.label)
-    plots.plot_predictions(
-        folder / _plot_name(f"predictions_{target.name}", one.section),
-        panels,
-        rows=rows,
-        title=target.name,
-        label=label,
-        unit=unit,
-    )
+    path = folder / _plot_name(f"predictions_{target.name}", one.section)
+    plots.plot_predictions(path, panels, rows=rows, title=target.name, label=label, unit=unit)
+
+
+def _plot_calibration(folder: Path, one: Reached, covered: Sequence[results.Row]) -> None:
     if covered:
-        path = folder / _plot_name(f"calibration_{target.name}", one.section)
-        plot_calibration(path, covered, title=target.name, unit=unit)
+        path = folder / _plot_name(f"calibration_{one.target.name}", one.section)
+        plot_calibration(path, covered, title=one.target.name, unit=symbol_and_unit(one.target.label)[1])
+
+
+def _plot_sigmas(
+    folder: Path,
+    adapted: Sequence[Reached],
+    rows: Sequence[results.Row],
+    label_scatter: Mapping[str, float] | None,
+) -> None:
+    """Plot the scatter of all configurations, one figure per label."""
+    for label, section in {one.target.label: one.section for one in adapted}.items():
+        mine = [row for row in rows if row["label"] == label]
+        path = folder / _plot_name("sigma", section)
+        plots.plot_sigma(path, mine, unit=symbol_and_unit(label)[1], label_scatter=label_scatter)
 
 
 def _plot_name(name: str, section: str) -> str:
