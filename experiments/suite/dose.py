@@ -243,6 +243,7 @@ def _draw(figure: "Figure", rows: Sequence[Row]) -> None:
     ticks = sorted({row["steps"] for row in _steps(rows)})
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.minorticks_off()
+    figures.legend_below(figure)
 
 
 def _steps(rows: Sequence[Row]) -> list[dict[str, Any]]:

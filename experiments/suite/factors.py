@@ -182,8 +182,8 @@ def answers(rows: Sequence[Row]) -> dict[str, str]:
     worst, best = ordered[0], ordered[-1]
     return {
         "factors": f"Of {len(mine) - 1} changes of the default ({figure_of(mine[0])} on {target}),"
-        f" {best['name']} does best, where the scatter is {change(best)}, and {worst['name']} worst, where it"
-        f" is {change(worst)}."
+        f" the best is {best['name']}, with which the scatter is {change(best)}, and the worst"
+        f" {worst['name']}, with which it is {change(worst)}."
     }
 
 

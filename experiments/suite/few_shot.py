@@ -140,20 +140,31 @@ def _rows(config: FewShot, runner: Runner, count: int, splits: Splits) -> list[R
 def _draw(figure: "Figure", rows: Sequence[Row]) -> None:
     """Draw the adapted rows and the strongest baselines, one panel per target."""
     targets = list(dict.fromkeys(row["target"] for row in rows))
-    figure.set_size_inches(figures.WIDTH, 0.6 + 2.3 * len(targets))
+    figure.set_size_inches(figures.WIDTH, 1.0 + 2.2 * len(targets))
+    shown = _shown(rows)
     axes = figure.subplots(len(targets), 1, sharex=True, squeeze=False)[:, 0]
     for axis, target in zip(axes, targets, strict=True):
         mine = [row for row in rows if row["target"] == target]
-        names = [row["name"] for row in mine if row["kind"] == "adapted" or row["name"] in ALONE]
-        names += [row["baseline"] for row in mine if row["baseline"]]
-        lines = {name: [row for row in mine if row["name"] == name] for name in dict.fromkeys(names)}
-        others = [name for name in lines if lines[name][0]["kind"] == "baseline"]
+        kept = _shown(mine)
+        lines = {name: [row for row in mine if row["name"] == name] if name in kept else [] for name in shown}
+        others = [name for name, kind in shown.items() if kind == "baseline"]
         figures.draw_lines(axis, lines, "labels", dashed=others)
         axis.set(xscale="log", ylabel="σ (dex)", title=target, ylim=(0, None))
         ticks = sorted({row["labels"] for row in mine})
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
     axes[-1].set_xlabel("labels")
+    figures.legend_below(figure)
+
+
+def _shown(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the kinds of what is drawn, by name: adapted rows, `ALONE`, and the strongest baselines."""
+    strongest = {row["baseline"] for row in rows}
+    return {
+        row["name"]: row["kind"]
+        for row in rows
+        if row["kind"] == "adapted" or row["name"] in ALONE or row["name"] in strongest
+    }
 
 
 def _best(rows: Sequence[Row], target: str, count: int, kind: str) -> Row:
@@ -203,10 +214,10 @@ def answers(rows: Sequence[Row]) -> dict[str, str]:
     few = min(counts, key=lambda count: abs(count - 25))
     best, alone = _best(rows, target, few, "adapted"), _best(rows, target, few, "alone")
     needed = _as_good(rows, target, best["sigma"])
-    rest = f"needs {needed} for as much" if needed else f"does not reach it with {counts[-1]}"
+    rest = f"needs {needed} labels for that" if needed else f"does not get there with {counts[-1]}"
     return {
         "labels": f"With {few} labels on {target}, {best['name']} reaches {figure_of(best)}; the best method"
-        f" on labels alone has {figure_of(alone)} with as many ({alone['name']}) and {rest}."
+        f" that learns from these labels alone, {alone['name']}, has {figure_of(alone)} and {rest}."
     }
 
 

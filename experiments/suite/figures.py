@@ -32,7 +32,13 @@ def tall(figure: "Figure", lines: int) -> "Axes":
     return figure.subplots()
 
 
-def draw_bars(axis: "Axes", rows: Sequence[Row], names: Sequence[str], value: str = "sigma") -> None:
+def draw_bars(
+    axis: "Axes",
+    rows: Sequence[Row],
+    names: Sequence[str],
+    value: str = "sigma",
+    lowest: float = -math.inf,
+) -> None:
     """Draw values with intervals as a column of markers, one line per row, the first at the top.
 
     Args:
@@ -41,10 +47,16 @@ def draw_bars(axis: "Axes", rows: Sequence[Row], names: Sequence[str], value: st
             colour where it begins with that of a configuration or baseline.
         names: of the lines.
         value: key of the values.
+        lowest: left end of the axis if values are below; these are drawn as arrows with the number.
     """
     for place, row in enumerate(rows):
         look = STYLES[row["kind"]].drawn(style.colour_of(str(row.get("name", ""))) or INK)
         axis.errorbar([row[value]], [place], xerr=_reach([row], value), ms=3.5, elinewidth=1, **look)
+    if min((row[value] for row in rows), default=math.inf) < lowest:
+        axis.set_xlim(left=lowest)
+    for place, row in enumerate(rows):
+        if row[value] < lowest:
+            draw_beyond(axis, row[value], place, style.colour_of(str(row.get("name", ""))) or INK)
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.set_xlabel("σ (dex)" if value == "sigma" else value)
@@ -66,13 +78,15 @@ def draw_lines(
 
     Args:
         axis: to draw on.
-        lines: rows by name.
+        lines: rows by name; a name without rows keeps its marker and colour for other axes.
         x: key of the horizontal axis.
         value: key of the values.
         dashed: names of lines to draw dashed, such as baselines.
     """
     colours = style.colours(lines)
     for place, (name, rows) in enumerate(lines.items()):
+        if not rows:
+            continue
         ordered = sorted(rows, key=lambda row: float(row[x]))
         axis.errorbar(
             [row[x] for row in ordered],
@@ -86,7 +100,24 @@ def draw_lines(
             elinewidth=0.7,
             label=name,
         )
-    axis.legend(frameon=False)
+
+
+def legend_below(figure: "Figure", columns: int = 3) -> None:
+    """Put one legend of all axes below them, where it covers no data."""
+    entries = {}
+    for axis in figure.axes:
+        entries |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
+
+
+def draw_beyond(axis: "Axes", value: float, place: float, colour: str) -> None:
+    """Draw an arrow and the value at the left edge of an axis for a marker that lies beyond it."""
+    edge = axis.get_xlim()[0]
+    axis.plot([edge], [place], "<", color=colour, ms=4, mew=0, clip_on=False, zorder=4)
+    axis.annotate(
+        f"{value:.1f}", (edge, place), xytext=(5, 0), textcoords="offset points", va="center_baseline",
+        fontsize=style.SMALL, color=INK,
+    )  # fmt: skip
 
 
 def _reach(rows: Sequence[Row], value: str) -> Any:

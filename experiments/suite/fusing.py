@@ -84,7 +84,8 @@ def run(config: Fusing, out: Path, say: Say) -> Results:
             case.splits[np.array([split])].repeated(config.members) for split in range(len(case.splits))
         ]
         own = [row for name in config.configurations for row in _rows(config, runner, name, copies)]
-        rows += beside_strongest(own + (runner.baseline_rows() if config.baselines else []))
+        others = runner.baseline_rows() if config.baselines else []
+        rows += beside_strongest(own + [{**row, "configuration": row["name"]} for row in others])
     return Results(
         name="fusing",
         title="Fusing seeds",

@@ -19,6 +19,7 @@ from experiments.suite import cases, figures, frame
 from experiments.suite.cases import Case
 from experiments.suite.frame import BASELINE, SCORES, Column, Kept, Results, Row, beside_strongest, figure_of
 from experiments.suite.runner import Runner
+from experiments.suite.wording import change
 from specjax.adapt.configuration import Configuration
 from specjax.adapt.target import Target
 from specjax.progress import Say
@@ -161,9 +162,8 @@ def sentences(rows: Sequence[Row]) -> list[str]:
     if told := by.get((largest, TOLD)):
         left_out = by[largest, LEFT_OUT]
         said.append(
-            f"Telling the model which labels are uncertain changes σ by"
-            f" {figure_of(told, 'sigma_gain', signed=True)} (positive is better), leaving these stars out by"
-            f" {figure_of(left_out, 'sigma_gain', signed=True)}."
+            f"If the model is told which labels are uncertain, σ is {change(told)}; if these stars are"
+            f" left out, it is {change(left_out)}."
         )
     return said
 
@@ -188,6 +188,7 @@ def draw(figure: "Figure", rows: Sequence[Row]) -> None:
         lines["strongest baseline"] = strongest
     figures.draw_lines(axis, lines, "error", dashed=("strongest baseline",))
     axis.set(xlabel="error of half of the labels (dex)", ylabel="robust scatter σ (dex)")
+    figures.legend_below(figure, columns=2)
 
 
 def _targets(rows: Sequence[Row]) -> list[str]:

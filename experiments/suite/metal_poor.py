@@ -60,7 +60,7 @@ COLUMNS = (
     Column(name="sigma", heading="σ, [Fe/H] < -1", unit="dex"),
     Column(name="r2", heading="R²"),
     Column(name="bias", heading="offset", unit="dex", signed=True),
-    Column(name="r2_gain", heading="gain in R² over unmended", signed=True),
+    Column(name="r2_gain", heading="gain in R² over no remedy", signed=True),
     Column(name="sigma_all", heading="σ, all stars", unit="dex"),
     *BASELINE,
 )
@@ -103,7 +103,7 @@ def run(config: Config, out: Path, say: Say) -> Results:
     return Results(
         name="metal_poor",
         title="Metal-poor stars",
-        question="Where does adaptation fail, and what mends it?",
+        question="How well does adaptation do on metal-poor stars, and what helps?",
         method=(
             f"Test stars below [Fe/H] = -1; means over {config.seeds} seeds, or all seeds pooled where one"
             f" has fewer than ten. Gains are over {config.configuration} as `specjax adapt` trains it, paired"
@@ -324,7 +324,7 @@ def mixed_case(case: Case, lamost: Spectra, fe_h: FloatArray) -> Case:
 
 
 def sentences(config: Config, rows: Sequence[Row]) -> tuple[str, str]:
-    """Say how adaptation does on metal-poor stars of one target, and what mends it."""
+    """Say how adaptation does on metal-poor stars of one target, and what helps."""
     by = {row["name"]: row for row in rows}
     plain = by[config.configuration]
     zero = next(row for row in rows if row["kind"] == "zero-shot")
@@ -347,8 +347,8 @@ def sentences(config: Config, rows: Sequence[Row]) -> tuple[str, str]:
         f" {figure_of(plain, 'r2', '')}, the model as it is {figure_of(zero)} and"
         f" {figure_of(zero, 'r2', '')}; over all stars, σ is {figure_of(plain, 'sigma_all')} and"
         f" {figure_of(zero, 'sigma_all')}.",
-        f'Of {len(mended)} remedies there, the best is "{best["name"]}" with R²'
-        f" {figure_of(best, 'r2', '')}{gain}, and σ {figure_of(best)}{beside}.",
+        f'Of {len(mended)} remedies, "{best["name"]}" has the largest R² there,'
+        f" {figure_of(best, 'r2', '')}{gain}, with σ {figure_of(best)}{beside}.",
     )
 
 
@@ -357,9 +357,8 @@ def draw(figure: "Figure", rows: Sequence[Row]) -> None:
     own = _of(rows, rows[0]["target"])
     figure.set_size_inches(figures.WIDTH, 1.0 + 0.18 * len(own))
     axis = figure.subplots()
-    figures.draw_bars(axis, own, [row["name"] for row in own], "r2")
-    axis.set_xlim(left=max(-2.5, axis.get_xlim()[0]))
-    axis.set_xlabel("R² below [Fe/H] = -1")
+    figures.draw_bars(axis, own, [row["name"] for row in own], "r2", lowest=-2.5)
+    axis.set_xlabel("R², [Fe/H] < -1")
     axis.set_title(rows[0]["target"], fontsize=8)
 
 

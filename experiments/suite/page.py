@@ -14,9 +14,9 @@ QUESTIONS = {
     "labels": "How many labels are needed?",
     "factors": "Do rank, rates and starts of the factors matter?",
     "dose": "How long should the backbone be trained?",
-    "failure": "Where does it fail?",
-    "mending": "What mends it?",
-    "shifts": "What of shifts that nobody foresaw?",
+    "failure": "How well does it do on metal-poor stars?",
+    "mending": "What helps there?",
+    "shifts": "Does it correct instrument flaws that preprocessing is not told of?",
     "time": "How long does it take?",
 }
 """What the head of the page answers, by the key of `Results.answers`."""

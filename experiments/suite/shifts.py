@@ -1,4 +1,4 @@
-"""Shifts that nobody foresaw: what adaptation recovers of the flaws of real instruments.
+"""Flaws of real instruments that preprocessing is not told of: what adaptation recovers.
 
     python -m experiments.suite.shifts --out runs/experiments/shifts
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.suite import cases, frame
+from experiments.suite import cases, figures, frame
 from experiments.suite.frame import BASELINE, SCORES, Column, Kept, Results, Row, beside_strongest, figure_of
 from experiments.suite.raw import Raw, load_raw
 from experiments.suite.runner import Runner
@@ -25,13 +25,14 @@ from specjax.adapt.configuration import Configuration
 from specjax.adapt.target import Target
 from specjax.errors import ConfigError
 from specjax.progress import Say
-from specjax.report.style import CURVES
+from specjax.report.style import colours
 from specjax.simulate.flaws import Flaws, spoil
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NOTHING = "none"
+LOWEST = -0.5  # of R2 in the plot: of predictions that are far worse than the mean, the number is enough
 
 FLAWS: Mapping[str, Flaws] = {
     NOTHING: Flaws(),
@@ -108,8 +109,9 @@ def run(config: Config, out: Path, say: Say) -> Results:
     ]
     return Results(
         name="shifts",
-        title="Shifts that nobody foresaw",
-        question="Flaws of real instruments that preprocessing is not told of: what does adaptation recover?",
+        title="Flaws of instruments",
+        question="Preprocessing is not told of a flaw of the instrument: how much of the accuracy that the"
+        " flaw costs does adaptation recover?",
         method=(
             f"Each flaw is put into the spectra as observed; {config.seeds} seeds. Gains are over the model"
             " as it is. Recovered is the share of the squared error that the flaw adds: 1 if an adapted row"
@@ -223,7 +225,8 @@ def draw(figure: "Figure", config: Config, rows: Sequence[Row]) -> None:
     figure.set_size_inches(3.5, 1.0 + 0.24 * len(config.flaws))
     axis = figure.subplots()
     names = (_zero_shot(own), config.heads, config.backbone)
-    for offset, name, colour, marker in zip((-0.2, 0.0, 0.2), names, CURVES, "os^", strict=False):
+    axis.set_xlim(LOWEST, 1.0)
+    for offset, (name, colour), marker in zip((-0.25, 0.0, 0.25), colours(names).items(), "os^", strict=True):
         values = np.array([
             [row["r2"], row["r2_lo"], row["r2_hi"]]
             for flaw in config.flaws for row in own if (row["flaw"], row["name"]) == (flaw, name)
@@ -233,9 +236,11 @@ def draw(figure: "Figure", config: Config, rows: Sequence[Row]) -> None:
         axis.errorbar(
             values[:, 0], places, xerr=reach, fmt=marker, color=colour, ms=3, elinewidth=0.7, label=name
         )
+        for value, place in zip(values[:, 0], places, strict=True):
+            if value < LOWEST:
+                figures.draw_beyond(axis, value, place, colour)
     axis.set_yticks(range(len(config.flaws)), config.flaws)
     axis.set_ylim(len(config.flaws) - 0.4, -0.6)
-    axis.set_xlim(left=-0.5)  # where predictions are worse than the mean, it does not matter how much
     axis.set_xlabel("R²")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
 

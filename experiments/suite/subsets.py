@@ -211,12 +211,12 @@ def _placement(target: str, best: Row, known: dict[str, Row]) -> str:
     paper = known["lora4"]
     if best["name"] == "lora4":
         return f"{text}, as in the paper."
-    rest = f"; lora4, which is the best in the paper, has {figure_of(paper)}"
+    rest = f"; lora4, the best in the paper, has {figure_of(paper)}"
     joint = known.get("lora1+lora3+lora4")
     if joint is not None and joint["sigma"] < paper["sigma"]:
         rest += (
-            f", and training the tower with it (lora1+lora3+lora4, {figure_of(joint)}) makes it smaller,"
-            " which contradicts the paper"
+            f". Unlike in the paper, it helps to train the tower with it: lora1+lora3+lora4 has"
+            f" {figure_of(joint)}"
         )
     return f"{text}{rest}."
 

@@ -24,13 +24,13 @@ def change(row: Mapping[str, Any], name: str = "sigma_gain", unit: str = "dex") 
     >>> change({"sigma_gain": -0.02, "sigma_gain_lo": -0.03, "sigma_gain_hi": -0.01})
     'larger by 0.020 [0.010, 0.030] dex'
     >>> change({"sigma_gain": 0.02, "sigma_gain_lo": -0.01, "sigma_gain_hi": 0.03})
-    'not significantly different (smaller by 0.020 [-0.010, 0.030] dex)'
+    'smaller by 0.020 [-0.010, 0.030] dex (not significant)'
     """
     gain, low, high = (row.get(f"{name}{end}", math.nan) for end in ("", "_lo", "_hi"))
     word, ends = ("smaller", (low, high)) if gain >= 0 else ("larger", (-high, -low))
     by = {name: abs(gain), f"{name}_lo": ends[0], f"{name}_hi": ends[1]}
     text = f"{word} by {value_and_interval(by, name)} {unit}".rstrip()
-    return text if significance(row, name) else f"not significantly different ({text})"
+    return text if significance(row, name) else f"{text} (not significant)"
 
 
 def smallest(rows: Iterable[Row], value: str = "sigma") -> Row:

@@ -46,7 +46,7 @@ COLOURS: Mapping[str, str] = {
 }
 """Colours of configurations and baselines; the brighter ones are those of the foundation model."""
 
-MARKERS = "osD^vP"
+MARKERS = "osD^vPX<>"
 """Markers of lines, in order."""
 
 MAP = "viridis"
@@ -81,7 +81,7 @@ _SETTINGS: Any = {
 
 
 def colour_of(name: str) -> str | None:
-    """Return the colour in `COLOURS` of a name or of one that it begins with; None for others.
+    """Return the colour in `COLOURS` of a name, with or without an ending; None for others.
 
     >>> colour_of("lora1+lora2-fused") == colour_of("lora1+lora2, told") == ORANGE
     True
@@ -107,8 +107,9 @@ def colours(names: Iterable[str]) -> dict[str, str]:
 
 
 def _found(name: str, known: Mapping[str, str]) -> str | None:
-    """Return what is known of a name, or of the same with an ending such as "-fused" or ", told"."""
-    return next((known[one] for one in known if name == one or name.startswith((f"{one}-", f"{one},"))), None)
+    """Return what is known of a name, or of it without an ending such as "-fused" or ", told"."""
+    plain = name.partition(",")[0].removesuffix("-fused").removesuffix("-mean")
+    return known.get(name, known.get(plain))
 
 
 @contextmanager

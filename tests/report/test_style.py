@@ -141,6 +141,7 @@ def test_every_configuration_has_a_colour_of_its_own_in_all_plots():
     assert found["gp-target"] == style.COLOURS["gp-target"]
     assert found["lora1"] == found["lora1-fused"]
     assert len(set(found.values())) == len(names) - 2  # an adapter has the colour of what it was fused from
+    assert len(set(style.colours(("miles", "miles-12A", "miles-24A")).values())) == 3
 
 
 def test_plots_use_the_colours_of_the_configurations(tmp_path, drawn):

@@ -189,6 +189,9 @@ class TestFusing:
         results = run(fusing, folder, self.CONFIG)
         ways = [row["way"] for row in results.rows if "way" in row]
         assert ways == [fusing.SINGLE, fusing.BEST, fusing.MEAN, fusing.FUSED]
+        baselines = [row for row in results.rows if row["kind"] == "baseline"]
+        assert baselines
+        assert all(row["configuration"] == row["name"] for row in baselines)
         rows = {row.get("way"): row for row in results.rows}
         (case,) = load_cases(self.CONFIG)
         kept = Kept(folder / fusing.__name__, self.CONFIG)
