@@ -16,6 +16,9 @@ h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc;
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
 caption { text-align: left; font-weight: bold; padding: 0.5rem 0; }
+caption, th[scope="row"] { position: sticky; left: 0; background: #fff; }
+caption { max-width: calc(100vw - 2rem); box-sizing: border-box; }
+dt { font-weight: bold; } dd { margin: 0 0 0.4rem 1.5rem; } summary { cursor: pointer; }
 th, td { padding: 0.25rem 0.75rem 0.25rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid #e6e6e6; }
 td.number, th.number { text-align: right; white-space: nowrap; }
@@ -68,6 +71,12 @@ def section(title: str, *content: str) -> str:
 def bullets(lines: Sequence[str], **attributes: str) -> str:
     """Return a list of plain texts; "" without any."""
     return element("ul", "".join(text("li", line) for line in lines), **attributes) if lines else ""
+
+
+def folded(title: str, entries: Mapping[str, str]) -> str:
+    """Return a list of terms and their meanings that a click unfolds; "" without any."""
+    listed = "".join(text("dt", term) + text("dd", meaning) for term, meaning in entries.items())
+    return element("details", text("summary", title) + element("dl", listed)) if entries else ""
 
 
 def table(

@@ -17,6 +17,7 @@ from specjax.overwrite import check_replaceable
 from specjax.plurals import counted
 from specjax.report import html
 from specjax.report.cautions import cautions, direction, groups, is_gain, percent
+from specjax.report.glossary import terms
 from specjax.report.metrics import SUBSETS
 from specjax.report.next_step import ADAPTERS, best_adapter, predict_command
 from specjax.report.results import (
@@ -37,7 +38,7 @@ REPORT = "report.html"
 _KEYS = frozenset({"target", "configuration", "kind", "subset", "sigma", "r2", "n_stars", "n_seeds"})
 _FIGURES = {
     "sigma": "Robust scatter of every configuration, with 95% intervals over stars",
-    "predictions_": "Predicted against literature labels of the test stars, and residuals",
+    "predictions_": "Predicted against literature labels of the test stars, 68% intervals, and residuals",
     "calibration": "Coverage and width of the intervals, by subset of the test stars",
     "plan": "Robust scatter against the number of training stars",
 }
@@ -73,7 +74,7 @@ def make_page(folder: str | Path) -> str:
     made = config.get("made") if isinstance(config.get("made"), Mapping) else {}
     heading = html.text("h1", title) + html.text("p", _summary(rows, config), class_="note")
     body = [
-        html.element("header", heading),
+        html.element("header", heading + html.folded("What the terms mean", terms(rows, calibration))),
         html.section("Warnings", html.bullets(cautions(rows, config, calibration), class_="warnings")),
         html.section("Scores", *_score_tables(rows, label, config)),
         html.section("Figures", *_figures(folder)),
@@ -203,7 +204,8 @@ def _calibration_tables(rows: Sequence[Row]) -> list[str]:
     for (target, label), found in groups([{"target": "", **row} for row in rows]).items():
         lines = []
         for row in found:
-            name = f"{row.get('configuration', '')}: {row.get('subset', '')}"
+            subset = str(row.get("subset", "")).replace("snr", "S/N")
+            name = f"{row.get('configuration', '')}: {subset}"
             cells = [("", name), ("", str(row.get("n_stars", "")))]
             cells += [("", percent(row, name)) for name in ("coverage68", "coverage95")]
             cells += [("", _shown(row, name)) for name in ("width68", "width95", "crps")]

@@ -10,6 +10,7 @@ from specjax.cli import main
 from specjax.errors import DataError
 from specjax.report import metrics, plots, results
 from specjax.report.cautions import losses
+from specjax.report.glossary import terms
 from specjax.report.page import make_page, write_page
 
 VOID = {"meta", "img", "br"}
@@ -123,6 +124,30 @@ def test_the_sizes_of_splits_are_those_of_the_target(run, tmp_path):
     text = "\n".join(checked(make_page(tmp_path)).texts)
     assert "8 training, 2 validation, 25 test stars per split" in text
     assert "each with 60" not in text
+
+
+def test_the_terms_of_the_tables_are_explained(run):
+    checker = checked(make_page(run))
+    text = "\n".join(checker.texts)
+    for part in (
+        "What the terms mean",
+        "low-rank factors in the label head MLP2",
+        "robust scatter σ",
+        "MLP1 or MLP2",
+    ):
+        assert part in text, part
+    for part in ("label head MLP1, which", "CRPS", "signal-to-noise", "a+b"):  # not in these tables
+        assert part not in text, part
+    assert checker.tags.count("dt") == checker.tags.count("dd") > 5
+
+
+def test_terms_are_those_of_the_rows():
+    rows = [{"configuration": name} for name in ("lora1+lora3", "lora1+lora3-fused", "gp-joint")]
+    calibration = [{"subset": "all"}, {"subset": "snr<10"}]
+    found = terms(rows, calibration)
+    assert {"lora1", "lora3", "a+b", "-mean, -fused", "gp-joint", "CRPS", "S/N"} <= set(found)
+    assert not {"lora2", "lora4", "gp-target", "zero-shot-mlp1, -mlp2"} & set(found)
+    assert "model grid" in found["S/N"]
 
 
 def test_the_page_warns_of_what_matters(run):
