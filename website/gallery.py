@@ -1,7 +1,7 @@
 """The gallery: pictures of the documentation, and those that the tutorials have made."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+\.png)\)")
@@ -16,15 +16,16 @@ def committed(docs: Path) -> dict[str, tuple[str, str]]:
     return found
 
 
-def gallery(pictures: Mapping[str, tuple[str, str]], made: Mapping[str, Iterable[str]]) -> str:
+def gallery(pictures: Mapping[str, tuple[str, str]], made: Mapping[str, Sequence[str]]) -> str:
     """Return the page.
 
     Args:
         pictures: as `committed` returns them.
-        made: {page of a tutorial: its pictures}.
+        made: {page of a tutorial: its pictures}; without any, the section is left out.
     """
     lines = ["# Gallery", "", '<div class="gallery" markdown>', ""]
-    lines += ["## From the tutorials", "", "Made anew with every build of this site.", ""]
+    if any(made.values()):
+        lines += ["## From the tutorials", "", "Made anew with every build of this site.", ""]
     for page, files in made.items():
         for file in files:
             lines += [f"[![from {page}]({file})]({page})", ""]
