@@ -13,7 +13,7 @@ from specjax.atomic import atomic_file
 from specjax.checkpoints import Stored, load_model
 from specjax.errors import DataError
 from specjax.foundation.model import shipped_folder
-from specjax.report.card import model_facts, model_training
+from specjax.report.model_facts import model_facts, model_training
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "model-card.md"

@@ -4,16 +4,16 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
-import numpy as np
-
 from specjax._version import __version__
-from specjax.checkpoints import Stored, flatten
+from specjax.checkpoints import Stored
 from specjax.plurals import counted
 from specjax.report.calibration import calibration_lines
+from specjax.report.markdown import table, yaml_header
 from specjax.report.metrics import SUBSETS
+from specjax.report.model_facts import model_facts, model_training
 from specjax.report.results import HEADINGS, Row, value_and_interval
 from specjax.report.shared import Run, Shared
 from specjax.units import symbol_and_unit
@@ -44,7 +44,9 @@ def make_card(shared: Shared, options: CardOptions) -> str:
     """Return the text of a card: what it is, how to load it, which stars, scores and licence."""
     body = _model_body(shared, options) if shared.model is not None else _adapters_body(shared, options)
     return (
-        f"---\n{_yaml(_header(shared, options))}---\n\n" + "\n\n".join(part for part in body if part) + "\n"
+        f"---\n{yaml_header(_header(shared, options))}---\n\n"
+        + "\n\n".join(part for part in body if part)
+        + "\n"
     )
 
 
@@ -115,33 +117,6 @@ def _model_body(shared: Shared, options: CardOptions) -> list[str]:
     ]
 
 
-def model_facts(stored: Stored) -> str:
-    """Return a table of a model's name, labels, parameters by part, and digest."""
-    config = stored.config.get("model", {})
-    parts = _counts(stored.arrays.get("params", {}))
-    rows = [
-        ("name", config.get("name", "")),
-        ("labels", ", ".join(config.get("labels", []))),
-        ("parameters", f"{sum(parts.values()):,}"),
-        *((f"- {name}", f"{count:,}") for name, count in parts.items()),
-        ("digest", f"`{stored.digest}`"),
-    ]
-    return _table(("", ""), rows)
-
-
-def model_training(stored: Stored) -> str:
-    """Return what the configuration of a model records of its training and of the files it came from."""
-    lines = []
-    for name, source in stored.config.get("sources", {}).items():
-        lines.append(f"- {name}: converted from {source['file']}, SHA-256 `{source['sha256']}`")
-    training = stored.config.get("training", {})
-    lines += [f"- {name}: {_plain(value)}" for name, value in training.items() if _is_short(value)]
-    stages = {name: value["steps"] for name, value in training.items() if _has_steps(value)}
-    if stages:
-        lines.append("- steps: " + ", ".join(f"{name} {count}" for name, count in stages.items()))
-    return "\n".join(["How it was made, as config.json records it:", "", *lines]) if lines else ""
-
-
 def _adapters_body(shared: Shared, options: CardOptions) -> list[str]:
     """Return the parts of the card of one adapter or of all those of a run."""
     configs = {folder: stored.config for folder, stored in shared.adapters.items()}
@@ -177,7 +152,7 @@ def _usage(shared: Shared, options: CardOptions, bases: Iterable[str]) -> str:
 
 def _adapter_table(shared: Shared) -> str:
     heading = ("folder", "label", "survey", "configuration", "seeds", "ranks", "digest")
-    return _table(heading, [_adapter_row(name, stored) for name, stored in shared.adapters.items()])
+    return table(heading, [_adapter_row(name, stored) for name, stored in shared.adapters.items()])
 
 
 def _adapter_row(name: str, stored: Stored) -> tuple[str, ...]:
@@ -293,7 +268,7 @@ def score_tables(rows: Sequence[Row], target: str, label: str) -> list[str]:
         f" {counted(first['n_seeds'], 'seed')} with {counted(first['n_stars'], 'test star')} each, and 95%"
         " intervals from a bootstrap over stars."
     )
-    return [_table(heading, lines), caption]
+    return [table(heading, lines), caption]
 
 
 def _closing(options: CardOptions) -> list[str]:
@@ -304,52 +279,5 @@ def _closing(options: CardOptions) -> list[str]:
     ]
 
 
-def _counts(params: Mapping[str, Any]) -> dict[str, int]:
-    """Count the parameters of each part of a model; towers are split into encoder and projection."""
-    counts: dict[str, int] = {}
-    for path, leaf in flatten(params):
-        names = path.split("/")
-        part = "/".join(names[:2] if names[0] in ("lamost", "gaia_xp") else names[:1])
-        counts[part] = counts.get(part, 0) + int(np.size(leaf))
-    return counts
-
-
-def _is_short(value: Any) -> bool:
-    return isinstance(value, str | int | float | bool) or (
-        isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
-    )
-
-
-def _has_steps(value: Any) -> bool:
-    return isinstance(value, Mapping) and bool(value.get("steps"))
-
-
-def _plain(value: Any) -> str:
-    """Return a setting in words; of paths only the last part."""
-    values = value if isinstance(value, list) else [value]
-    return ", ".join(Path(each).name if isinstance(each, str) else str(each) for each in values)
-
-
 def _number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2f}"
-
-
-def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join("| " + " | ".join(_cell(str(cell)) for cell in line) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _yaml(header: Mapping[str, Any]) -> str:
-    """Return YAML; its values are written as JSON, which is YAML."""
-    lines = []
-    for name, value in header.items():
-        if isinstance(value, list) and all(isinstance(each, str) for each in value):
-            lines += [f"{name}:", *(f"- {json.dumps(each)}" for each in value)]
-        else:
-            lines.append(f"{name}: {json.dumps(value, ensure_ascii=False)}")
-    return "\n".join(lines) + "\n"
