@@ -29,7 +29,8 @@ from specjax.preprocess.to_grid import OVERSAMPLED, OVERSMOOTH
 from specjax.pretrain.augment import AugmentConfig
 from specjax.pretrain.config import StageConfig
 from specjax.pretrain.corpus import MILES_FWHM
-from specjax.pretrain.loop import StageAux, run_stage
+from specjax.pretrain.loop import run_stage
+from specjax.pretrain.programs import StageAux
 from specjax.pretrain.simulated import COMPONENTS
 from specjax.progress import Say, silent
 from specjax.report.results import plain

@@ -28,7 +28,8 @@ from specjax.models.apply import apply
 from specjax.models.layers import LoRADense
 from specjax.pretrain.augment import AugmentConfig
 from specjax.pretrain.config import StageConfig
-from specjax.pretrain.loop import StageAux, run_stage
+from specjax.pretrain.loop import run_stage
+from specjax.pretrain.programs import StageAux
 from specjax.progress import Say, silent
 from specjax.report.results import plain
 from specjax.train.loop import fit

@@ -26,9 +26,9 @@ from specjax.pretrain import run
 from specjax.pretrain.board import require_tensorboard
 from specjax.pretrain.config import Compute, PretrainConfig, StageConfig
 from specjax.pretrain.heads import Trained
-from specjax.pretrain.loop import LoopOptions
 from specjax.pretrain.monitor import LOGS, keep
 from specjax.pretrain.probes import probe
+from specjax.pretrain.programs import LoopOptions
 from specjax.pretrain.source import Source
 from specjax.pretrain.stages import TOWERS, Pretraining
 from specjax.pretrain.states import check_states, states_of

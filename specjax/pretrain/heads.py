@@ -22,7 +22,7 @@ from specjax.models.tokens import tokenise
 from specjax.pretrain.augment import augment
 from specjax.pretrain.batches import Material
 from specjax.pretrain.config import PretrainConfig
-from specjax.pretrain.loop import StageAux, StageLoss
+from specjax.pretrain.programs import StageAux, StageLoss
 from specjax.progress import Say
 from specjax.train.losses import label_loss
 from specjax.train.sharding import shard_rows

@@ -21,7 +21,7 @@ from specjax.models.xp_autoencoder import XPAutoencoder, xp_vector
 from specjax.pretrain.accumulate import join_rows, split_rows
 from specjax.pretrain.batches import Draw
 from specjax.pretrain.config import FLOAT32, Compute, PretrainConfig
-from specjax.pretrain.loop import Evaluation, StageAux, StageLoss
+from specjax.pretrain.programs import Evaluation, StageAux, StageLoss
 from specjax.train import losses
 from specjax.typing import Tree
 

@@ -15,8 +15,8 @@ from specjax.preprocess import PrincipalFill
 from specjax.pretrain import corpus, simulated
 from specjax.pretrain.batches import Material, make_data
 from specjax.pretrain.config import PretrainConfig
-from specjax.pretrain.loop import LoopOptions
 from specjax.pretrain.monitor import LOGS, keep
+from specjax.pretrain.programs import LoopOptions
 from specjax.pretrain.stages import Pretraining
 from specjax.pretrain.states import check_states, states_of
 from specjax.progress import Say, silent

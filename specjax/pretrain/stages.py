@@ -31,7 +31,7 @@ from specjax.models.tokens import tokenise
 from specjax.pretrain.batches import Material
 from specjax.pretrain.config import FLOAT32, Compute, PretrainConfig
 from specjax.pretrain.heads import HeadTraining, Trained
-from specjax.pretrain.loop import DEFAULTS, Evaluation, LoopOptions, StageLoss, run_stage, stage_mesh
+from specjax.pretrain.loop import run_stage, stage_mesh
 from specjax.pretrain.objectives import (
     Alignment,
     WithAuxiliaryHead,
@@ -42,6 +42,7 @@ from specjax.pretrain.objectives import (
     remove_backbones,
     xp_transformer_loss,
 )
+from specjax.pretrain.programs import DEFAULTS, Evaluation, LoopOptions, StageLoss
 from specjax.progress import Say, silent
 from specjax.typing import AnyArray, Tree
 

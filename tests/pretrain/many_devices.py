@@ -13,8 +13,8 @@ import pytest
 
 from specjax.interrupt import Terminated
 from specjax.pretrain.config import PretrainConfig, StageConfig
-from specjax.pretrain.loop import LoopOptions, initial_state
 from specjax.pretrain.monitor import read
+from specjax.pretrain.programs import LoopOptions, initial_state
 from specjax.pretrain.source import Source
 from specjax.pretrain.stages import Pretraining
 from specjax.train.sharding import parameter_shardings, place, training_mesh

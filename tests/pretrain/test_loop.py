@@ -14,7 +14,8 @@ from specjax.errors import ConfigError, ModelError, TrainingError
 from specjax.interrupt import Terminated
 from specjax.pretrain import monitor
 from specjax.pretrain.config import StageConfig
-from specjax.pretrain.loop import LoopOptions, chunk_program, run_stage
+from specjax.pretrain.loop import run_stage
+from specjax.pretrain.programs import LoopOptions, chunk_program
 from specjax.train.sharding import training_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

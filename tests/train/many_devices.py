@@ -15,7 +15,8 @@ from specjax.adapt.splits import draw_splits
 from specjax.pretrain import stages
 from specjax.pretrain.batches import make_data
 from specjax.pretrain.config import PretrainConfig, StageConfig
-from specjax.pretrain.loop import chunk_program, run_stage
+from specjax.pretrain.loop import run_stage
+from specjax.pretrain.programs import chunk_program
 from specjax.train import loop
 from specjax.train.optimizer import GroupSchedule, make_optimizer
 from specjax.train.sharding import on_mesh, shard_rows, training_mesh
