@@ -104,10 +104,10 @@ def draw_lines(
 
 def legend_below(figure: "Figure", columns: int = 3) -> None:
     """Put one legend of all axes below them, where it covers no data."""
-    entries = {}
+    entries: dict[str, Any] = {}
     for axis in figure.axes:
         entries |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns)
 
 
 def draw_beyond(axis: "Axes", value: float, place: float, colour: str) -> None:

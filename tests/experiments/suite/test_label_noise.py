@@ -58,4 +58,4 @@ def test_the_experiment(monkeypatch, tmp_path):
     zero = [row["sigma"] for row in results.rows if row["kind"] == "zero-shot"]
     assert zero[0] == zero[1]
     assert len(results.sentences) == 2
-    assert "leaving these stars out" in results.sentences[1]
+    assert "if these stars are left out" in results.sentences[1]
