@@ -275,14 +275,18 @@ def _save_adapters(
         name = each.configuration.name
         save_adapter(
             folder / "adapters" / one.target.name / name / one.section,
-            config=_description(model, one.target, each, calibration) | {"sigma": sigma.get(name)},
+            config=_description(model, one.target, each, calibration, sigma.get(name)),
             arrays=jax.tree.map(np.asarray, each.adapters),
             base=digest_of(model),
         )
 
 
 def _description(
-    model: Foundation, target: Target, result: AdaptationResult, calibration: Calibration | None
+    model: Foundation,
+    target: Target,
+    result: AdaptationResult,
+    calibration: Calibration | None,
+    sigma: float | None,
 ) -> dict[str, Any]:
     """Return what is stored with the factors of all seeds of a configuration."""
     return {
@@ -293,7 +297,7 @@ def _description(
         "wavelength": dict(target.wavelength),
         "preparation": dict(target.preparation),
         "seeds": count_seeds(result.adapters),
-        "sigma": None,
+        "sigma": sigma,
         "calibration": None if calibration is None else calibration.to_json(),
         "lora": lora.describe(result.adapters, model.config.loras),
         "chosen": results.plain(result.chosen),
