@@ -22,6 +22,7 @@ from specjax.wavelength import (
 )
 
 _HUGE = 1e150  # the square of such a flux overflows
+_MOST_NAMES = 3  # of surveys that are joined
 _PIXELS_AT_ONCE = 1 << 16  # half a megabyte per array in double precision
 
 
@@ -384,6 +385,8 @@ class Spectra:
         width = max(part.flux.shape[1] for part in parts)
         shared = [key for key in first.meta if all(key in part.meta for part in parts)]
         surveys = list(dict.fromkeys(part.survey for part in parts))
+        if len(surveys) > _MOST_NAMES:
+            surveys = [surveys[0], f"{len(surveys) - 1} more"]
         return Spectra(
             wavelength=first.wavelength
             if same

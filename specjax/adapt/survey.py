@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from specjax.report.results import Row
 from specjax.spectra import Spectra
 from specjax.surveys import read, read_xp
 from specjax.typing import FloatArray
+
+_LONGEST = 60  # characters of the name of a survey, which begins those of folders and plots
 
 
 class NoXPError(DataError):
@@ -109,7 +112,7 @@ def adapt_survey(
     if roles is None:
         stars.check(out, config.train, config.validate)
     targets = make_targets(
-        observed.survey or spectra.stem,
+        file_name(observed.survey or spectra.stem),
         lamost,
         {name: within_range(name, joined[name]) for name in wanted},
         fe_h=joined.get("fe_h"),
@@ -157,6 +160,15 @@ def adapt_survey(
     if distributed.is_main():
         beside_folder(out).unlink(missing_ok=True)  # of an earlier run that was refused
     return rows
+
+
+def file_name(name: str) -> str:
+    """Return the name of a survey as the name of a folder: without what a shell or a disk does not take.
+
+    >>> file_name("my data/2024"), file_name("lamost+sdss"), len(file_name("S" * 1000))
+    ('my-data-2024', 'lamost+sdss', 60)
+    """
+    return re.sub(r"[^\w.+-]+", "-", name)[:_LONGEST].strip("-.") or "survey"
 
 
 def describe_target(target: Target, say: Say, label: str = "") -> None:

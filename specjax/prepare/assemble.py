@@ -21,6 +21,7 @@ from specjax.surveys import prepared
 from specjax.surveys.arrays import for_hdf5
 from specjax.surveys.io import checksums
 from specjax.surveys.io.tables import write_table
+from specjax.surveys.registry import joint_name
 from specjax.typing import AnyArray, BoolArray, FloatArray, IntArray, StrArray
 from specjax.wavelength import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH
 
@@ -83,7 +84,7 @@ def assemble(parts: Sequence[Path], out: Path, plan: Plan, xp: Sequence[Spectra]
             about = {"format": prepared.FORMAT, "plan": plan.digest, "creator": f"specjax {__version__}"}
             checksums.set_attributes(file, {**about, "version": prepared.VERSION})
             file["id"] = for_hdf5(ids)
-            _write_attributes(file, headers)
+            _write_attributes(file, headers, out.stem)
             _write_columns(file, meta)
             _write_pixels(file, LAMOST_WAVELENGTH, len(ids), _blocks(parts, rows, "lamost"))
             partners = xp_side.write(file, plan, parts, headers, rows)
@@ -189,10 +190,11 @@ def _rows(columns: dict[str, AnyArray], rows: IntArray) -> dict[str, AnyArray]:
     return {name: column[rows] for name, column in columns.items()}
 
 
-def _write_attributes(file: Any, headers: Sequence[Part]) -> None:
+def _write_attributes(file: Any, headers: Sequence[Part], name: str) -> None:
+    """Write what holds for all spectra; `name` is theirs if they are of no survey."""
     some = [header for header in headers if len(header)]
     about = {
-        "survey": "+".join(sorted({survey for header in some for survey in header.surveys})),
+        "survey": joint_name(sorted({survey for header in some for survey in header.surveys}), name),
         "has_ivar": not any(header.without_ivar for header in some),
         "prepared": json.dumps(some[0].prepared),
     }

@@ -15,13 +15,12 @@ from specjax.flags import MAX_MASKED
 from specjax.progress import Say
 from specjax.surveys import SURVEYS, arrays, prepared, redrock, specclip
 from specjax.surveys.io.many import assume_medium
-from specjax.surveys.io.sniff import is_fits
-from specjax.surveys.registry import is_undeclared
+from specjax.surveys.io.sniff import spectra_below
+from specjax.surveys.registry import UNDECLARED, is_undeclared
 
 LIBRARIES = ("miles", "stelib", "mastar")
 """Stellar libraries, whose folders are read as a whole."""
 
-_SUFFIXES = (".npz", ".h5", ".hdf5", ".hdf", ".json", ".json.gz", ".csv", ".ecsv", ".parquet")
 _FILES_AT_ONCE = 256
 _BYTES_AT_ONCE = 32 << 20  # of files; preparing them takes about ten times that
 _FILES_ASKED = 20  # for the medium of their wavelengths
@@ -71,7 +70,7 @@ class Options:
 
 def report_medium(sources: Iterable["Source"], options: Options, say: Say) -> None:
     """Say, once for a run, which medium is taken for files that do not declare it, if there are any."""
-    if options.wavelength_medium is not None or options.survey not in (None, "arrays", "columns"):
+    if options.wavelength_medium is not None or options.survey not in (None, *UNDECLARED):
         return
     paths = dict.fromkeys(source.path for source in sources if not source.prepared)
     first = next(filter(is_undeclared, itertools.islice(paths, _FILES_ASKED)), None)
@@ -216,13 +215,7 @@ def _expand(path: Path, survey: str | None) -> list[Path]:
         raise DataError(f"there is nothing at {path}")
     if path.is_file() or survey in LIBRARIES or any(SURVEYS[name].recognise(path) for name in LIBRARIES):
         return [path]
-    files = sorted(
-        file
-        for file in path.rglob("*")
-        if not any(part.startswith(".") for part in file.relative_to(path).parts) and file.is_file()
-    )
-    fits = [file for file in files if is_fits(file)]
-    known = fits or [file for file in files if file.name.lower().endswith(_SUFFIXES)]
+    known = spectra_below(path)
     if not known:
         raise DataError(f"{path} holds no files of spectra")
     return known

@@ -1,6 +1,6 @@
 """The table of supported surveys, and `read`, which finds the reader for a file or folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from specjax.surveys import (
     arrays,
     columns,
     desi,
+    fits_spectrum,
     gaia_xp,
     image_stack,
     lamost,
@@ -25,6 +26,7 @@ from specjax.surveys import (
     stelib,
 )
 from specjax.surveys.io import sniff
+from specjax.surveys.io.many import join, read_each
 from specjax.surveys.io.snr import median_snr
 
 
@@ -93,6 +95,11 @@ SURVEYS: dict[str, Survey] = {
     "sparcl": Survey(
         description="a .json file of SPARCL records", recognise=sparcl.recognise, read=sparcl.read
     ),
+    "fits_spectrum": Survey(
+        description="a FITS table with wavelength and flux, or an image of one spectrum",
+        recognise=fits_spectrum.recognise,
+        read=fits_spectrum.read,
+    ),
     "columns": Survey(
         description="a .csv, .ecsv or .parquet table with wavelength and flux, or with one spectrum per row",
         recognise=columns.recognise,
@@ -101,8 +108,16 @@ SURVEYS: dict[str, Survey] = {
 }
 """The supported surveys, in the order in which `read` tries them."""
 
-_UNDECLARED = {"arrays": arrays.read, "columns": columns.read}  # files that may omit medium and unit
-_UNDECLARED_SUFFIXES = (*arrays.NPZ, *arrays.HDF5, ".csv", ".ecsv", ".parquet")
+UNDECLARED = {"arrays": arrays.read, "columns": columns.read, "fits_spectrum": fits_spectrum.read}
+"""Readers of files that may leave out the medium and the unit of their wavelengths."""
+
+_UNDECLARED_SUFFIXES = (*arrays.NPZ, *arrays.HDF5, ".csv", ".ecsv", ".parquet", *sniff.SUFFIXES)
+_OF_FOLDERS = ("miles", "stelib", "mastar", "lamost", "desi", "desi-stars", "sdss", "gaia_xp")
+_WAY_OUT = (
+    "Any spectra can be given as np.savez('FILE.npz', wavelength=..., flux=..., ivar=..., id=...), and those"
+    " that specutils reads as Spectra.from_specutils(...); docs/inputs.md describes all formats"
+)
+_MOST_NAMES = 3  # of surveys that make the name of a folder
 
 
 def read(
@@ -114,8 +129,9 @@ def read(
 ) -> Spectra:
     """Read the spectra of a file or folder.
 
-    Files of a folder that cannot be read are left out with a warning, see `io.many.read_each`; a folder of a
-    stellar library is read completely or not at all.
+    Folders are read to any depth, as one survey if their first files are of one, else file by file; from one
+    with FITS files only these are read. Files of a folder that cannot be read are left out with a warning,
+    see `io.many.read_each`; a folder of a stellar library is read completely or not at all.
 
     Args:
         path: a file or a folder.
@@ -133,17 +149,55 @@ def read(
     path = Path(path).expanduser()
     if not path.exists():
         raise DataError(f"{path} does not exist")
+    if survey is not None and survey not in SURVEYS:
+        raise DataError(
+            f"unknown survey {survey!r}: specjax reads {', '.join(SURVEYS)}; leave it out for your own files"
+        )
+    if path.is_dir() and not _is_of_one_survey(path, survey):
+        return _read_folder(path, survey, wavelength_medium, wavelength_unit)
     name = survey or recognise(path)
-    if name not in SURVEYS:
-        raise DataError(f"unknown survey {name!r}: specjax reads {', '.join(SURVEYS)}")
-    if name in _UNDECLARED:
-        return _with_file_and_snr(_UNDECLARED[name](path, wavelength_medium, wavelength_unit), path)
+    if name in UNDECLARED:
+        return _with_file_and_snr(UNDECLARED[name](path, wavelength_medium, wavelength_unit), path)
     spectra = SURVEYS[name].read(path)
     if wavelength_medium not in (None, spectra.medium):
         raise DataError(f"{name} wavelengths are in {spectra.medium}, not {wavelength_medium}")
     if wavelength_unit not in (None, "angstrom"):
         raise DataError(f"{name} files declare their wavelength unit: leave out {wavelength_unit!r}")
     return _with_file_and_snr(spectra, path)
+
+
+def _is_of_one_survey(folder: Path, survey: str | None) -> bool:
+    """Return whether a reader takes the folder as a whole."""
+    return survey in _OF_FOLDERS if survey else any(SURVEYS[name].recognise(folder) for name in _OF_FOLDERS)
+
+
+def _read_folder(folder: Path, survey: str | None, medium: str | None, unit: str | None) -> Spectra:
+    """Read all files below a folder, each as what it is.
+
+    Raises:
+        DataError: there are none, or none can be read.
+    """
+    files = [file for file in sniff.spectra_below(folder) if not file.name.startswith(redrock.PREFIXES)]
+    if not files:
+        recognise(folder)  # raises
+
+    def read_file(file: Path) -> Spectra:
+        return read(file, survey, wavelength_medium=medium, wavelength_unit=unit)
+
+    parts = read_each(files, read_file, "a file of spectra")[0]
+    return join(parts).derive(survey=joint_name([part.survey for part in parts], folder.absolute().name))
+
+
+def joint_name(surveys: Iterable[str], place: str) -> str:
+    """Return a name for spectra of several surveys: that of the place that holds them, if they are many.
+
+    Files of one's own have their file names as surveys.
+
+    >>> joint_name(["lamost", "sdss", "lamost"], "data"), joint_name(["a", "b", "c", "d"], "data")
+    ('lamost+sdss', 'data')
+    """
+    names = list(dict.fromkeys(surveys))
+    return "+".join(names) if len(names) <= _MOST_NAMES else place
 
 
 def is_undeclared(path: Path) -> bool:
@@ -154,7 +208,8 @@ def is_undeclared(path: Path) -> bool:
         name = recognise(path)
     except DataError:
         return False
-    return name == "columns" or (name == "arrays" and not arrays.declares_medium(path))
+    declares = {"arrays": arrays.declares_medium, "fits_spectrum": fits_spectrum.declares_medium}
+    return name in UNDECLARED and not (name in declares and declares[name](path))
 
 
 def read_xp(path: str | Path) -> Spectra | None:
@@ -194,12 +249,16 @@ def recognise(path: Path) -> str:
         sniff.contents_of(path)  # raises if the file is damaged
         if path.name.startswith(redrock.PREFIXES):
             raise DataError(f"{path} is redrock's classification of a coadd: give the file coadd-* beside it")
-    known = "; ".join(f"{survey.description} ({name})" for name, survey in SURVEYS.items())
-    raise DataError(f"{path} is {_describe(path)}, which specjax does not recognise. It reads {known}")
+    raise DataError(
+        f"{path} is {_describe(path)}, which specjax does not recognise. It reads {', '.join(SURVEYS)}."
+        f" {_WAY_OUT}"
+    )
 
 
 def _describe(path: Path) -> str:
     if path.is_file():
-        return f"a {path.suffix or 'suffixless'} file"
+        return (
+            fits_spectrum.describe(path) if sniff.is_fits(path) else f"a {path.suffix or 'suffixless'} file"
+        )
     kinds = sorted({entry.suffix or "no suffix" for entry in path.iterdir() if entry.is_file()})
     return f"a folder of {', '.join(kinds[:4])} files" if kinds else "a folder without files"

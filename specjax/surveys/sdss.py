@@ -24,7 +24,7 @@ _TEXTS = {"class": "CLASS", "subclass": "SUBCLASS"}
 
 def recognise(path: Path) -> bool:
     """Whether `path` is a spec-lite file or a folder of them."""
-    return any({"flux", "loglam"} <= {name.lower() for name in file.columns} for file in look(path))
+    return any(set(_NEEDED) <= {name.lower() for name in file.columns} for file in look(path))
 
 
 def read(path: Path) -> Spectra:

@@ -101,6 +101,19 @@ def test_adapting_writes_the_folder(adapted):
     assert page.count("<img") == len(list(out.glob("*.png"))) == 3
 
 
+def test_a_folder_of_one_file_per_star_gives_what_one_file_of_all_gives(files, adapted, tmp_path):
+    whole = read(files["spectra"], wavelength_medium="vacuum")
+    (tmp_path / "my stars, 2024").mkdir()
+    for row, (name, flux) in enumerate(zip(whole.id.tolist(), whole.flux, strict=True)):
+        write(tmp_path / "my stars, 2024" / f"{row:03d}.npz", flux[None], [name])
+    rows = survey.adapt_survey(
+        **{**files, "spectra": tmp_path / "my stars, 2024"}, out=tmp_path / "run", configurations=["lora4"],
+        config=CONFIG, wavelength_medium="vacuum", wavelength_unit="angstrom",
+    )  # fmt: skip
+    assert (tmp_path / "run" / "adapters" / "my-stars-2024" / "lora4").is_dir()
+    assert [row["sigma"] for row in rows] == [row["sigma"] for row in adapted[1]]
+
+
 def test_the_command_writes_a_report_if_asked_to(files, tmp_path, capsys):
     words = [f"--{name}={files[name]}" for name in ("model", "spectra", "labels")]
     words += ["--configuration=zero-shot-mlp2", "--seeds=2", "--train=12", "--validate=2"]

@@ -205,7 +205,7 @@ def test_real_stars(real_data):
 
 def test_real_folders(real_data):
     spectra = read(real_data / "desi")
-    assert len(spectra) == 26
+    assert len(spectra) == 28  # with the two of the folder below
     assert set(spectra.meta["spectype"].tolist()) == {"STAR", "GALAXY", "QSO"}
     native = read(real_data / "desi" / "fastspecfit")
     assert native.flux.shape == (2, 7781)

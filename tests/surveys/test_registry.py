@@ -1,6 +1,9 @@
+import numpy as np
 import pytest
 
 from specjax.errors import DataError
+from specjax.prepare import prepare_spectra
+from specjax.spectra import Spectra
 from specjax.surveys import SURVEYS, read
 
 
@@ -42,3 +45,46 @@ def test_contradictory_media_and_units_are_refused(miles_folder):
         read(miles_folder, wavelength_medium="vacuum")
     with pytest.raises(DataError, match="declare their wavelength unit"):
         read(miles_folder, wavelength_unit="nm")
+
+
+GRID = np.linspace(4000.0, 5600.0, 161)
+
+
+def write_csv(path, seed):
+    path.parent.mkdir(exist_ok=True)
+    flux = np.random.default_rng(seed).normal(1.0, 0.1, GRID.size)
+    rows = [f"{wavelength},{value}" for wavelength, value in zip(GRID, flux.tolist(), strict=True)]
+    path.write_text("\n".join(["wavelength,flux", *rows]))
+    return flux
+
+
+class TestFoldersOfFilesOfYourOwn:
+    def test_all_files_are_read_to_any_depth_each_as_what_it_is(self, tmp_path, caplog):
+        first, second = write_csv(tmp_path / "a.csv", 0), write_csv(tmp_path / "night" / "b.csv", 1)
+        np.savez(tmp_path / "c.npz", wavelength=GRID, flux=[first + 1, second + 1], id=["c0", "c1"])
+        (tmp_path / "labels.csv").write_text("id,fe_h\na,0.1\n")
+        write_csv(tmp_path / ".hidden" / "d.csv", 2)
+        spectra = read(tmp_path, wavelength_medium="vacuum")
+        assert spectra.id.tolist() == ["a", "c0", "c1", "b"]
+        np.testing.assert_array_equal(spectra.flux, [first, first + 1, second + 1, second])
+        assert spectra.meta["file"].tolist() == ["a.csv", "c.npz", "c.npz", "b.csv"]
+        assert [message for message in caplog.messages if "labels.csv" in message]
+        assert read(tmp_path, "columns", wavelength_medium="vacuum").id.tolist() == ["a", "b"]
+
+    def test_many_files_have_the_name_of_their_folder(self, tmp_path, monkeypatch):
+        for count in range(5):
+            write_csv(tmp_path / "my survey" / f"S{count:04d}.csv", count)
+        assert read(tmp_path / "my survey").survey == "my survey"
+        monkeypatch.chdir(tmp_path / "my survey")
+        assert read(".").survey == "my survey"
+
+    def test_prepared_spectra_have_the_name_of_their_file(self, tmp_path):
+        for count in range(5):
+            write_csv(tmp_path / "raw" / f"S{count:04d}.csv", count)
+        prepare_spectra([tmp_path / "raw"], tmp_path / "mine.h5", workers=1)
+        assert read(tmp_path / "mine.h5").survey == "mine"
+
+    def test_joined_spectra_name_few_surveys(self):
+        parts = [Spectra.build(GRID, np.ones(GRID.size), survey=f"S{count}") for count in range(9)]
+        assert Spectra.concatenate(parts).survey == "S0+8 more"
+        assert Spectra.concatenate(parts[:2]).survey == "S0+S1"

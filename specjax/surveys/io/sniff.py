@@ -11,6 +11,8 @@ from specjax.surveys.io.fits import open_fits
 
 SUFFIXES = (".fits", ".fits.gz", ".fit", ".fit.gz", ".fits.fz")
 
+OTHER_SUFFIXES = (".npz", ".h5", ".hdf5", ".hdf", ".json", ".json.gz", ".csv", ".ecsv", ".parquet")
+
 _MAX_FILES = 3  # per folder: a folder whose first three files are damaged is not recognised
 
 
@@ -42,10 +44,22 @@ def stem(path: Path) -> str:
 
 
 def fits_files(path: Path) -> list[Path]:
-    """`path` itself if it is a file, else the FITS files of the folder, sorted, without subfolders."""
-    if not path.is_dir():
-        return [path]
-    return sorted(entry for entry in path.iterdir() if is_fits(entry) and entry.is_file())
+    """`path` itself if it is a file, else the FITS files below the folder to any depth, sorted."""
+    return [file for file in files_below(path) if is_fits(file)] if path.is_dir() else [path]
+
+
+def files_below(folder: Path) -> list[Path]:
+    """The files below a folder to any depth, sorted, but for hidden ones and those in hidden folders."""
+    found = folder.rglob("*")
+    shown = (path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
+    return sorted(path for path in shown if path.is_file())
+
+
+def spectra_below(folder: Path) -> list[Path]:
+    """The files below a folder that may be spectra, by their names: only FITS files if there are any."""
+    files = files_below(folder)
+    fits = [file for file in files if is_fits(file)]
+    return fits or [file for file in files if file.name.lower().endswith(OTHER_SUFFIXES)]
 
 
 def look(path: Path) -> Iterator[FitsContents]:

@@ -1,0 +1,261 @@
+"""Reader of FITS files of no particular survey: a table of wavelength and flux, or an image of a spectrum.
+
+A table has columns such as WAVE, FLUX and IVAR or ERROR, with one row per pixel, or one row per spectrum and
+arrays in its cells. An image has the wavelengths in its header: CRVAL1, CRPIX1 and CDELT1 or CD1_1, linear or
+logarithmic.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy import units as u
+from astropy.io import fits
+
+from specjax.errors import DataError
+from specjax.spectra import Spectra
+from specjax.surveys.io.fits import open_fits
+from specjax.surveys.io.many import assume_medium, assumed_unit
+from specjax.surveys.io.sniff import is_fits, look, stem
+from specjax.typing import FloatArray
+
+_KIND = "a FITS file with a spectrum"
+_AIR = ("wave_air", "wavelength_air", "lambda_air")
+_VACUUM = ("wave_vac", "wavelength_vac", "lambda_vac", "wave_vacuum", "wavelength_vacuum")
+_LOG = ("loglam", "log_wave", "log_wavelength", "log_lambda", "loglambda")
+_COLUMNS = {
+    "wavelength": ("wavelength", "wave", "lambda", "lam", "wl", *_VACUUM, *_AIR, *_LOG),
+    "flux": ("flux", "flam", "flux_lambda", "f_lambda"),
+    "ivar": ("ivar", "flux_ivar", "invvar", "flux_invvar"),
+    "error": (
+        "error", "err", "errors", "flux_error", "flux_err", "fluxerr", "e_flux", "flux_e", "eflux",
+        "sigma", "flux_sigma", "uncertainty", "uncert", "flux_uncertainty", "noise", "stdev", "std",
+    ),
+    "mask": ("mask", "and_mask", "flux_mask"),
+    "id": ("id", "star", "name", "object", "source_id", "targetid"),
+}  # fmt: skip
+_NEEDED = ("wavelength", "flux")
+_ANGSTROM = ("angstrom", "ang", "a", "aa")
+_LONGEST = 6  # columns or HDUs that an error lists
+
+
+def recognise(path: Path) -> bool:
+    """Whether `path` is a FITS file with such a table or image."""
+    if not (path.is_file() and is_fits(path)):
+        return False
+    contents = next(look(path), None)
+    if contents is None:
+        return False
+    known = _by_role(contents.columns)
+    return all(role in known for role in _NEEDED) or _has_axis(contents.header)
+
+
+def read(path: Path, wavelength_medium: str | None = None, wavelength_unit: str | None = None) -> Spectra:
+    """Read the spectra of one file.
+
+    Units of columns are honoured, those of flux densities per frequency too (see `Spectra.build`). The medium
+    is that of AIRORVAC, VACUUM or CTYPE1 (AWAV is air), or of the name of the column, such as WAVE_AIR.
+
+    Args:
+        path: a FITS file, may be gzipped.
+        wavelength_medium: "vacuum" or "air", if the file does not say; default vacuum.
+        wavelength_unit: "angstrom", "nm", "um" or "log10", if the file does not say; default Angstrom.
+
+    Returns:
+        Spectra whose ids are a column id, name or object of several rows, else FILE or FILE-ROW; meta: ra,
+        dec in degrees, if the header has them as numbers.
+
+    Raises:
+        DataError: the file has another layout or is damaged, its spectra cannot be used, or the medium or the
+            unit contradicts it.
+    """
+    path = Path(path)
+    with open_fits(path, _KIND, odd_cards=True) as hdus:
+        table = next((hdu for hdu in hdus if _is_table(hdu)), None)
+        found = _from_image(path, hdus) if table is None else _from_table(path, table)
+        header = _header(hdus, table)
+    declared = {"medium": found.pop("medium", None) or _medium(header), "unit": found.pop("unit", None)}
+    for key, wanted in (("medium", wavelength_medium), ("unit", wavelength_unit)):
+        if wanted is not None and declared[key] not in (None, wanted):
+            raise DataError(f"{path} declares that its wavelength {key} is {declared[key]}, not {wanted}")
+    count = len(found["id"])
+    unit = wavelength_unit or declared["unit"]
+    if unit is None and getattr(found["wavelength"], "unit", None) is None:
+        unit = assumed_unit()
+    try:
+        return Spectra.build(
+            **found,
+            meta={name: np.full(count, value) for name, value in _position(header).items()},
+            medium=declared["medium"] or wavelength_medium or assume_medium(path),
+            survey=stem(path),
+            unit=unit,
+        )
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def declares_medium(path: Path) -> bool:
+    """Return whether a file says what its wavelengths are in; False if it cannot be read."""
+    try:
+        with open_fits(path, _KIND, odd_cards=True, check=False) as hdus:
+            table = next((hdu for hdu in hdus if _is_table(hdu)), None)
+            header = _header(hdus, table)
+    except DataError:
+        return False
+    name = "" if table is None else _by_role(table.columns.names)["wavelength"].lower()
+    return name in (*_AIR, *_VACUUM) or _medium(header) is not None
+
+
+def describe(path: Path) -> str:
+    """Describe the contents of a FITS file of no known layout, for an error."""
+    try:
+        with open_fits(path, _KIND, odd_cards=True, check=False) as hdus:
+            parts = [_describe_hdu(number, hdu) for number, hdu in enumerate(hdus)]
+    except DataError:
+        return "a FITS file that cannot be read"
+    parts = [part for part in parts if part]
+    return f"a FITS file with {'; '.join(parts[:_LONGEST]) or 'no data'}"
+
+
+def _describe_hdu(number: int, hdu: Any) -> str:
+    if hasattr(hdu, "columns"):
+        names = hdu.columns.names
+        more = ", ..." if len(names) > _LONGEST else ""
+        return f"HDU {number} a table of {', '.join(names[:_LONGEST])}{more}"
+    shape = getattr(hdu, "shape", ())
+    axis = "" if _has_axis(hdu.header) else " without a wavelength axis in the header (CRVAL1, CDELT1)"
+    return f"HDU {number} an image {' x '.join(map(str, shape[::-1]))}{axis}" if shape else ""
+
+
+def _by_role(names: Sequence[str]) -> dict[str, str]:
+    """Return the name of the column of each role that occurs."""
+    lower = {name.lower().strip(): name for name in names}
+    found = {role: [lower[name] for name in known if name in lower] for role, known in _COLUMNS.items()}
+    return {role: columns[0] for role, columns in found.items() if columns}
+
+
+def _is_table(hdu: Any) -> bool:
+    return hasattr(hdu, "columns") and all(role in _by_role(hdu.columns.names) for role in _NEEDED)
+
+
+def _has_axis(header: Mapping[str, Any]) -> bool:
+    return "CRVAL1" in header and ("CDELT1" in header or "CD1_1" in header)
+
+
+def _from_table(path: Path, hdu: Any) -> dict[str, Any]:
+    """Return the arguments of `Spectra.build` from a table, and the medium and unit that it declares."""
+    roles = _by_role(hdu.columns.names)
+    columns = {role: _column(path, hdu, name) for role, name in roles.items() if role != "id"}
+    wavelength, flux = columns["wavelength"], columns["flux"]
+    name = roles["wavelength"].lower()
+    found: dict[str, Any] = {"unit": None, "medium": None}
+    found["medium"] = "air" if name in _AIR else "vacuum" if name in _VACUUM else None
+    if name in _LOG:
+        wavelength, found["unit"] = getattr(wavelength, "value", wavelength), "log10"
+    count = len(flux) if flux.ndim == 2 else 1
+    ids = hdu.data[roles["id"]] if "id" in roles and count > 1 and len(hdu.data) == count else None
+    found |= {"wavelength": wavelength, "flux": flux, "mask": columns.get("mask")}
+    found["ivar"] = columns.get("ivar", _ivar(columns.get("error"), flux))
+    found["id"] = _ids(path, count) if ids is None else np.char.strip(np.asarray(ids).astype(np.str_))
+    return found
+
+
+def _column(path: Path, hdu: Any, name: str) -> Any:
+    """Return a column (p,) or (n, p) as an array, or as a quantity if it has a unit that astropy knows."""
+    data, text = np.asarray(hdu.data[name]), hdu.columns[name].unit
+    if data.dtype.kind not in "biuf":
+        raise DataError(f"{path}: column {name} does not hold numbers, or arrays of different lengths")
+    data = data[:, 0] if data.ndim == 2 and data.shape[1] == 1 else data
+    unit = _unit(text)
+    return data if unit is None else u.Quantity(data, unit)
+
+
+def _from_image(path: Path, hdus: fits.HDUList) -> dict[str, Any]:
+    """Return the arguments of `Spectra.build` from an image (p,) or (1, p), and the unit that it declares."""
+    images = [hdu for hdu in hdus if hdu.is_image and hdu.data is not None]
+    first = next((hdu for hdu in images if _has_axis(hdu.header)), None)
+    flux = None if first is None else np.squeeze(first.data)
+    if first is None or flux is None or flux.ndim != 1:
+        raise DataError(f"{path} is {describe(path)}, not of one spectrum")
+    wavelength, unit = _axis(path, first.header, flux.size)
+    others = {hdu.name.lower(): np.squeeze(hdu.data) for hdu in images if hdu is not first}
+    roles = {role: others[name] for role, name in _by_role(tuple(others)).items()}
+    roles = {role: values for role, values in roles.items() if values.shape == flux.shape}
+    return {
+        "wavelength": wavelength,
+        "flux": flux,
+        "ivar": roles.get("ivar", _ivar(roles.get("error"), flux)),
+        "mask": roles.get("mask"),
+        "id": _ids(path, 1),
+        "unit": unit,
+    }
+
+
+def _axis(path: Path, header: Mapping[str, Any], pixels: int) -> tuple[Any, str | None]:
+    """Return the wavelengths (p,) of a header, and their unit if it declares one.
+
+    Linear and natural logarithmic axes (WAVE-LOG, AWAV-LOG) are those of Greisen et al. 2006, A&A 446, 747;
+    DC-FLAG = 1 is IRAF's sign of an axis in log10 of Angstrom.
+    """
+    kind, step = str(header.get("CTYPE1", "")).upper(), header.get("CDELT1", header.get("CD1_1"))
+    start, offset = float(header["CRVAL1"]), np.arange(1, pixels + 1) - float(header.get("CRPIX1", 1.0))
+    if kind.startswith(("FREQ", "VELO", "VRAD", "VOPT", "ENER", "WAVN", "RA", "DEC", "PIXEL")):
+        raise DataError(f"{path}: its axis is {kind}, not of wavelengths")
+    if kind.endswith("-LOG"):
+        axis = start * np.exp(offset * float(step) / start)
+    else:
+        axis = start + offset * float(step)
+    logarithmic = header.get("DC-FLAG") == 1 or kind.startswith(("LOGLAM", "LOG10", "LOG-LAM", "LOG(LAM"))
+    if logarithmic:
+        return axis, "log10"
+    unit = _unit(str(header.get("CUNIT1", "")).strip())
+    return (axis if unit is None else u.Quantity(axis, unit)), None
+
+
+def _unit(text: str | None) -> Any:
+    """Return the unit of a header's text; None for none, and for one that astropy does not know."""
+    if not text or text.lower() in ("none", "pixel", "relative", "arbitrary"):
+        return None
+    if text.lower().rstrip("s") in _ANGSTROM:
+        return u.AA
+    unit = u.Unit(text, parse_strict="silent")
+    return None if isinstance(unit, u.UnrecognizedUnit) or unit == u.one else unit
+
+
+def _ivar(error: Any, flux: Any) -> Any:
+    """Return the inverse variance of errors, in the unit of the flux if they have none; 0 where bad."""
+    if error is None:
+        return None
+    unit = getattr(error, "unit", None) or getattr(flux, "unit", None)
+    values = np.asarray(getattr(error, "value", error), np.float64)
+    ivar: FloatArray = np.divide(1.0, values**2, out=np.zeros_like(values), where=values > 0)
+    return ivar if unit is None else u.Quantity(ivar, unit**-2)
+
+
+def _ids(path: Path, count: int) -> list[str]:
+    return [stem(path)] if count == 1 else [f"{stem(path)}-{row}" for row in range(count)]
+
+
+def _medium(header: Mapping[str, Any]) -> str | None:
+    """Return the medium that a header declares."""
+    text = str(header.get("AIRORVAC", "")).strip().lower()
+    if text.startswith(("air", "vac")):
+        return "air" if text.startswith("air") else "vacuum"
+    if isinstance(header.get("VACUUM"), bool | np.bool_):
+        return "vacuum" if header["VACUUM"] else "air"
+    kind = str(header.get("CTYPE1", "")).strip().upper()
+    return {"AWAV": "air", "WAVE": "vacuum"}.get(kind.removesuffix("-LOG"))
+
+
+def _header(hdus: fits.HDUList, table: Any) -> dict[str, Any]:
+    """Return the values of the primary header and of that of the table, if there is one."""
+    headers = [hdus[0].header, *([] if table is None else [table.header])]
+    return {card.keyword: card.value for header in headers for card in header.cards if card.keyword}
+
+
+def _position(header: Mapping[str, Any]) -> dict[str, float]:
+    """Return ra and dec in degrees, if the header has both as numbers."""
+    found = {name: header.get(name.upper()) for name in ("ra", "dec")}
+    numbers = {name: float(v) for name, v in found.items() if isinstance(v, int | float) and np.isfinite(v)}
+    return numbers if len(numbers) == len(found) else {}
