@@ -145,7 +145,7 @@ def _usage(shared: Shared, options: CardOptions, bases: Iterable[str]) -> str:
     address = f"hf://{options.repository}"
     folders = list(shared.adapters)
     place = f"{address}/{folders[0]}" if folders[0] else address
-    lines = [f"specjax predict --model {base} --adapter {place} SPECTRA -o labels.fits"]
+    lines = [f"specjax predict --model {base} --adapter {place} SPECTRA -o predicted.fits"]
     lines += ["# or another of the folders below"] if len(folders) > 1 else []
     return "\n".join(["```sh", "pip install 'specjax[hub]'", *lines, "```"])
 

@@ -43,5 +43,5 @@ def predict_command(adapter: Path, config: Mapping[str, Any]) -> str:
     """
     model = str(config.get("model") or "mini")
     options = [] if model == "mini" else ["--model", model]
-    words = ["specjax", "predict", *options, "--adapter", str(adapter), "SPECTRA", "-o", "labels.fits"]
+    words = ["specjax", "predict", *options, "--adapter", str(adapter), "SPECTRA", "-o", "predicted.fits"]
     return shlex.join(words)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from astropy.table import Column, Table
+from astropy.units import Quantity, UnrecognizedUnit
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
@@ -89,6 +90,8 @@ def _one(path: Path, table: Table, medium: str, unit: str | None) -> Spectra:
         ivar = np.divide(1.0, error**2, out=np.zeros_like(error), where=error > 0)
     mask = np.asarray(table["mask"]) if "mask" in table.colnames else None
     wavelength, flux = _filled(table["wavelength"]), _filled(table["flux"])
+    if (density := table["flux"].unit) is not None and not isinstance(density, UnrecognizedUnit):
+        flux = Quantity(flux, density)  # per frequency, it is converted
     return Spectra.build(
         wavelength,
         flux,

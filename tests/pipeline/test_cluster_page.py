@@ -82,7 +82,7 @@ def running(code, place):
         process.wait(timeout=60)
 
 
-def is_whole(place, name="labels.parquet"):
+def is_whole(place, name="predicted.parquet"):
     frame = pandas.read_parquet(place / name)
     return frame["id"].tolist() == STARS and bool(np.isfinite(frame["fe_h"]).all())
 
@@ -91,13 +91,13 @@ def test_one_machine_and_the_readers_of_a_dataset(place):
     (code,) = blocks("sh", "--dask local:4")
     shell(replaced(code, {"local:4": "local:2"}), place)
     assert is_whole(place)
-    assert str(Table.read(place / "labels.parquet")["fe_h"].unit) == "dex"
+    assert str(Table.read(place / "predicted.parquet")["fe_h"].unit) == "dex"
     vectors = pandas.read_parquet(place / "vectors.parquet")
     assert vectors["id"].tolist() == STARS
     assert [path.name for path in (place / "vectors.parquet").iterdir()] == ["part-00000.parquet"]
     (code,) = blocks("python", "dask.dataframe")
     check = 'assert lazy.compute()["id"].tolist() == frame["id"].tolist() != []\n'
-    words = [sys.executable, "-c", replaced(code, {"labels.parquet": "vectors.parquet"}) + check]
+    words = [sys.executable, "-c", replaced(code, {"predicted.parquet": "vectors.parquet"}) + check]
     subprocess.run(words, cwd=place, env=environment(), check=True, timeout=600)
 
 
