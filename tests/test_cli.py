@@ -27,9 +27,12 @@ PAPER = {  # published counts; specclip is the file specclip_model_predrecon_mlp
 
 
 @pytest.fixture
-def calls(monkeypatch):
-    """Replace the functions that subcommands call by stubs that record their arguments."""
+def calls(monkeypatch, tmp_path):
+    """Replace the functions that subcommands call by stubs that record their arguments; paths exist."""
     made = {}
+    monkeypatch.chdir(tmp_path)
+    for name in ("s.npz", "t.csv", "one.fits", "two.fits", "m", "a", "b"):
+        (tmp_path / name).touch()
 
     def stub(module, name, result=None):
         def record(*args, **options):
@@ -133,8 +136,7 @@ def test_usage_errors_exit_with_status_two(line, capsys):
     assert caught.value.code == 2
 
 
-def test_the_commands_of_the_readme_call_the_library(calls, capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)  # where a run leaves its options
+def test_the_commands_of_the_readme_call_the_library(calls, capsys):
     assert cli.main(["fetch", "stellar-libraries"]) == 0
     assert capsys.readouterr().out == "cache/stellar-libraries\n"
     assert cli.main("pretrain --preset mini --out model --seed 3 --resume".split()) == 0

@@ -8,6 +8,7 @@ from tyro.conf import OmitArgPrefixes
 
 from specjax.commands.hosts import Hosts
 from specjax.commands.options_file import FILE, FromFile, options_text
+from specjax.commands.paths import check_exist, check_model
 from specjax.progress import say
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class Adapt(FromFile):
             self._run()
 
     def _run(self) -> None:
+        check_exist(spectra=self.spectra, labels=self.labels, xp=self.xp)
+        check_model(self.model)
         from specjax.cache import use_compilation_cache
 
         use_compilation_cache()

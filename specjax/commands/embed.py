@@ -24,7 +24,7 @@ class Embed(ManySpectra):
 
     def run(self) -> None:
         """Embed the spectra and print the path of the file."""
-        options = self.options("embed")
+        options = self.options("embed", self.out)
         from specjax.arenas import share_arenas
         from specjax.cache import use_compilation_cache
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from specjax.commands.paths import check_model, check_sources
 from specjax.commands.reading import Reading
 from specjax.errors import ConfigError
 from specjax.progress import say
@@ -32,11 +33,16 @@ class ManySpectra(Reading):
     dry_run: bool = False
     """only print what would be done: numbers of files and chunks, and what would be resumed"""
 
-    def options(self, command: str) -> dict[str, Any]:
+    def options(self, command: str, out: Path) -> dict[str, Any]:
         """Return these options as arguments of the functions of `specjax.pipeline`.
 
+        Args:
+            command: its name, for messages.
+            out: the file that it writes.
+
         Raises:
-            ConfigError: there are no spectra, no workers, or workers of two kinds.
+            ConfigError: there are no spectra, no workers, or workers of two kinds, or the output is an input.
+            DataError: spectra or the model do not exist.
         """
         sources = (*self.spectra, *(Path(f"@{path}") for path in self.lists))
         if not sources:
@@ -47,6 +53,8 @@ class ManySpectra(Reading):
             raise ConfigError(
                 f"{command} takes --workers or --dask: a Dask worker reads and preprocesses, too"
             )
+        check_model(self.model)
+        check_sources(sources, out)
         return {
             "spectra": sources,
             **self.reading(),

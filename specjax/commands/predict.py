@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import UseAppendAction, arg
 
 from specjax.commands.many import ManySpectra
+from specjax.commands.paths import check_exist
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,8 @@ class Predict(ManySpectra):
 
     def run(self) -> None:
         """Predict labels and print the path of the table."""
-        options = self.options("predict")
+        options = self.options("predict", self.out)
+        check_exist(adapter=self.adapter)
         from specjax.arenas import share_arenas
         from specjax.cache import use_compilation_cache
 

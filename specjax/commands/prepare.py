@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from specjax.commands.options_file import FromFile
+from specjax.commands.paths import check_exist, check_sources
 from specjax.errors import ConfigError
 from specjax.progress import say
 
@@ -50,6 +51,8 @@ class Prepare(FromFile):
             raise ConfigError("prepare needs spectra: survey files or folders of them")
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"prepare needs at least one worker, not {self.workers}")
+        check_sources(self.spectra, self.out)
+        check_exist(xp=self.xp)
         from specjax.prepare import Options, prepare_spectra
 
         options = Options(

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from specjax.commands.paths import check_exist, check_model, check_sources
 from specjax.commands.reading import Reading
 
 
@@ -36,6 +37,9 @@ class Show(Reading):
 
     def run(self) -> None:
         """Draw the picture and print the paths of both files."""
+        check_sources([self.spectrum], self.out)
+        check_exist(adapter=self.adapter)
+        check_model(self.model)
         from specjax.cache import use_compilation_cache
 
         use_compilation_cache()

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from specjax.commands.paths import check_exist, check_model, check_sources
 from specjax.commands.reading import Reading
 from specjax.progress import say
 
@@ -36,6 +37,9 @@ class Similar(Reading):
 
     def run(self) -> None:
         """Find the neighbours and print the path of the table."""
+        check_exist(catalogue=self.catalogue)
+        check_sources(self.spectra, self.out)
+        check_model(self.model)
         from specjax.cache import use_compilation_cache
 
         use_compilation_cache()

@@ -32,7 +32,7 @@ class Translate(ManySpectra):
 
     def run(self) -> None:
         """Translate the spectra and print the path of the file."""
-        options = self.options("translate")
+        options = self.options("translate", self.out)
         if self.plots < 0:
             raise ConfigError(f"translate cannot plot {self.plots} spectra")
         from specjax.arenas import share_arenas

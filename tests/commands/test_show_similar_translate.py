@@ -6,8 +6,11 @@ from specjax import cli
 
 
 @pytest.fixture
-def call(monkeypatch):
+def call(monkeypatch, tmp_path):
     """Run a command line with its function replaced; return the options that the function was given."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("s.fits", "a.fits", "b.fits", "v.h5", "t.h5", "m", "a"):
+        (tmp_path / name).touch()
 
     def run(target, line, result=None):
         given = []
