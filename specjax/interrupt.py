@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from specjax.progress import say
+
 
 class Interrupt:
     """Whether there was an interrupt, see `deferred_interrupt`."""
@@ -41,6 +43,16 @@ def deferred_interrupt() -> Iterator[Interrupt]:
     with _handled(signal.SIGINT, signal.default_int_handler, interrupt._handle):
         yield interrupt
     interrupt.check()
+
+
+@contextmanager
+def explained_interrupt(kept: str) -> Iterator[None]:
+    """Say at an interrupt inside the block what is kept, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(kept)
+        raise
 
 
 class Terminated(Exception):  # noqa: N818

@@ -55,7 +55,7 @@ def in_angstrom(grid: FloatArray, unit: str | None) -> FloatArray:
         low = float(np.nanmin(grid))
         raise DataError(
             f"wavelengths run from {low:g} to {top:g}, which is not optical in Angstrom: "
-            f"if they are in {likely}, say wavelength unit {likely!r}"
+            f"if they are in {likely}, say wavelength unit {likely!r} (--wavelength-unit {likely})"
         )
     return grid
 

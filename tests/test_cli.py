@@ -165,6 +165,21 @@ def test_the_commands_of_the_readme_call_the_library(calls, capsys):
     assert (str(options["out"]), options["model"]) == ("labels.ecsv", "m")
 
 
+def test_an_interrupt_says_what_is_kept(calls, monkeypatch, capsys):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("specjax.adapt.survey.adapt_survey", interrupted)
+    monkeypatch.setattr("specjax.prepare.prepare_spectra", interrupted)
+    assert cli.main("adapt --spectra s.npz --labels t.csv --out run".split()) == 130
+    assert capsys.readouterr().err.splitlines() == [
+        "finished seeds are kept: run the same command again to go on with run",
+        "specjax: interrupted",
+    ]
+    assert cli.main("prepare s.npz -o p.h5".split()) == 130
+    assert "finished files are kept" in capsys.readouterr().err
+
+
 def test_several_labels_and_adapters_are_taken(calls):
     line = "adapt --spectra s.npz --labels t.csv --label teff fe_h --configuration lora2 --out run"
     assert cli.main(line.split()) == 0

@@ -103,7 +103,8 @@ class LabelledStars:
                 self._refuse(
                     out,
                     f"{count} labelled stars are too few for {sizes[0]} training, {sizes[1]} validation and"
-                    f" at least one test star with {label}{self.summary(label)}",
+                    f" at least one test star with {label}{self.summary(label)}"
+                    + ("; lower --train or --validate" if (train, validate) != (None, None) else ""),
                 )
 
     def summary(self, label: str) -> str:

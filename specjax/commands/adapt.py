@@ -9,6 +9,7 @@ from tyro.conf import OmitArgPrefixes
 from specjax.commands.hosts import Hosts
 from specjax.commands.options_file import FILE, FromFile, options_text
 from specjax.commands.paths import check_exist, check_model
+from specjax.interrupt import explained_interrupt
 from specjax.progress import say
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ class Adapt(FromFile):
 
     def run(self) -> None:
         """Adapt the model; print the score table and the run folder."""
-        with self.hosts.session():
+        kept = f"finished seeds are kept: run the same command again to go on with {self.out}"
+        with self.hosts.session(), explained_interrupt(kept):
             self._run()
 
     def _run(self) -> None:

@@ -9,6 +9,7 @@ from tyro.conf import Positional, arg
 from specjax.commands.options_file import FromFile
 from specjax.commands.paths import check_exist, check_sources
 from specjax.errors import ConfigError
+from specjax.interrupt import explained_interrupt
 from specjax.progress import say
 
 
@@ -65,5 +66,8 @@ class Prepare(FromFile):
             velocity_column=self.velocity_column,
             max_masked=self.max_masked,
         )
-        prepare_spectra(self.spectra, self.out, options=options, xp=self.xp, workers=self.workers, say=say)
+        with explained_interrupt("finished files are kept: run the same command again to resume"):
+            prepare_spectra(
+                self.spectra, self.out, options=options, xp=self.xp, workers=self.workers, say=say
+            )
         print(self.out)

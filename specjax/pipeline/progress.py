@@ -35,7 +35,7 @@ class Progress:
         total = "" if self.total is None else f" of {self.total:,}"
         noun = counted(self.total or self.spectra, "spectrum", "spectra").split()[-1]
         text = f"{self.spectra:,}{total} {noun}, {self.read:,} of {counted(self.files, 'file')}"
-        text += f", {self.spectra / seconds:,.0f} spectra/s"
+        text += f", {self.spectra / seconds:,.0f} spectra/s" if self.spectra else ""
         if self.chunks:
             text += f", {duration(seconds * (self.size / max(self.bytes, 1) - 1))} left"
         self.say(text)

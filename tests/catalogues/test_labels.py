@@ -58,7 +58,7 @@ def test_id_column_and_labels_can_be_selected(tmp_path):
         ("id,teff\na,1\n", "no column fe_h"),
         ("id,fe_h\na,1\nb,2\na,3\n", "a occurs twice"),
         ("id,fe_h\na,1\n,2\n", "1 row without id"),
-        ("id,fe_h\na,high\n", "fe_h does not contain numbers"),
+        ("id,fe_h\nb,0.1\na,high\n", "fe_h does not contain numbers: row 2 holds 'high'"),
         ("", "not a table"),
     ],
 )

@@ -35,6 +35,7 @@ SUFFIXES = tuple(_WRITTEN)
 _ROWS_AT_ONCE = 20_000  # of a text table, whose rows take a kilobyte each while they are formatted
 _NO_FLAG = ("", "N/A", "None", "nan")  # an empty flag as the readers of tables pass it on
 _UNKNOWN = -999.0  # catalogues write -999, -9999 and the like for unknown values
+_LONGEST = 30  # characters of a value in a message
 _TEXT = {".csv": "ascii.csv", ".txt": "ascii", ".dat": "ascii", ".tsv": "ascii.tab"}
 
 
@@ -169,10 +170,20 @@ def floats(column: Any, what: str) -> FloatArray:
     try:
         values = np.ma.getdata(column).astype(np.float64)
     except (TypeError, ValueError):
-        raise DataError(f"{what} does not contain numbers") from None
+        raise DataError(f"{what} does not contain numbers{_first_text(column)}") from None
     if values.ndim != 1:
         raise DataError(f"{what} contains arrays of shape {values.shape[1:]}, not numbers")
     return np.where(masked | (values <= _UNKNOWN) | ~np.isfinite(values), np.nan, values)
+
+
+def _first_text(column: Any) -> str:
+    """Return the first value of a column that is no number, and its row, for a message."""
+    for row, value in enumerate(np.ma.getdata(column).tolist(), start=1):
+        try:
+            float(value)
+        except (TypeError, ValueError):
+            return f": row {row} holds {str(value)[:_LONGEST]!r}"
+    return ""
 
 
 def _write_ecsv(table: Table, path: Path) -> None:
