@@ -88,9 +88,9 @@ def simulate_survey(
     out = Path(out)
     table = out.with_name(f"{out.stem}_labels.ecsv")
     _check_file(out, n)
-    check_replaceable(out, table)
     for path in (out, table):
         _check_replaced(path, population)
+    check_replaceable(out, table)
     emulator, population = emulator or shipped(), population or MilkyWay()
     notes = describe(instrument, population, emulator, seed)
     wavelength, batches = _start(instrument, emulator, population, n, seed, chunk, say)

@@ -49,7 +49,7 @@ def test_a_kind_of_stars_outside_is_told_by_its_name():
     ood = OutOfDomain.fit(FEATURES, {"aside": kind})
     inside = ood.flags(FEATURES)
     # By construction all but 0.5% (and of the rest all but 0.1%) of the training spectra are inside.
-    assert (inside == "").mean() > 0.993
+    assert (inside == "good").mean() > 0.993
     # Fisher's threshold lies 2.58 standard deviations out: Phi(3 - 2.58) = 0.66 of the kind is beyond it.
     assert abs((ood.flags(more) == "aside").mean() - 0.66) < 0.1  # 300 stars tell where the kind is
     assert (OutOfDomain.fit(FEATURES).flags(more) == "good").mean() > 0.7
