@@ -88,7 +88,9 @@ class TestMakeTarget:
         target = make_target("survey", lamost, 5000 + TRUTH, label="teff", fe_h=TRUTH)
         np.testing.assert_array_equal(target.fe_h, [0.1, -1.5, 0.4])
 
-    @pytest.mark.parametrize("truth", [np.full(9, np.nan), np.where(np.array(FLAGS) == "good", np.nan, TRUTH)])
+    @pytest.mark.parametrize(
+        "truth", [np.full(9, np.nan), np.where(np.array(FLAGS) == "good", np.nan, TRUTH)]
+    )
     def test_nothing_to_adapt_to(self, lamost, truth):
         with pytest.raises(
             DataError, match="none of 9 spectra has both fe_h and a usable spectrum"

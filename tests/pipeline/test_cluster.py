@@ -305,7 +305,8 @@ def test_a_local_cluster(files, tmp_path, capfd, monkeypatch):
 
 
 @pytest.mark.slow
-def test_workers_of_a_local_cluster_keep_freed_memory():
+def test_workers_of_a_local_cluster_keep_freed_memory(monkeypatch):
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)  # Dask leaves it behind after other clusters
     with (
         cluster_module._local_cluster(1) as workers,
         distributed.Client(workers, set_as_default=False) as client,
