@@ -127,7 +127,9 @@ class Adapt(FromFile):
         for line in losses(rows):
             print(f"warning: {line}")
         if (adapter := best_adapter(self.out, rows)) is not None:
-            print("predict with the configuration of the smallest scatter:")
+            several = sum(not one.startswith("zero-shot") for one in self.configuration) > 1
+            why = "the smallest scatter above, which is slightly too good as the smallest of several:"
+            print(f"predict with {why}" if several else "predict with:")
             print(predict_command(adapter, {"model": self.model}))
         if self.report:
             from specjax.report.page import write_page
