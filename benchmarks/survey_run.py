@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-CORE_ROWS = 8192
+CORE_ROWS = 32768
 """Spectra on which the core is timed at most; its time is proportional to their number."""
 
 
