@@ -5,6 +5,7 @@ arrays in its cells. An image has the wavelengths in its header: CRVAL1, CRPIX1 
 logarithmic.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from specjax.errors import DataError
 from specjax.spectra import Spectra
 from specjax.surveys.io.fits import open_fits
 from specjax.surveys.io.many import assume_medium, assumed_unit
-from specjax.surveys.io.sniff import is_fits, look, stem
+from specjax.surveys.io.sniff import is_fits, stem
 from specjax.typing import FloatArray
 
 _KIND = "a FITS file with a spectrum"
@@ -44,11 +45,11 @@ def recognise(path: Path) -> bool:
     """Whether `path` is a FITS file with such a table or image."""
     if not (path.is_file() and is_fits(path)):
         return False
-    contents = next(look(path), None)
-    if contents is None:
+    try:
+        with open_fits(path, _KIND, odd_cards=True, check=False) as hdus:
+            return any(_is_table(hdu) or _is_spectrum(hdu) for hdu in hdus)
+    except DataError:
         return False
-    known = _by_role(contents.columns)
-    return all(role in known for role in _NEEDED) or _has_axis(contents.header)
 
 
 def read(path: Path, wavelength_medium: str | None = None, wavelength_unit: str | None = None) -> Spectra:
@@ -72,9 +73,11 @@ def read(path: Path, wavelength_medium: str | None = None, wavelength_unit: str 
     """
     path = Path(path)
     with open_fits(path, _KIND, odd_cards=True) as hdus:
-        table = next((hdu for hdu in hdus if _is_table(hdu)), None)
-        found = _from_image(path, hdus) if table is None else _from_table(path, table)
-        header = _header(hdus, table)
+        hdu = _with_spectra(hdus)
+        if hdu is None:
+            raise DataError(f"{path} is {describe(path)}, not {_KIND}")
+        found = _from_table(path, hdu) if _is_table(hdu) else _from_image(path, hdu, hdus)
+        header = _header(hdus, hdu)
     declared = {"medium": found.pop("medium", None) or _medium(header), "unit": found.pop("unit", None)}
     for key, wanted in (("medium", wavelength_medium), ("unit", wavelength_unit)):
         if wanted is not None and declared[key] not in (None, wanted):
@@ -99,11 +102,12 @@ def declares_medium(path: Path) -> bool:
     """Return whether a file says what its wavelengths are in; False if it cannot be read."""
     try:
         with open_fits(path, _KIND, odd_cards=True, check=False) as hdus:
-            table = next((hdu for hdu in hdus if _is_table(hdu)), None)
-            header = _header(hdus, table)
+            hdu = _with_spectra(hdus)
+            header = {} if hdu is None else _header(hdus, hdu)
+            names = hdu.columns.names if hdu is not None and _is_table(hdu) else ()
     except DataError:
         return False
-    name = "" if table is None else _by_role(table.columns.names)["wavelength"].lower()
+    name = _by_role(names).get("wavelength", "").lower()
     return name in (*_AIR, *_VACUUM) or _medium(header) is not None
 
 
@@ -139,6 +143,19 @@ def _is_table(hdu: Any) -> bool:
     return hasattr(hdu, "columns") and all(role in _by_role(hdu.columns.names) for role in _NEEDED)
 
 
+def _is_spectrum(hdu: Any) -> bool:
+    """Return whether an HDU is an image (p,), (1, p) or the like with a wavelength axis."""
+    shape: tuple[int, ...] = getattr(hdu, "shape", ()) if hdu.is_image else ()
+    return bool(shape) and _has_axis(hdu.header) and math.prod(shape) == shape[-1] > 1
+
+
+def _with_spectra(hdus: fits.HDUList) -> Any:
+    """Return the first table with spectra, or else the first image of one; None if there is neither."""
+    tables = (hdu for hdu in hdus if _is_table(hdu))
+    images = (hdu for hdu in hdus if _is_spectrum(hdu))
+    return next(tables, None) or next(images, None)
+
+
 def _has_axis(header: Mapping[str, Any]) -> bool:
     return "CRVAL1" in header and ("CDELT1" in header or "CD1_1" in header)
 
@@ -167,21 +184,21 @@ def _column(path: Path, hdu: Any, name: str) -> Any:
     if data.dtype.kind not in "biuf":
         raise DataError(f"{path}: column {name} does not hold numbers, or arrays of different lengths")
     data = data[:, 0] if data.ndim == 2 and data.shape[1] == 1 else data
-    unit = _unit(text)
+    unit = _unit(path, text)
     return data if unit is None else u.Quantity(data, unit)
 
 
-def _from_image(path: Path, hdus: fits.HDUList) -> dict[str, Any]:
-    """Return the arguments of `Spectra.build` from an image (p,) or (1, p), and the unit that it declares."""
-    images = [hdu for hdu in hdus if hdu.is_image and hdu.data is not None]
-    first = next((hdu for hdu in images if _has_axis(hdu.header)), None)
-    flux = None if first is None else np.squeeze(first.data)
-    if first is None or flux is None or flux.ndim != 1:
-        raise DataError(f"{path} is {describe(path)}, not of one spectrum")
-    wavelength, unit = _axis(path, first.header, flux.size)
-    others = {hdu.name.lower(): np.squeeze(hdu.data) for hdu in images if hdu is not first}
-    roles = {role: others[name] for role, name in _by_role(tuple(others)).items()}
+def _from_image(path: Path, hdu: Any, hdus: fits.HDUList) -> dict[str, Any]:
+    """Return the arguments of `Spectra.build` from an image, and the unit that it declares."""
+    flux, header = np.squeeze(hdu.data), hdu.header
+    wavelength, unit = _axis(path, header, flux.size)
+    images = {
+        one.name.lower(): one for one in hdus if one.is_image and one.data is not None and one is not hdu
+    }
+    roles = {role: np.squeeze(images[name].data) for role, name in _by_role(tuple(images)).items()}
     roles = {role: values for role, values in roles.items() if values.shape == flux.shape}
+    if (density := _unit(path, str(header.get("BUNIT", "")).strip())) is not None:
+        flux = u.Quantity(flux, density)
     return {
         "wavelength": wavelength,
         "flux": flux,
@@ -198,7 +215,7 @@ def _axis(path: Path, header: Mapping[str, Any], pixels: int) -> tuple[Any, str 
     Linear and natural logarithmic axes (WAVE-LOG, AWAV-LOG) are those of Greisen et al. 2006, A&A 446, 747;
     DC-FLAG = 1 is IRAF's sign of an axis in log10 of Angstrom.
     """
-    kind, step = str(header.get("CTYPE1", "")).upper(), header.get("CDELT1", header.get("CD1_1"))
+    kind, step = str(header.get("CTYPE1", "")).upper(), header.get("CD1_1", header.get("CDELT1"))
     start, offset = float(header["CRVAL1"]), np.arange(1, pixels + 1) - float(header.get("CRPIX1", 1.0))
     if kind.startswith(("FREQ", "VELO", "VRAD", "VOPT", "ENER", "WAVN", "RA", "DEC", "PIXEL")):
         raise DataError(f"{path}: its axis is {kind}, not of wavelengths")
@@ -209,18 +226,28 @@ def _axis(path: Path, header: Mapping[str, Any], pixels: int) -> tuple[Any, str 
     logarithmic = header.get("DC-FLAG") == 1 or kind.startswith(("LOGLAM", "LOG10", "LOG-LAM", "LOG(LAM"))
     if logarithmic:
         return axis, "log10"
-    unit = _unit(str(header.get("CUNIT1", "")).strip())
+    unit = _unit(path, str(header.get("CUNIT1", "")).strip())
     return (axis if unit is None else u.Quantity(axis, unit)), None
 
 
-def _unit(text: str | None) -> Any:
-    """Return the unit of a header's text; None for none, and for one that astropy does not know."""
+def _unit(path: Path, text: str | None) -> Any:
+    """Return the unit of a header's text; None for none, and for one that astropy does not know.
+
+    Raises:
+        DataError: the latter, if it seems to be of a flux per frequency, whose slope differs.
+    """
     if not text or text.lower() in ("none", "pixel", "relative", "arbitrary"):
         return None
     if text.lower().rstrip("s") in _ANGSTROM:
         return u.AA
     unit = u.Unit(text, parse_strict="silent")
-    return None if isinstance(unit, u.UnrecognizedUnit) or unit == u.one else unit
+    if not isinstance(unit, u.UnrecognizedUnit):
+        return None if unit == u.one else unit
+    if "hz" in text.lower() or "jy" in text.lower():
+        raise DataError(
+            f"{path}: the unit {text!r} is not known, and may be one per frequency: convert the flux"
+        )
+    return None
 
 
 def _ivar(error: Any, flux: Any) -> Any:
@@ -248,9 +275,9 @@ def _medium(header: Mapping[str, Any]) -> str | None:
     return {"AWAV": "air", "WAVE": "vacuum"}.get(kind.removesuffix("-LOG"))
 
 
-def _header(hdus: fits.HDUList, table: Any) -> dict[str, Any]:
-    """Return the values of the primary header and of that of the table, if there is one."""
-    headers = [hdus[0].header, *([] if table is None else [table.header])]
+def _header(hdus: fits.HDUList, hdu: Any) -> dict[str, Any]:
+    """Return the values of the primary header, and of that of an HDU, which come first."""
+    headers = [hdus[0].header, hdu.header]
     return {card.keyword: card.value for header in headers for card in header.cards if card.keyword}
 
 

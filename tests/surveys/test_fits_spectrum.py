@@ -76,6 +76,13 @@ class TestTables:
         np.testing.assert_array_equal(spectra.flux, flux)
         np.testing.assert_array_equal(spectra.wavelength[1], GRID + 1)
 
+    def test_the_table_may_be_any_hdu(self, tmp_path):
+        path = table(tmp_path / "star.fits", {"WAVE": GRID, "FLUX": FLUX})
+        with fits.open(path) as hdus:
+            hdus.insert(1, fits.BinTableHDU.from_columns([fits.Column("TARGET", "10A", array=["x"])]))
+            hdus.writeto(tmp_path / "third.fits")
+        np.testing.assert_array_equal(read(tmp_path / "third.fits").flux[0], FLUX)
+
     def test_one_row_holds_a_spectrum(self, tmp_path):
         columns = {"WAVE": GRID[None], "FLUX": FLUX[None], "SIGMA": np.where(GRID > 5000, 0.0, ERROR)[None]}
         spectra = read(table(tmp_path / "star.fits.gz", columns))
@@ -134,6 +141,26 @@ class TestImages:
         np.testing.assert_allclose(spectra.wavelength, GRID, rtol=1e-12)
         assert spectra.medium == "air"
 
+    def test_the_header_of_an_extension_counts(self, tmp_path):
+        """Its axis, medium and unit; CD1_1 in place of a CDELT1 that is only a default."""
+        made = fits.ImageHDU(FLUX, name="SPECTRUM")
+        made.header.update({"CRVAL1": GRID[0], "CD1_1": 10.0, "CDELT1": 1.0, "CRPIX1": 1.0, "CTYPE1": "AWAV"})
+        made.header["BUNIT"] = "Jy"
+        fits.HDUList([fits.PrimaryHDU(), made]).writeto(tmp_path / "star.fits")
+        spectra = read(tmp_path / "star.fits")
+        np.testing.assert_allclose(spectra.wavelength, GRID, rtol=1e-12)
+        assert spectra.medium == "air"
+        assert not is_undeclared(tmp_path / "star.fits")
+        shape = FLUX / GRID**2
+        np.testing.assert_allclose(spectra.flux[0] / spectra.flux[0, 0], shape / shape[0], rtol=1e-10)
+
+    def test_a_unit_per_frequency_that_is_not_known_is_refused(self, tmp_path):
+        path = image(tmp_path / "star.fits", {**LINEAR, "BUNIT": "ergs/sec/cm2/Hz"})
+        with pytest.raises(DataError, match="may be one per frequency"):
+            read(path)
+        other = read(image(tmp_path / "other.fits", {**LINEAR, "BUNIT": "counts per pixel"}))
+        np.testing.assert_array_equal(other.flux[0], FLUX)
+
     def test_logarithmic_axes(self, tmp_path):
         expected = 10 ** (3.6 + STEP * np.arange(GRID.size))
         decimal = {"CRVAL1": 3.6, "CDELT1": STEP, "CRPIX1": 1.0, "DC-FLAG": 1}
@@ -151,7 +178,7 @@ class TestImages:
         sky = image(
             tmp_path / "sky.fits", {"CRVAL1": 10.0, "CDELT1": 0.1, "CTYPE1": "RA---TAN"}, flux=np.ones((9, 9))
         )
-        with pytest.raises(DataError, match="HDU 0 an image 9 x 9, not of one spectrum"):
+        with pytest.raises(DataError, match="HDU 0 an image 9 x 9, which specjax does not recognise"):
             read(sky)
         with pytest.raises(DataError, match="its axis is VELO, not of wavelengths"):
             read(image(tmp_path / "v.fits", {"CRVAL1": 1.0, "CDELT1": 0.1, "CTYPE1": "VELO"}))
