@@ -1,5 +1,7 @@
 """Files of users are never replaced; those of specjax are."""
 
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
@@ -77,8 +79,12 @@ def test_files_that_cannot_be_read_are_left_alone_and_empty_ones_are_replaced(tm
         ("report", "report.html"),
     ],
 )
-def test_every_command_leaves_the_files_of_users_alone(tmp_path, capsys, line, name):
-    """Before anything else is read, which is not there."""
+def test_every_command_leaves_the_files_of_users_alone(
+    tmp_path, tmp_path_factory, monkeypatch, capsys, line, name
+):
+    """Before anything is read: the file `none` is empty, so that reading it would be another error."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("inputs"))
+    Path("none").touch()
     path = tmp_path / name
     if path.suffix == ".h5":
         with h5py.File(path, "w") as file:

@@ -209,14 +209,14 @@ def test_queries_that_cannot_be_read_are_reported(files, vectors, tmp_path):
     ("line", "message"),
     [
         ("", "needs spectra or --id"),
-        ("x.npz --id s1", "and not both"),
+        ("VECTORS --id s1", "and not both"),
         ("--id nobody", "no spectrum with the id 'nobody'"),
         ("--id s1 -k 0", "at least one neighbour"),
     ],
 )
 def test_an_error_of_the_user_is_one_line(vectors, tmp_path, capsys, line, message):
-    words = ["similar", "--catalogue", str(vectors), "-o", str(tmp_path / "s.ecsv"), *line.split()]
-    assert main(words) == 1
+    words = ["similar", "--catalogue", str(vectors), "-o", str(tmp_path / "s.ecsv")]
+    assert main([*words, *line.replace("VECTORS", str(vectors)).split()]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err

@@ -45,5 +45,6 @@ def test_the_command_is_one_that_the_shell_and_specjax_take(tmp_path, capsys, mo
     assert str(tmp_path / "my run" / "lora4") in words
     assert ("--model" in words) == (model != "mini")
     assert main(words[1:]) == 1  # it is parsed, and what it names is not there
-    missing = "adapter folder" if model == "mini" else "model folder"
-    assert f"there is no {missing}" in capsys.readouterr().err
+    # The spectra are the first that is missed where the model is there.
+    missing = "SPECTRA does not exist" if model == "mini" else f"there is no model {model}"
+    assert missing in capsys.readouterr().err
