@@ -6,6 +6,7 @@ logarithmic.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ _COLUMNS = {
     "id": ("id", "star", "name", "object", "source_id", "targetid"),
 }  # fmt: skip
 _NEEDED = ("wavelength", "flux")
+_AXIS_CARDS = ("CTYPE1", "CUNIT1", "CRVAL1", "CDELT1", "CD1_1")
+_MEDIA = {"air": "air", "vacuum": "vacuum", "vac": "vacuum"}
 _ANGSTROM = ("angstrom", "ang", "a", "aa")
 _LONGEST = 6  # columns or HDUs that an error lists
 
@@ -56,7 +59,8 @@ def read(path: Path, wavelength_medium: str | None = None, wavelength_unit: str 
     """Read the spectra of one file.
 
     Units of columns are honoured, those of flux densities per frequency too (see `Spectra.build`). The medium
-    is that of AIRORVAC, VACUUM or CTYPE1 (AWAV is air), or of the name of the column, such as WAVE_AIR.
+    is that of AIRORVAC, VACUUM or CTYPE1 (AWAV is air), of the name of the column, such as WAVE_AIR, or of
+    the comments on the axis or the column, such as "air wavelength".
 
     Args:
         path: a FITS file, may be gzipped.
@@ -77,8 +81,8 @@ def read(path: Path, wavelength_medium: str | None = None, wavelength_unit: str 
         if hdu is None:
             raise DataError(f"{path} is {describe(path)}, not {_KIND}")
         found = _from_table(path, hdu) if _is_table(hdu) else _from_image(path, hdu, hdus)
-        header = _header(hdus, hdu)
-    declared = {"medium": found.pop("medium", None) or _medium(header), "unit": found.pop("unit", None)}
+        header, medium = _header(hdus, hdu), found.pop("medium", None) or _medium(hdus, hdu)
+    declared = {"medium": medium, "unit": found.pop("unit", None)}
     for key, wanted in (("medium", wavelength_medium), ("unit", wavelength_unit)):
         if wanted is not None and declared[key] not in (None, wanted):
             raise DataError(f"{path} declares that its wavelength {key} is {declared[key]}, not {wanted}")
@@ -103,12 +107,13 @@ def declares_medium(path: Path) -> bool:
     try:
         with open_fits(path, _KIND, odd_cards=True, check=False) as hdus:
             hdu = _with_spectra(hdus)
-            header = {} if hdu is None else _header(hdus, hdu)
-            names = hdu.columns.names if hdu is not None and _is_table(hdu) else ()
+            if hdu is None:
+                return False
+            names = hdu.columns.names if _is_table(hdu) else ()
+            name = _by_role(names).get("wavelength", "").lower()
+            return name in (*_AIR, *_VACUUM) or _medium(hdus, hdu) is not None
     except DataError:
         return False
-    name = _by_role(names).get("wavelength", "").lower()
-    return name in (*_AIR, *_VACUUM) or _medium(header) is not None
 
 
 def describe(path: Path) -> str:
@@ -264,15 +269,29 @@ def _ids(path: Path, count: int) -> list[str]:
     return [stem(path)] if count == 1 else [f"{stem(path)}-{row}" for row in range(count)]
 
 
-def _medium(header: Mapping[str, Any]) -> str | None:
-    """Return the medium that a header declares."""
+def _medium(hdus: fits.HDUList, hdu: Any) -> str | None:
+    """Return the medium that the headers of an HDU declare, or the comments on its axis."""
+    header = _header(hdus, hdu)
     text = str(header.get("AIRORVAC", "")).strip().lower()
     if text.startswith(("air", "vac")):
         return "air" if text.startswith("air") else "vacuum"
     if isinstance(header.get("VACUUM"), bool | np.bool_):
         return "vacuum" if header["VACUUM"] else "air"
     kind = str(header.get("CTYPE1", "")).strip().upper()
-    return {"AWAV": "air", "WAVE": "vacuum"}.get(kind.removesuffix("-LOG"))
+    return {"AWAV": "air", "WAVE": "vacuum"}.get(kind.removesuffix("-LOG")) or _medium_in_comments(hdu)
+
+
+def _medium_in_comments(hdu: Any) -> str | None:
+    """Return the only medium that the comments on an axis, or on a column of wavelengths, mention."""
+    cards = list(_AXIS_CARDS)
+    if _is_table(hdu):
+        number = hdu.columns.names.index(_by_role(hdu.columns.names)["wavelength"]) + 1
+        cards = [f"TTYPE{number}", f"TUNIT{number}"]
+    words = re.findall(
+        r"[a-z]+", " ".join(hdu.header.comments[card] for card in cards if card in hdu.header).lower()
+    )
+    media = {_MEDIA[word] for word in words if word in _MEDIA}
+    return media.pop() if len(media) == 1 else None
 
 
 def _header(hdus: fits.HDUList, hdu: Any) -> dict[str, Any]:

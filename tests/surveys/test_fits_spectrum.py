@@ -108,6 +108,8 @@ class TestTables:
             ("WAVE", {"AIRORVAC": "air"}, "air"),
             ("WAVE", {"AIRORVAC": "vac"}, "vacuum"),
             ("WAVE", {"VACUUM": False}, "air"),
+            ("WAVE", {"TTYPE1": ("WAVE", "wavelength in air")}, "air"),
+            ("WAVE", {"TTYPE1": ("WAVE", "Wavelength (vacuum)")}, "vacuum"),
         ],
     )
     def test_the_medium_is_the_one_that_is_declared(self, tmp_path, name, header, medium):
@@ -116,6 +118,10 @@ class TestTables:
         assert not is_undeclared(path)
         with pytest.raises(DataError, match=f"declares that its wavelength medium is {medium}"):
             read(path, wavelength_medium="air" if medium == "vacuum" else "vacuum")
+
+    def test_comments_on_other_columns_declare_no_medium(self, tmp_path):
+        header = {"TTYPE1": ("WAVE", "in air, not in vacuum"), "TTYPE2": ("FLUX", "above the air")}
+        assert is_undeclared(table(tmp_path / "star.fits", {"WAVE": GRID, "FLUX": FLUX}, header=header))
 
     def test_an_undeclared_medium_can_be_given(self, tmp_path):
         path = table(tmp_path / "star.fits", {"WAVE": GRID, "FLUX": FLUX}, header={"RA": 10.0, "DEC": -5.0})
@@ -140,6 +146,11 @@ class TestImages:
         spectra = read(image(tmp_path / "star.fits", header, flux=FLUX[None]))
         np.testing.assert_allclose(spectra.wavelength, GRID, rtol=1e-12)
         assert spectra.medium == "air"
+
+    def test_the_comment_on_the_axis_counts(self, tmp_path):
+        path = image(tmp_path / "star.fits", {**LINEAR, "CTYPE1": "", "CRVAL1": (GRID[0], "first, in air")})
+        assert not is_undeclared(path)
+        assert read(path).medium == "air"
 
     def test_the_header_of_an_extension_counts(self, tmp_path):
         """Its axis, medium and unit; CD1_1 in place of a CDELT1 that is only a default."""
