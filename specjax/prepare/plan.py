@@ -15,8 +15,7 @@ from specjax.flags import MAX_MASKED
 from specjax.progress import Say
 from specjax.surveys import SURVEYS, arrays, prepared, redrock, specclip
 from specjax.surveys.io.many import assume_medium
-from specjax.surveys.io.sniff import spectra_below
-from specjax.surveys.registry import UNDECLARED, is_undeclared
+from specjax.surveys.registry import UNDECLARED, is_undeclared, spectra_below
 
 LIBRARIES = ("miles", "stelib", "mastar")
 """Stellar libraries, whose folders are read as a whole."""

@@ -118,6 +118,7 @@ _WAY_OUT = (
     " that specutils reads as Spectra.from_specutils(...); docs/inputs.md describes all formats"
 )
 _MOST_NAMES = 3  # of surveys that make the name of a folder
+_FIRST_FILES = 3  # that tell whether the FITS files of a folder are its spectra
 
 
 def read(
@@ -129,9 +130,10 @@ def read(
 ) -> Spectra:
     """Read the spectra of a file or folder.
 
-    Folders are read to any depth, as one survey if their first files are of one, else file by file; from one
-    with FITS files only these are read. Files of a folder that cannot be read are left out with a warning,
-    see `io.many.read_each`; a folder of a stellar library is read completely or not at all.
+    Folders are read to any depth, as one survey if their first files are of one, else file by file. From one
+    with FITS files only these are read, unless they hold no spectra. Files of a folder that cannot be read
+    are left out with a warning, see `io.many.read_each`; a folder of a stellar library is read completely or
+    not at all.
 
     Args:
         path: a file or a folder.
@@ -177,7 +179,7 @@ def _read_folder(folder: Path, survey: str | None, medium: str | None, unit: str
     Raises:
         DataError: there are none, or none can be read.
     """
-    files = [file for file in sniff.spectra_below(folder) if not file.name.startswith(redrock.PREFIXES)]
+    files = [file for file in spectra_below(folder) if not file.name.startswith(redrock.PREFIXES)]
     if not files:
         recognise(folder)  # raises
 
@@ -186,6 +188,27 @@ def _read_folder(folder: Path, survey: str | None, medium: str | None, unit: str
 
     parts = read_each(files, read_file, "a file of spectra")[0]
     return join(parts).derive(survey=joint_name([part.survey for part in parts], folder.absolute().name))
+
+
+def spectra_below(folder: Path) -> list[Path]:
+    """Return the files below a folder that may be spectra: FITS files if the first ones are, else all others.
+
+    FITS files beside spectra of other formats are often tables of labels.
+    """
+    fits, others = sniff.files_by_kind(folder)
+    first = fits[:_FIRST_FILES]
+    return others if others and all(_is_no_spectrum(file) for file in first) else fits
+
+
+def _is_no_spectrum(file: Path) -> bool:
+    """Return whether a FITS file can be read but is of no known kind."""
+    try:
+        sniff.contents_of(file)
+    except DataError:  # damaged, for its reader to refuse
+        return False
+    return not (
+        file.name.startswith(redrock.PREFIXES) or any(survey.recognise(file) for survey in SURVEYS.values())
+    )
 
 
 def joint_name(surveys: Iterable[str], place: str) -> str:

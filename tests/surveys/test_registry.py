@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from astropy.table import Table
 
 from specjax.errors import DataError
 from specjax.prepare import prepare_spectra
@@ -70,6 +71,21 @@ class TestFoldersOfFilesOfYourOwn:
         assert spectra.meta["file"].tolist() == ["a.csv", "c.npz", "c.npz", "b.csv"]
         assert [message for message in caplog.messages if "labels.csv" in message]
         assert read(tmp_path, "columns", wavelength_medium="vacuum").id.tolist() == ["a", "b"]
+
+    def test_a_table_of_labels_in_fits_does_not_hide_spectra_of_other_formats(self, tmp_path):
+        write_csv(tmp_path / "a.csv", 0)
+        Table({"id": ["a"], "fe_h": [0.1]}).write(tmp_path / "labels.fits")
+        assert read(tmp_path, wavelength_medium="vacuum").id.tolist() == ["a"]
+        prepare_spectra([tmp_path], tmp_path / "out.h5", workers=1)
+        assert read(tmp_path / "out.h5").id.tolist() == ["a"]
+        Table({"wavelength": GRID, "flux": np.ones(GRID.size)}).write(tmp_path / "star.fits")
+        assert read(tmp_path, wavelength_medium="vacuum").id.tolist() == ["star"]
+
+    def test_a_damaged_fits_file_beside_other_files_is_not_passed_over(self, tmp_path):
+        write_csv(tmp_path / "a.csv", 0)
+        (tmp_path / "star.fits").write_bytes(b"SIMPLE")
+        with pytest.raises(DataError, match=r"star\.fits"):
+            read(tmp_path)
 
     def test_many_files_have_the_name_of_their_folder(self, tmp_path, monkeypatch):
         for count in range(5):

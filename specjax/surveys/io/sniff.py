@@ -55,11 +55,11 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(path for path in shown if path.is_file())
 
 
-def spectra_below(folder: Path) -> list[Path]:
-    """The files below a folder that may be spectra, by their names: only FITS files if there are any."""
+def files_by_kind(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files below a folder that may be spectra, by their names: FITS files, and others."""
     files = files_below(folder)
     fits = [file for file in files if is_fits(file)]
-    return fits or [file for file in files if file.name.lower().endswith(OTHER_SUFFIXES)]
+    return fits, [file for file in files if file.name.lower().endswith(OTHER_SUFFIXES)]
 
 
 def look(path: Path) -> Iterator[FitsContents]:
