@@ -31,7 +31,7 @@ from specjax.pretrain.probes import probe
 from specjax.pretrain.programs import LoopOptions
 from specjax.pretrain.source import Source
 from specjax.pretrain.stages import TOWERS, Pretraining
-from specjax.pretrain.states import check_states, states_of
+from specjax.pretrain.states import check_interrupted, check_states, states_of
 from specjax.progress import Say, silent
 from specjax.report.results import plain
 from specjax.train.speed import matrix_peak
@@ -166,7 +166,10 @@ def pretrain_from_files(
     """
     model_config, training, compute = config.model(), config.training(), config.compute()
     out = Path(out)
+    states = states_of(out)
     check_folder(out)
+    if distributed.is_main():
+        check_interrupted(states, resume)
     if config.tensorboard:
         require_tensorboard()
     source = None if config.simulated else _open(config, say)
@@ -175,7 +178,6 @@ def pretrain_from_files(
     else:
         material, fill = source.material(config.augment), None
     start = _start_from(config.start)
-    states = states_of(out)
     options = LoopOptions(
         accumulate=config.accumulate,
         ema=config.ema,

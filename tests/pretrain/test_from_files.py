@@ -16,6 +16,7 @@ from specjax.foundation import load
 from specjax.pretrain import from_files
 from specjax.pretrain.from_files import FilesConfig, pretrain_from_files
 from specjax.pretrain.monitor import read
+from specjax.pretrain.states import check_states, states_of
 from tests.models.tiny import SMALL
 from tests.pretrain.files import write
 
@@ -153,6 +154,18 @@ def test_what_does_not_go_together_is_refused_before_anything_is_trained(pairs, 
         with pytest.raises(error, match=message):
             run(out, pairs, **options)
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("simulated", [True, False])
+def test_an_interrupted_run_is_refused_before_anything_is_read_or_simulated(tmp_path, simulated):
+    check_states(states_of(tmp_path / "m"), "{}", resume=False)
+    files = () if simulated else (tmp_path / "absent.h5",)
+    said = []
+    with pytest.raises(DataError, match="continue it with --resume"):
+        pretrain_from_files(
+            FilesConfig(spectra=files, simulated=simulated), out=tmp_path / "m", say=said.append
+        )
+    assert said == []
 
 
 def test_a_model_of_other_sizes_is_not_a_start(pairs, tmp_path):
