@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from specjax.errors import DataError
+from specjax.plurals import counted
 from specjax.progress import Say, silent
 from specjax.services.pages import Record
 from specjax.services.sparcl import Search, Sparcl
@@ -113,7 +114,7 @@ def find_in_boxes(
         seen += len(records)
         for record in keep([record for record in records if record.get("sparcl_id")]):
             found.setdefault(str(record["sparcl_id"]), record)
-        say(f"found {len(found)} records" + (f" among {seen}" if seen > len(found) else ""))
+        say(f"found {counted(len(found), 'record')}" + (f" among {seen}" if seen > len(found) else ""))
         if wanted is not None and len(found) >= wanted:
             break
     return list(found.values())[:wanted]

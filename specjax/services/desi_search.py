@@ -10,6 +10,7 @@ from astropy.coordinates import SkyCoord
 
 from specjax.catalogues import sky
 from specjax.errors import ConfigError, DataError
+from specjax.plurals import counted
 from specjax.progress import Say
 from specjax.services.boxes import find_all, find_in_boxes, sky_boxes
 from specjax.services.pages import Record
@@ -132,7 +133,7 @@ def _find_by_id(archive: Sparcl, query: DesiQuery, stars: StarList, say: Say) ->
         sent = ids if stars.kind == "sparcl_id" else [int(value) for value in ids]
         search = {**query.search, stars.kind: sent}
         records += find_all(archive, search, archive.count(search))
-        say(f"found {len(records)} records of {start + len(ids)} ids")
+        say(f"found {counted(len(records), 'record')} of {counted(start + len(ids), 'id')}")
     return list({str(record["sparcl_id"]): record for record in records if record.get("sparcl_id")}.values())
 
 

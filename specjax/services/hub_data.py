@@ -7,6 +7,7 @@ from pathlib import Path
 from specjax.cache import cache_folder
 from specjax.checkpoints.hub import check_repository
 from specjax.errors import ConfigError, DownloadError, SpecjaxError
+from specjax.plurals import counted
 from specjax.progress import Say, say
 from specjax.services.hub import RemoteFile, below, list_files, matching
 from specjax.surveys.registry import SURVEYS, recognise
@@ -75,7 +76,7 @@ def _check_space(files: Sequence[RemoteFile], out: Path, say: Say) -> None:
             f"{needed / 1e9:.1f} GB are to be downloaded, but {out} has {free / 1e9:.1f} GB left"
         )
     if files:
-        say(f"{len(files)} files, {needed / 1e6:.1f} MB")
+        say(f"{counted(len(files), 'file')}, {needed / 1e6:.1f} MB")
 
 
 def _kind_of(path: Path) -> str:
