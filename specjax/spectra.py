@@ -1,6 +1,6 @@
 """`Spectra`, the container for spectra with their masks and uncertainties."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -10,6 +10,16 @@ from numpy.typing import ArrayLike
 from specjax import display
 from specjax.errors import DataError
 from specjax.flags import mask_columns
+from specjax.pixels import (
+    all_rows,
+    check_pixels,
+    ever_used,
+    mask_unusable,
+    native,
+    native_mask,
+    pad,
+    row_blocks,
+)
 from specjax.typing import AnyArray, BoolArray, FloatArray, StrArray
 from specjax.wavelength import (
     MODEL_GRIDS,
@@ -21,9 +31,7 @@ from specjax.wavelength import (
     in_angstrom,
 )
 
-_HUGE = 1e150  # the square of such a flux overflows
 _MOST_NAMES = 3  # of surveys that are joined
-_PIXELS_AT_ONCE = 1 << 16  # half a megabyte per array in double precision
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -68,9 +76,9 @@ class Spectra:
         if self.medium not in ("vacuum", "air"):
             raise DataError(f"wavelength medium must be 'vacuum' or 'air', not {self.medium!r}")
         check_wavelength(self.wavelength)
-        if not (_all_rows(np.isfinite, self.flux) and _all_rows(np.isfinite, self.ivar)):
+        if not (all_rows(np.isfinite, self.flux) and all_rows(np.isfinite, self.ivar)):
             raise DataError("flux and ivar must be finite; Spectra.build masks the pixels that are not")
-        if not _all_rows(lambda ivar: ivar >= 0, self.ivar):
+        if not all_rows(lambda ivar: ivar >= 0, self.ivar):
             raise DataError("ivar must not be negative; Spectra.build masks the pixels where it is")
 
     @classmethod
@@ -124,7 +132,7 @@ class Spectra:
             from specjax import quantities  # slow to import
 
             if getattr(wavelength, "unit", None) is None:
-                wavelength = in_angstrom(_native(wavelength, "wavelength"), unit)
+                wavelength = in_angstrom(native(wavelength, "wavelength"), unit)
             elif unit is not None:
                 raise DataError(f"the wavelengths have a unit of their own: leave out {unit!r}")
             plain = quantities.build_arguments(wavelength, flux, ivar, medium=medium)
@@ -132,22 +140,22 @@ class Spectra:
             unit = "angstrom"
             if text := plain["flux_unit"]:
                 meta = {**(meta or {}), quantities.FLUX_UNIT: np.full(len(np.atleast_2d(flux)), text)}
-        flux_2d = np.atleast_2d(_native(flux, "flux"))
-        grid = in_angstrom(_native(wavelength, "wavelength"), unit)
+        flux_2d = np.atleast_2d(native(flux, "flux"))
+        grid = in_angstrom(native(wavelength, "wavelength"), unit)
         grid = grid[0] if grid.ndim == 2 and len(grid) == 1 else grid
         has_ivar = ivar is not None
-        ivar_2d = np.ones_like(flux_2d) if ivar is None else np.atleast_2d(_native(ivar, "ivar"))
-        bad: AnyArray = np.zeros(flux_2d.shape, bool) if mask is None else np.atleast_2d(_native_mask(mask))
-        _check_pixels(grid, flux_2d, ivar_2d, bad)
+        ivar_2d = np.ones_like(flux_2d) if ivar is None else np.atleast_2d(native(ivar, "ivar"))
+        bad: AnyArray = np.zeros(flux_2d.shape, bool) if mask is None else np.atleast_2d(native_mask(mask))
+        check_pixels(grid, flux_2d, ivar_2d, bad)
         order = np.argsort(grid, axis=-1, kind="stable")
         if (np.diff(order, axis=-1) < 0).any():
             grid = np.take_along_axis(grid, order, axis=-1)
             rows = np.broadcast_to(order, flux_2d.shape)
             flux_2d, ivar_2d, bad = (np.take_along_axis(a, rows, axis=1) for a in (flux_2d, ivar_2d, bad))
-        if grid.ndim == 1 and (gaps := find_gaps(grid, _ever_used(ivar_2d, bad))).size:
+        if grid.ndim == 1 and (gaps := find_gaps(grid, ever_used(ivar_2d, bad))).size:
             grid, (flux_2d, ivar_2d, bad) = fill_gaps(grid, gaps, flux_2d, ivar_2d, bad)
-        for block in _row_blocks(flux_2d):
-            _mask_unusable(flux_2d[block], ivar_2d[block], bad[block])
+        for block in row_blocks(flux_2d):
+            mask_unusable(flux_2d[block], ivar_2d[block], bad[block])
         return cls(
             wavelength=grid,
             flux=flux_2d,
@@ -194,14 +202,14 @@ class Spectra:
         if survey not in MODEL_GRIDS:
             raise DataError(f"unknown survey {survey!r}; surveys are {' and '.join(MODEL_GRIDS)}")
         grid = MODEL_GRIDS[survey]
-        flux_2d = np.atleast_2d(_native(flux, "flux", keep_single=True))
+        flux_2d = np.atleast_2d(native(flux, "flux", keep_single=True))
         if flux_2d.shape[1:] != grid.shape:
             raise DataError(f"flux for survey {survey!r} must be (spectra, {grid.size}), not {flux_2d.shape}")
         ivar_2d = (
-            np.ones_like(flux_2d) if ivar is None else np.atleast_2d(_native(ivar, "ivar", keep_single=True))
+            np.ones_like(flux_2d) if ivar is None else np.atleast_2d(native(ivar, "ivar", keep_single=True))
         )
-        bad = np.zeros(flux_2d.shape, bool) if mask is None else np.atleast_2d(_native_mask(mask))
-        _check_pixels(grid, flux_2d, ivar_2d, bad)
+        bad = np.zeros(flux_2d.shape, bool) if mask is None else np.atleast_2d(native_mask(mask))
+        check_pixels(grid, flux_2d, ivar_2d, bad)
         bad = bad | (ivar_2d == 0)
         return cls(
             wavelength=grid,
@@ -391,9 +399,9 @@ class Spectra:
             wavelength=first.wavelength
             if same
             else np.concatenate([extend(part.wavelength, len(part), width) for part in parts]),
-            flux=np.concatenate([_pad(part.flux, width, 0.0) for part in parts]),
-            ivar=np.concatenate([_pad(part.ivar, width, 0.0) for part in parts]),
-            mask=np.concatenate([_pad(part.mask, width, True) for part in parts]),
+            flux=np.concatenate([pad(part.flux, width, 0.0) for part in parts]),
+            ivar=np.concatenate([pad(part.ivar, width, 0.0) for part in parts]),
+            mask=np.concatenate([pad(part.mask, width, True) for part in parts]),
             id=np.concatenate([part.id for part in parts]),
             meta={key: np.concatenate([part.meta[key] for part in parts]) for key in shared},
             medium=first.medium,
@@ -408,83 +416,13 @@ def _ends(wavelength: FloatArray) -> tuple[float, float]:
     return (float(wavelength[..., 0].min()), float(wavelength[..., -1].max())) if wavelength.size else (0, 0)
 
 
-def _native(values: ArrayLike, name: str, *, keep_single: bool = False) -> FloatArray:
-    """Convert to native float64, or keep float32; masked values of a masked array become NaN."""
-    try:
-        array = np.ma.asarray(values) if isinstance(values, np.ma.MaskedArray) else np.asarray(values)
-        if array.dtype.kind not in ("iufb" if name == "mask" else "iuf"):
-            kind = {"b": "true and false", "c": "complex numbers", "U": "text", "S": "text"}
-            found = kind.get(array.dtype.kind, "objects")
-            raise DataError(f"{name} is not a rectangular array of numbers: it holds {found}")
-        single = keep_single and array.dtype == np.float32
-        return np.ascontiguousarray(np.ma.filled(array if single else array.astype(np.float64), np.nan))
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{name} is not a rectangular array of numbers: {error}") from None
-
-
-def _native_mask(mask: ArrayLike) -> BoolArray:
-    """Convert any numbers to a new array that is True where they are not zero; masked values are."""
-    if isinstance(mask, np.ndarray) and mask.dtype == np.bool_ and not isinstance(mask, np.ma.MaskedArray):
-        return mask.copy()
-    return np.asarray(_native(mask, "mask") != 0)
-
-
-def _row_blocks(array: AnyArray) -> Iterator[slice]:
-    """Yield rows of (n, p) arrays that stay in a cache; passes over them are several times as fast."""
-    step = max(_PIXELS_AT_ONCE // max(array.shape[1], 1), 1)
-    return (slice(start, start + step) for start in range(0, len(array), step))
-
-
-def _ever_used(ivar: FloatArray, mask: BoolArray) -> BoolArray:
-    """Return the pixels (p,) that may be used in any of n spectra."""
-    used = np.zeros(ivar.shape[1], bool)
-    for rows in _row_blocks(ivar):
-        used |= (~mask[rows] & (ivar[rows] > 0)).any(axis=0)
-    return used
-
-
-def _mask_unusable(flux: FloatArray, ivar: FloatArray, mask: BoolArray) -> None:
-    """Mask the pixels of (n, p) arrays that `Spectra.build` says, in place; the flux of some becomes zero."""
-    zero_runs, known = _zero_runs(flux), np.abs(flux) < _HUGE  # False for NaN
-    usable = known & np.isfinite(ivar) & (ivar > 0) & ~zero_runs
-    flux[~known] = 0.0
-    ivar[~usable] = 0.0
-    mask |= ~usable
-
-
 def _names(id: Sequence[str] | AnyArray | None, count: int) -> StrArray:
     """Return ids as an array of strings; row numbers by default."""
     return (np.arange(count) if id is None else np.atleast_1d(np.asarray(id))).astype(np.str_)
 
 
-def _zero_runs(flux: FloatArray, length: int = 3) -> BoolArray:
-    """Return (n, p) True in runs of at least `length` pixels of exactly zero flux."""
-    zero = flux == 0
-    first: BoolArray = zero.copy()  # pixels at which `length` zeros in a row begin
-    for step in range(1, length):
-        first[:, :-step] &= zero[:, step:]
-        first[:, -step:] = False
-    run = first.copy()
-    for step in range(1, length):
-        run[:, step:] |= first[:, :-step]
-    return run
-
-
-def _check_pixels(grid: FloatArray, flux: FloatArray, ivar: FloatArray, mask: BoolArray) -> None:
-    if flux.ndim != 2:
-        raise DataError(f"flux must be (spectra, pixels), not {flux.shape}")
-    if grid.shape not in ((flux.shape[1],), flux.shape):
-        hint = " (is flux transposed?)" if grid.shape == (flux.shape[0],) else ""
-        raise DataError(f"wavelength {grid.shape} does not fit flux {flux.shape}{hint}")
-    for name, array in (("ivar", ivar), ("mask", mask)):
-        if array.shape != flux.shape:
-            raise DataError(f"{name} {array.shape} does not fit flux {flux.shape}")
-    if flux.shape[1] < 2:
-        raise DataError(f"a spectrum needs at least two pixels; flux is {flux.shape}")
-
-
 def _check_shapes(spectra: Spectra) -> None:
-    _check_pixels(spectra.wavelength, spectra.flux, spectra.ivar, spectra.mask)
+    check_pixels(spectra.wavelength, spectra.flux, spectra.ivar, spectra.mask)
     _check_columns(len(spectra.flux), {"id": spectra.id, **spectra.meta})
 
 
@@ -492,14 +430,3 @@ def _check_columns(count: int, columns: Mapping[str, AnyArray]) -> None:
     for name, column in columns.items():
         if column.shape[:1] != (count,):
             raise DataError(f"{name} has shape {column.shape} for {count} spectra")
-
-
-def _all_rows(test: Callable[[FloatArray], BoolArray], array: FloatArray) -> bool:
-    """Return whether all pixels pass; memory-mapped arrays are only tested once rows are taken from them."""
-    if isinstance(array.base, np.memmap):
-        return True
-    return all(bool(test(array[rows]).all()) for rows in _row_blocks(array))
-
-
-def _pad(array: AnyArray, width: int, value: float | bool) -> AnyArray:
-    return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=value)

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 FILE_SIDE = (
     "surveys catalogues services preprocess prepare calibration "
-    "spectra quantities display wavelength flags units typing cache atomic errors progress npz"
+    "spectra pixels quantities display wavelength flags units typing cache atomic errors progress npz"
 ).split()
 ACCELERATED = {"jax", "flax", "chex", "optax"}
 ALLOWED = {("specjax.cache", "use_compilation_cache"): {"jax"}}  # set up before the first computation

@@ -3,7 +3,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from specjax import spectra as spectra_module
+from specjax import pixels
 from specjax.errors import ConfigError, DataError
 from specjax.preprocess import to_gaia_xp, to_lamost
 from specjax.spectra import Spectra
@@ -39,7 +39,7 @@ def test_build_masks_pixels_that_are_not_finite_or_have_no_information():
 
 
 def test_build_treats_every_row_alike_and_leaves_the_arguments_as_they_are(monkeypatch):
-    monkeypatch.setattr(spectra_module, "_PIXELS_AT_ONCE", 40)  # two rows
+    monkeypatch.setattr(pixels, "_PIXELS_AT_ONCE", 40)  # two rows
     random = np.random.default_rng(0)
     wavelength, flux = np.arange(4000.0, 4020.0), random.normal(1.0, 0.1, (7, 20))
     ivar, mask = random.uniform(-0.2, 1.0, flux.shape), random.random(flux.shape) < 0.1
