@@ -24,7 +24,7 @@ from specjax.config import get_preset
 from specjax.errors import ConfigError
 from specjax.models.apply import apply
 from specjax.models.specformer import SpecFormer
-from specjax.pretrain import simulated
+from specjax.pretrain import simulated, simulated_batches
 from specjax.pretrain.config import PretrainConfig
 from specjax.pretrain.from_files import FilesConfig, pretrain_from_files
 from specjax.pretrain.monitor import LOGS, read
@@ -64,7 +64,7 @@ def write_pairs(path: Path, count: int, seed: int) -> None:
     """Simulate pairs with noise, and write them and their labels in the layout of SpecCLIP's files."""
     stars = simulated.build(shipped(), mastar.read(fetch_stellar_libraries() / "mastarhc_v2"), say)
     config = PretrainConfig.of("mini-physics", seed=seed)
-    material = simulated.make_material(stars, config)
+    material = simulated_batches.make_material(stars, config)
     draw = jax.jit(lambda key, data: material.draw(key, data, AT_ONCE, config.head_augment))
     mean, std = (material.scaler[name] for name in ("label_mean", "label_std"))
     with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from specjax.preprocess import PrincipalFill, to_lamost
-from specjax.pretrain import corpus, simulated
+from specjax.pretrain import corpus, simulated, simulated_batches
 from specjax.pretrain.batches import Material, make_data
 from specjax.pretrain.config import PretrainConfig
 from specjax.progress import Say, silent
@@ -64,5 +64,5 @@ def simulated_source(libraries: Path, say: Say = silent) -> Source:
         spectra = simulated.continued(simulated.simulate(shipped()), library).select(stars.id)
         return to_lamost(spectra, fwhm=miles.FWHM, fwhm_to=fwhm).flux.astype(np.float32)
 
-    material = simulated.make_material(stars, config)
+    material = simulated_batches.make_material(stars, config)
     return Source(stars.flux[:, 0], stars.labels, material, fill, smoothed, stars.shape)

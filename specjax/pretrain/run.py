@@ -12,7 +12,7 @@ from specjax.config import get_preset
 from specjax.errors import ConfigError
 from specjax.foundation import Foundation
 from specjax.preprocess import PrincipalFill
-from specjax.pretrain import corpus, simulated
+from specjax.pretrain import corpus, simulated, simulated_batches
 from specjax.pretrain.batches import Material, make_data
 from specjax.pretrain.config import PretrainConfig
 from specjax.pretrain.monitor import LOGS, keep
@@ -138,4 +138,4 @@ def simulated_corpus(config: PretrainConfig, degraded: bool, say: Say) -> Corpus
     say(f"{len(stars.labels)} simulated stars, from which batches are drawn with new labels")
     if stars.observed is not None:
         say(f"{len(stars.observed.flux)} observed stars without labels")
-    return Corpus(simulated.make_material(stars, config), simulated.fill_of(stars), {})
+    return Corpus(simulated_batches.make_material(stars, config), simulated.fill_of(stars), {})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from specjax.preprocess import to_lamost
-from specjax.pretrain import simulated
+from specjax.pretrain import simulated, simulated_batches
 from specjax.pretrain.augment import AugmentConfig
 from specjax.pretrain.config import PretrainConfig
 from specjax.simulate import grism
@@ -64,7 +64,7 @@ def stars():
 
 @pytest.fixture(scope="module")
 def material(stars):
-    return simulated.make_material(stars, CONFIG)
+    return simulated_batches.make_material(stars, CONFIG)
 
 
 def test_the_corpus_has_all_resolutions_and_partners(stars):
@@ -99,7 +99,9 @@ def test_drawn_spectra_are_those_of_the_drawn_labels(stars, material):
     """With labels that the grid does not have, against the whole way through the preprocessing."""
     config = dataclasses.replace(PLAIN, moving=0.3)
     batch = material.draw(jax.random.key(0), material.data, 16, config)
-    labels = simulated._draw_labels(*jax.random.split(jax.random.key(0), 7)[:2], material.data, 16, 0.3)
+    labels = simulated_batches._draw_labels(
+        *jax.random.split(jax.random.key(0), 7)[:2], material.data, 16, 0.3
+    )
     drawn = np.asarray(labels, np.float64)
     assert (np.abs(drawn[:, None] - stars.labels).max(axis=2).min(axis=1) > 1e-3).any()
     targets = (drawn[:, :4] - material.scaler["label_mean"]) / material.scaler["label_std"]
@@ -113,7 +115,7 @@ def test_drawn_spectra_are_those_of_the_drawn_labels(stars, material):
 def test_labels_stay_inside_the_domain(material):
     """With steps so large that many would leave it."""
     domain = emulator().domain
-    labels = simulated._draw_labels(jax.random.key(1), jax.random.key(2), material.data, 512, 1.0)
+    labels = simulated_batches._draw_labels(jax.random.key(1), jax.random.key(2), material.data, 512, 1.0)
     labels = np.asarray(labels, np.float64)
     moved = np.abs(labels[:, None] - grid(150)).max(axis=2).min(axis=1) > 1e-3
     assert 0.05 < moved.mean() < 0.95
@@ -121,12 +123,12 @@ def test_labels_stay_inside_the_domain(material):
 
 
 def test_a_group_has_one_resolution_and_its_noise(material):
-    column = simulated._draw_resolutions(jax.random.key(0), 64, 3, 0.5)
+    column = simulated_batches._draw_resolutions(jax.random.key(0), 64, 3, 0.5)
     groups = np.asarray(column).reshape(8, 8)
     assert (groups == groups[:, :1]).all()
     assert len(np.unique(column)) > 1
-    assert (simulated._draw_resolutions(jax.random.key(0), 64, 3, 0.0) == 0).all()
-    odd = simulated._draw_resolutions(jax.random.key(3), 9, 3, 1.0)
+    assert (simulated_batches._draw_resolutions(jax.random.key(0), 64, 3, 0.0) == 0).all()
+    odd = simulated_batches._draw_resolutions(jax.random.key(3), 9, 3, 1.0)
     assert len(np.unique(odd)) == 1
     assert odd[0] > 0
 
@@ -146,10 +148,10 @@ def test_batches_follow_their_key_and_are_complete(material):
 
 @pytest.mark.slow
 def test_cool_stars_have_the_weight_of_the_settings(stars):
-    material = simulated.make_material(stars, dataclasses.replace(CONFIG, cool_weight=0.25))
+    material = simulated_batches.make_material(stars, dataclasses.replace(CONFIG, cool_weight=0.25))
     batch = material.draw(jax.random.key(0), material.data, 64, PLAIN)
     teff = batch["labels"][:, 0] * material.scaler["label_std"][0] + material.scaler["label_mean"][0]
-    cool = np.asarray(teff) < simulated.COOL
+    cool = np.asarray(teff) < simulated_batches.COOL
     assert 0 < cool.sum() < 64
     np.testing.assert_array_equal(batch["weight"], np.where(cool, 0.25, 1.0))
 
@@ -164,7 +166,7 @@ def observed():
 
 def test_observed_stars_take_the_place_of_simulated_ones_and_have_no_labels(stars):
     made = simulated.build(emulator(), library(), observed=[observed()])
-    material = simulated.make_material(made, CONFIG)
+    material = simulated_batches.make_material(made, CONFIG)
     chex.assert_shape(made.observed.flux, (2, 1, 1462))
     config = dataclasses.replace(PLAIN, observed_probability=0.5)
     batch = material.draw(jax.random.key(0), material.data, 64, config)
@@ -184,7 +186,7 @@ def test_observed_stars_take_the_place_of_simulated_ones_and_have_no_labels(star
     without = material.draw(jax.random.key(0), material.data, 64, PLAIN)
     assert (without["weight"] == 1).all()
     # Stars without labels cannot validate.
-    mixed = simulated.make_material(made, dataclasses.replace(CONFIG, augment=config))
+    mixed = simulated_batches.make_material(made, dataclasses.replace(CONFIG, augment=config))
     np.testing.assert_array_equal(mixed.validation.flux, material.validation.flux)
     np.testing.assert_array_equal(without["flux"][~mine], batch["flux"][~mine])
 
