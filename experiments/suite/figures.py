@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = style.COLUMN
+_BESIDE = 0.03  # inches between the markers of lines
 
 
 def save(path: Path, draw: Draw) -> None:
@@ -76,6 +77,8 @@ def draw_lines(
 ) -> None:
     """Draw values with intervals against a number of the rows, one line per name.
 
+    Lines are drawn a little beside each other, so that no interval covers another.
+
     Args:
         axis: to draw on.
         lines: rows by name; a name without rows keeps its marker and colour for other axes.
@@ -83,12 +86,16 @@ def draw_lines(
         value: key of the values.
         dashed: names of lines to draw dashed, such as baselines.
     """
+    from matplotlib.transforms import ScaledTranslation
+
     colours = style.colours(lines)
     for place, (name, rows) in enumerate(lines.items()):
         if not rows:
             continue
+        beside = _BESIDE * (place - (len(lines) - 1) / 2)
+        move = ScaledTranslation(beside, 0, axis.figure.dpi_scale_trans)
         ordered = sorted(rows, key=lambda row: float(row[x]))
-        axis.errorbar(
+        drawn = axis.errorbar(
             [row[x] for row in ordered],
             [row[value] for row in ordered],
             yerr=_reach(ordered, value),
@@ -100,6 +107,9 @@ def draw_lines(
             elinewidth=0.7,
             label=name,
         )
+        for artist in drawn.get_children():  # only now, because the limits of the axes come from the data
+            artist.set_transform(axis.transData + move)
+    axis.margins(x=0.08)  # for the outermost lines
 
 
 def legend_below(figure: "Figure", columns: int = 3) -> None:

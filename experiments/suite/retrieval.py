@@ -39,7 +39,7 @@ from specjax.adapt.stage import Stage, Trainer
 from specjax.adapt.target import Target
 from specjax.foundation import Foundation
 from specjax.progress import Say
-from specjax.report.style import CURVES
+from specjax.report import style
 from specjax.train.optimizer import GroupSchedule
 from specjax.typing import AnyArray, FloatArray, IntArray
 
@@ -292,10 +292,13 @@ def draw(figure: "Figure", curves: Mapping[str, Mapping[str, FloatArray]]) -> No
     """Draw the median error of each Gaia XP sample, for the first set of pairs."""
     from specjax.wavelength import GAIA_XP_WAVELENGTH
 
-    axis = figure.subplots()
-    for (name, error), colour in zip(next(iter(curves.values())).items(), CURVES, strict=False):
+    axis, first = figure.subplots(), next(iter(curves.values()))
+    looks = style.colours(first)
+    for name, error in first.items():
         grid = GAIA_XP_WAVELENGTH if len(error) == len(GAIA_XP_WAVELENGTH) else np.arange(len(error))
-        axis.plot(grid / 10, error, color=colour, lw=1, label=name)
+        line = {RIDGE: "--", MEAN: "--", ZERO_SHOT: ":"}.get(name, "-")
+        above = 3 if name == ZERO_SHOT else 2  # where the alignment changes nothing, both are seen
+        axis.plot(grid / 10, error, color=looks[name], lw=1, ls=line, zorder=above, label=name)
     axis.set(
         yscale="log", ylim=(1e-3, None), xlabel="wavelength (nm)", ylabel="median error of the Gaia XP flux"
     )
