@@ -94,6 +94,13 @@ def check_wavelength(grid: FloatArray) -> None:
         raise DataError("wavelengths are not increasing; Spectra.build sorts them")
 
 
+def columns_between(wavelength: FloatArray, low: float, high: float) -> slice:
+    """Return the pixel columns in which any grid, (p,) or (n, p), lies from `low` to `high` Angstrom."""
+    inside = np.atleast_2d((wavelength >= low) & (wavelength <= high)).any(axis=0)
+    columns = np.flatnonzero(inside)
+    return slice(int(columns[0]), int(columns[-1]) + 1) if columns.size else slice(0, 0)
+
+
 def extend(grid: FloatArray, count: int, width: int) -> FloatArray:
     """Return (count, width) wavelengths, continued with the last step under the padding."""
     rows = np.broadcast_to(grid, (count, grid.shape[-1]))

@@ -11,6 +11,7 @@ from specjax.errors import DataError, SpecjaxError
 from specjax.prepare.parts import Part, stack_columns, write_part
 from specjax.prepare.plan import Options, Source
 from specjax.preprocess import to_gaia_xp, to_lamost
+from specjax.preprocess.to_grid import range_used
 from specjax.spectra import Spectra
 from specjax.surveys import arrays, read, read_xp
 from specjax.surveys.io.many import assuming, collecting
@@ -104,15 +105,16 @@ def _prepare(
     return [sides for group in prepared for sides in group], refused
 
 
-def _read(source: Source, options: Options) -> Spectra:
+def _read(source: Source, options: Options, within: tuple[float, float] | None = None) -> Spectra:
+    """Read a source; of arrays, only the pixels near the wavelengths `within`, if these are given."""
     with assuming(options.assumed_medium, options.assumed_unit):
-        return _read_declared(source, options)
+        return _read_declared(source, options, within)
 
 
-def _read_declared(source: Source, options: Options) -> Spectra:
+def _read_declared(source: Source, options: Options, within: tuple[float, float] | None) -> Spectra:
     medium, unit = options.wavelength_medium, options.wavelength_unit
     if source.rows is not None:
-        spectra = arrays.read(source.path, medium, unit, rows=source.rows)
+        spectra = arrays.read(source.path, medium, unit, rows=source.rows, within=within)
     else:
         spectra = read(source.path, options.survey, wavelength_medium=medium, wavelength_unit=unit)
     return spectra.with_meta(file=np.full(len(spectra), str(source.path)))
@@ -132,7 +134,7 @@ def _read_raw(source: Source, options: Options) -> Spectra:
 
 def _read_any(source: Source, options: Options) -> Spectra:
     """Read a source for the LAMOST grid; refuse Gaia XP spectra."""
-    spectra = _read(source, options)
+    spectra = _read(source, options, range_used(options.fwhm_from, options.fwhm_to))
     if _is_xp(spectra):
         raise DataError(
             f"{source.path} holds Gaia XP spectra, which the LAMOST tower of a model does not take;"

@@ -14,9 +14,9 @@ from dataclasses import replace
 import numpy as np
 
 from specjax.flags import FLAG_DTYPE, Flag
-from specjax.preprocess.resample import columns_between
 from specjax.spectra import Spectra
 from specjax.typing import BoolArray, FloatArray, IntArray
+from specjax.wavelength import columns_between
 
 BLUE, RED = 3700.0, 5700.0
 """Limits of the fitted range, Angstrom."""

@@ -4,10 +4,11 @@ import numpy as np
 
 from specjax.flags import Flag
 from specjax.preprocess.continuum import BLUE, RED, lower_median
-from specjax.preprocess.resample import SPEED_OF_LIGHT, columns_between
+from specjax.preprocess.resample import SPEED_OF_LIGHT
 from specjax.preprocess.velocity import measure_velocity
 from specjax.spectra import Spectra
 from specjax.typing import BoolArray, FloatArray, IntArray, StrArray
+from specjax.wavelength import columns_between
 
 SPIKE_RANGE = (-1.0, 5.0)
 """Flux relative to the local level, outside which a pixel may be a spike (cosmic ray, bad subtraction)."""

@@ -14,6 +14,7 @@ from specjax.preprocess import operators
 from specjax.preprocess.operators import Operator
 from specjax.spectra import Spectra
 from specjax.typing import FloatArray, IntArray
+from specjax.wavelength import columns_between
 
 SPEED_OF_LIGHT = 299792.458
 """km/s."""
@@ -93,15 +94,8 @@ def smooth(
     )
 
 
-def columns_between(wavelength: FloatArray, low: float, high: float) -> slice:
-    """Return the pixel columns in which any grid, (p,) or (n, p), lies from `low` to `high` Angstrom."""
-    inside = np.atleast_2d((wavelength >= low) & (wavelength <= high)).any(axis=0)
-    columns = np.flatnonzero(inside)
-    return slice(int(columns[0]), int(columns[-1]) + 1) if columns.size else slice(0, 0)
-
-
 def crop(spectra: Spectra, low: float, high: float) -> Spectra:
-    """Cut spectra to the columns of `columns_between`; no pixel is masked.
+    """Cut spectra to the columns of `wavelength.columns_between`; no pixel is masked.
 
     Raises:
         DataError: if there are fewer than two such columns.

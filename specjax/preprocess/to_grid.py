@@ -12,7 +12,6 @@ from specjax.preprocess.continuum import BLUE, RED, fit_continuum, normalise
 from specjax.preprocess.quality import mask_spikes, quality_flags, too_fast
 from specjax.preprocess.resample import (
     SPEED_OF_LIGHT,
-    columns_between,
     interpolate,
     rebin,
     rows_by_grid,
@@ -21,7 +20,7 @@ from specjax.preprocess.resample import (
 from specjax.preprocess.threads import for_each
 from specjax.spectra import Spectra
 from specjax.typing import BoolArray, FloatArray, IntArray, StrArray
-from specjax.wavelength import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH
+from specjax.wavelength import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, columns_between
 
 OVERSAMPLED = 5.0
 """FWHM in Angstrom above which LAMOST's 1.1 A pixels oversample a spectrum so much that smoothing pays."""
@@ -34,7 +33,8 @@ XP_REFERENCE = 107
 
 _MAX_BETA = 0.1  # v/c, above which a velocity to remove is taken for unknown; no star is as fast
 _KERNEL_WIDTHS = 2.0  # of a FWHM; the kernel of `smooth` ends at 1.7
-_MARGIN, _MARGIN_PIXELS = 5.0, 8  # Angstrom, for air wavelengths, and pixels, for the median filter
+_MARGIN = 5.0  # Angstrom, for air wavelengths
+_MARGIN_PIXELS = 8  # for the median filter
 _ROWS_AT_ONCE = 128  # of a few thousand pixels
 
 
@@ -274,6 +274,18 @@ def _convert_batches(
         mask=mask,
         prepared={"tower": "lamost", **options},
     ).with_meta(**mask_columns(mask, flag, max_masked))
+
+
+def range_used(fwhm: float | None = None, fwhm_to: float | None = None) -> tuple[float, float]:
+    """Return the first and the last wavelength, Angstrom in vacuum or air, that `to_lamost` looks at.
+
+    Readers may leave out all pixels but those between them and a few beside, see `arrays.read`.
+
+    Raises:
+        ConfigError: as `to_lamost`.
+    """
+    reach = _reach(_target_fwhm(fwhm, fwhm_to)) + _MARGIN
+    return (1 - _MAX_BETA) * BLUE - reach, (1 + _MAX_BETA) * RED + reach
 
 
 def _columns_near(grid: FloatArray, reach: float) -> slice:

@@ -17,6 +17,7 @@ from specjax.spectra import Spectra
 from specjax.surveys.io import checksums
 from specjax.surveys.io.many import assume_medium, assumed_unit
 from specjax.typing import AnyArray, FloatArray, StrArray
+from specjax.wavelength import check_wavelength, columns_between, in_angstrom
 
 if TYPE_CHECKING:
     import h5py
@@ -25,7 +26,9 @@ NPZ, HDF5 = (".npz",), (".h5", ".hdf5", ".hdf")
 
 _MAX_UNPACKED, _MAX_RATIO = 2 * 1024**3, 100  # bytes, and times the file's size: flux hardly compresses
 _BYTES = 9  # per pixel of a simulated spectrum: flux and ivar in float32, and the mask
-_FIELDS = ("wavelength", "flux", "ivar", "mask", "id")
+_PIXELS = ("wavelength", "flux", "ivar", "mask")
+_FIELDS = (*_PIXELS, "id")
+_BESIDE = 16  # pixels, more than affect each other when gaps and runs of zeros are masked
 _DECLARED = {"wavelength_medium": "medium", "wavelength_unit": "unit", "survey": "survey"}
 
 
@@ -40,6 +43,7 @@ def read(
     wavelength_unit: str | None = None,
     *,
     rows: tuple[int, int] | None = None,
+    within: tuple[float, float] | None = None,
 ) -> Spectra:
     """Read the spectra of one file.
 
@@ -54,6 +58,7 @@ def read(
         wavelength_unit: the unit, if the file does not declare it; default Angstrom.
         rows: first row and the one after the last, to read only these; all if None. From HDF5 only these are
             loaded into memory.
+        within: wavelengths in Angstrom outside which pixels are left out, but for a few, to save time.
 
     Raises:
         DataError: the file is damaged, arrays are missing or do not fit each other, or the medium or unit
@@ -68,8 +73,11 @@ def read(
     for key, wanted in (("medium", wavelength_medium), ("unit", wavelength_unit)):
         if wanted is not None and declared.setdefault(key, wanted) != wanted:
             raise DataError(f"{path} declares that its wavelength {key} is {declared[key]}, not {wanted}")
+    unit = declared.get("unit") or assumed_unit()
     count = len(np.atleast_2d(arrays["flux"]))
     extra = {name: value for name, value in arrays.items() if name not in _FIELDS}
+    if within is not None:
+        arrays |= _pixels_within(arrays, unit, *within)
     try:
         return Spectra.build(
             arrays["wavelength"],
@@ -80,10 +88,24 @@ def read(
             meta={name: _text(value) for name, value in extra.items() if np.shape(value) == (count,)},
             medium=declared.get("medium") or assume_medium(path),
             survey=declared.get("survey", path.stem),
-            unit=declared.get("unit") or assumed_unit(),
+            unit=unit,
         )
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
+
+
+def _pixels_within(arrays: Mapping[str, Any], unit: str | None, low: float, high: float) -> dict[str, Any]:
+    """Return the arrays that have pixels without those far outside a range; none if they are not valid."""
+    found = {name: np.asarray(arrays[name]) for name in _PIXELS if name in arrays}
+    try:
+        grid = in_angstrom(found["wavelength"].astype(np.float64), unit)
+        check_wavelength(grid)
+    except (DataError, TypeError, ValueError):  # for `Spectra.build` to refuse
+        return {}
+    part = columns_between(grid, low, high)
+    part = slice(max(part.start - _BESIDE, 0), part.stop + _BESIDE)
+    whole = all(array.shape[-1:] == grid.shape[-1:] for array in found.values())
+    return {name: array[..., part] for name, array in found.items()} if whole and part.stop > _BESIDE else {}
 
 
 def declares_medium(path: Path) -> bool:

@@ -6,6 +6,7 @@ import pytest
 
 from specjax.errors import DataError
 from specjax.preprocess import to_lamost
+from specjax.preprocess.to_grid import range_used
 from specjax.spectra import Spectra
 from specjax.surveys import arrays, read
 from tests.damage import flip, outcomes, same_spectra, some_bits
@@ -239,3 +240,63 @@ def test_a_dataset_that_cannot_be_opened_is_not_overlooked(streamed):
     streamed.write_bytes(flip(streamed.read_bytes(), 8 * (header + 20)))
     with pytest.raises(DataError, match="is damaged: its mask cannot be opened"):
         arrays.read(streamed)
+
+
+def wide_spectra(case):
+    """Spectra far beyond the range of the LAMOST tower, with a gap and a run of zeros across its end."""
+    random = np.random.default_rng(3)
+    grid = np.arange(3000.0, 9000.0, 1.3)
+    end = int(np.searchsorted(grid, 5700.0))
+    flux = random.normal(1.0, 0.1, (5, grid.size)) * (2.0 - grid / 9000.0)
+    flux[1, end - 3 : end + 40] = 0.0
+    mask = random.random(flux.shape) < 0.02
+    mask[2, end - 20 : end + 100] = True
+    kept = np.ones(grid.size, bool)
+    wavelength = grid
+    if case == "gap":
+        kept[end - 1 : end + 120] = False
+    if case == "own grids":
+        wavelength = grid + 40.0 * np.arange(5)[:, None]
+    if case == "log10":
+        wavelength = np.log10(grid)
+    unit = "log10" if case == "log10" else "angstrom"
+    ivar = random.uniform(50.0, 150.0, flux.shape)
+    found = {"wavelength": wavelength, "flux": flux, "ivar": ivar, "mask": mask}
+    found = {name: array[..., kept] for name, array in found.items()}
+    return content(5, **found, wavelength_unit=unit, wavelength_medium="air" if case == "air" else "vacuum")
+
+
+@pytest.mark.parametrize("fwhm", [None, 20.0])
+@pytest.mark.parametrize("case", ["one grid", "gap", "own grids", "log10", "air"])
+def test_pixels_that_the_tower_does_not_see_can_be_left_out(path, case, fwhm):
+    save(path, wide_spectra(case))
+    whole = arrays.read(path)
+    part = arrays.read(path, within=range_used(fwhm))
+    assert part.flux.shape[1] < 0.6 * whole.flux.shape[1]
+    expected, made = to_lamost(whole, fwhm=fwhm), to_lamost(part, fwhm=fwhm)
+    for name in ("flux", "ivar", "mask"):
+        np.testing.assert_array_equal(getattr(made, name), getattr(expected, name))
+    assert made.meta["flag"].tolist() == expected.meta["flag"].tolist()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"wavelength": GRID / 10},
+        {"wavelength": np.r_[GRID[:-1], GRID[-2]]},
+        {"ivar": np.ones((2, 5))},
+        {"wavelength": GRID[:-1]},
+    ],
+)
+def test_leaving_out_pixels_hides_no_fault_of_a_file(path, changes):
+    save(path, content(**changes))
+    with pytest.raises(DataError) as whole:
+        arrays.read(path)
+    with pytest.raises(DataError) as part:
+        arrays.read(path, within=(4000.0, 5000.0))
+    assert str(part.value) == str(whole.value)
+
+
+def test_spectra_outside_the_range_are_read_as_a_whole(path):
+    save(path, content(wavelength=GRID + 4000.0))
+    assert arrays.read(path, within=(4000.0, 5000.0)).flux.shape == (2, GRID.size)
