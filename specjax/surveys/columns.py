@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 from astropy.table import Column, Table
-from astropy.units import Quantity, UnrecognizedUnit
+from astropy.units import Quantity
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
+from specjax.surveys.io.column_units import known_unit
 from specjax.surveys.io.many import assume_medium, assumed_unit
 from specjax.typing import FloatArray
 
@@ -90,7 +91,7 @@ def _one(path: Path, table: Table, medium: str, unit: str | None) -> Spectra:
         ivar = np.divide(1.0, error**2, out=np.zeros_like(error), where=error > 0)
     mask = np.asarray(table["mask"]) if "mask" in table.colnames else None
     wavelength, flux = _filled(table["wavelength"]), _filled(table["flux"])
-    if (density := table["flux"].unit) is not None and not isinstance(density, UnrecognizedUnit):
+    if (density := known_unit(path, table["flux"].unit)) is not None:
         flux = Quantity(flux, density)  # per frequency, it is converted
     return Spectra.build(
         wavelength,

@@ -17,6 +17,7 @@ from astropy.io import fits
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
+from specjax.surveys.io.column_units import known_unit, name_of
 from specjax.surveys.io.fits import open_fits
 from specjax.surveys.io.many import assume_medium, assumed_unit
 from specjax.surveys.io.sniff import is_fits, stem
@@ -40,7 +41,6 @@ _COLUMNS = {
 _NEEDED = ("wavelength", "flux")
 _AXIS_CARDS = ("CTYPE1", "CUNIT1", "CRVAL1", "CDELT1", "CD1_1")
 _MEDIA = {"air": "air", "vacuum": "vacuum", "vac": "vacuum"}
-_ANGSTROM = ("angstrom", "ang", "a", "aa")
 _LONGEST = 6  # columns or HDUs that an error lists
 
 
@@ -82,21 +82,22 @@ def read(path: Path, wavelength_medium: str | None = None, wavelength_unit: str 
             raise DataError(f"{path} is {describe(path)}, not {_KIND}")
         found = _from_table(path, hdu) if _is_table(hdu) else _from_image(path, hdu, hdus)
         header, medium = _header(hdus, hdu), found.pop("medium", None) or _medium(hdus, hdu)
+    quantity = getattr(found["wavelength"], "unit", None)
     declared = {"medium": medium, "unit": found.pop("unit", None)}
+    if quantity is not None:
+        declared["unit"] = name_of(quantity)
     for key, wanted in (("medium", wavelength_medium), ("unit", wavelength_unit)):
         if wanted is not None and declared[key] not in (None, wanted):
             raise DataError(f"{path} declares that its wavelength {key} is {declared[key]}, not {wanted}")
     count = len(found["id"])
-    unit = wavelength_unit or declared["unit"]
-    if unit is None and getattr(found["wavelength"], "unit", None) is None:
-        unit = assumed_unit()
+    unit = wavelength_unit or declared["unit"] or assumed_unit()
     try:
         return Spectra.build(
             **found,
             meta={name: np.full(count, value) for name, value in _position(header).items()},
             medium=declared["medium"] or wavelength_medium or assume_medium(path),
             survey=stem(path),
-            unit=unit,
+            unit=unit if quantity is None else None,
         )
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
@@ -168,13 +169,17 @@ def _has_axis(header: Mapping[str, Any]) -> bool:
 def _from_table(path: Path, hdu: Any) -> dict[str, Any]:
     """Return the arguments of `Spectra.build` from a table, and the medium and unit that it declares."""
     roles = _by_role(hdu.columns.names)
-    columns = {role: _column(path, hdu, name) for role, name in roles.items() if role != "id"}
-    wavelength, flux = columns["wavelength"], columns["flux"]
     name = roles["wavelength"].lower()
+    columns = {
+        role: _column(path, hdu, column, has_unit=not (role == "wavelength" and name in _LOG))
+        for role, column in roles.items()
+        if role != "id"
+    }
+    wavelength, flux = columns["wavelength"], columns["flux"]
     found: dict[str, Any] = {"unit": None, "medium": None}
     found["medium"] = "air" if name in _AIR else "vacuum" if name in _VACUUM else None
     if name in _LOG:
-        wavelength, found["unit"] = getattr(wavelength, "value", wavelength), "log10"
+        found["unit"] = "log10"
     count = len(flux) if flux.ndim == 2 else 1
     ids = hdu.data[roles["id"]] if "id" in roles and count > 1 and len(hdu.data) == count else None
     found |= {"wavelength": wavelength, "flux": flux, "mask": columns.get("mask")}
@@ -183,13 +188,13 @@ def _from_table(path: Path, hdu: Any) -> dict[str, Any]:
     return found
 
 
-def _column(path: Path, hdu: Any, name: str) -> Any:
+def _column(path: Path, hdu: Any, name: str, *, has_unit: bool) -> Any:
     """Return a column (p,) or (n, p) as an array, or as a quantity if it has a unit that astropy knows."""
-    data, text = np.asarray(hdu.data[name]), hdu.columns[name].unit
+    data, text = np.asarray(hdu.data[name]), hdu.columns[name].unit if has_unit else None
     if data.dtype.kind not in "biuf":
         raise DataError(f"{path}: column {name} does not hold numbers, or arrays of different lengths")
     data = data[:, 0] if data.ndim == 2 and data.shape[1] == 1 else data
-    unit = _unit(path, text)
+    unit = known_unit(path, text)
     return data if unit is None else u.Quantity(data, unit)
 
 
@@ -202,7 +207,7 @@ def _from_image(path: Path, hdu: Any, hdus: fits.HDUList) -> dict[str, Any]:
     }
     roles = {role: np.squeeze(images[name].data) for role, name in _by_role(tuple(images)).items()}
     roles = {role: values for role, values in roles.items() if values.shape == flux.shape}
-    if (density := _unit(path, str(header.get("BUNIT", "")).strip())) is not None:
+    if (density := known_unit(path, header.get("BUNIT"))) is not None:
         flux = u.Quantity(flux, density)
     return {
         "wavelength": wavelength,
@@ -220,39 +225,36 @@ def _axis(path: Path, header: Mapping[str, Any], pixels: int) -> tuple[Any, str 
     Linear and natural logarithmic axes (WAVE-LOG, AWAV-LOG) are those of Greisen et al. 2006, A&A 446, 747;
     DC-FLAG = 1 is IRAF's sign of an axis in log10 of Angstrom.
     """
-    kind, step = str(header.get("CTYPE1", "")).upper(), header.get("CD1_1", header.get("CDELT1"))
-    start, offset = float(header["CRVAL1"]), np.arange(1, pixels + 1) - float(header.get("CRPIX1", 1.0))
+    kind = str(header.get("CTYPE1", "")).upper()
+    start, step = (_number(path, header, *names) for names in (("CRVAL1",), ("CD1_1", "CDELT1")))
+    first = _number(path, header, "CRPIX1") if "CRPIX1" in header else 1.0
+    offset = np.arange(1, pixels + 1) - first
     if kind.startswith(("FREQ", "VELO", "VRAD", "VOPT", "ENER", "WAVN", "RA", "DEC", "PIXEL")):
         raise DataError(f"{path}: its axis is {kind}, not of wavelengths")
     if kind.endswith("-LOG"):
-        axis = start * np.exp(offset * float(step) / start)
+        if start <= 0:
+            raise DataError(f"{path}: CRVAL1 = {start:g} cannot begin a logarithmic axis")
+        axis = start * np.exp(offset * step / start)
     else:
-        axis = start + offset * float(step)
+        axis = start + offset * step
     logarithmic = header.get("DC-FLAG") == 1 or kind.startswith(("LOGLAM", "LOG10", "LOG-LAM", "LOG(LAM"))
     if logarithmic:
         return axis, "log10"
-    unit = _unit(path, str(header.get("CUNIT1", "")).strip())
+    unit = known_unit(path, header.get("CUNIT1"))
     return (axis if unit is None else u.Quantity(axis, unit)), None
 
 
-def _unit(path: Path, text: str | None) -> Any:
-    """Return the unit of a header's text; None for none, and for one that astropy does not know.
+def _number(path: Path, header: Mapping[str, Any], *names: str) -> float:
+    """Return the number on the first of some cards that a header has.
 
     Raises:
-        DataError: the latter, if it seems to be of a flux per frequency, whose slope differs.
+        DataError: it is none.
     """
-    if not text or text.lower() in ("none", "pixel", "relative", "arbitrary"):
-        return None
-    if text.lower().rstrip("s") in _ANGSTROM:
-        return u.AA
-    unit = u.Unit(text, parse_strict="silent")
-    if not isinstance(unit, u.UnrecognizedUnit):
-        return None if unit == u.one else unit
-    if "hz" in text.lower() or "jy" in text.lower():
-        raise DataError(
-            f"{path}: the unit {text!r} is not known, and may be one per frequency: convert the flux"
-        )
-    return None
+    name = next(name for name in names if name in header)
+    try:
+        return float(header[name])
+    except (TypeError, ValueError):
+        raise DataError(f"{path}: {name} is {header[name]!r}, not a number") from None
 
 
 def _ivar(error: Any, flux: Any) -> Any:
