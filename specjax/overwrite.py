@@ -26,6 +26,7 @@ PNG_NOTES, PDF_NOTES = {"Software": MARK}, {"Creator": MARK}
 
 _BEGINNING = 1 << 16  # bytes of a file that hold its mark
 _LABELLED = (["id", "ra", "dec", "snr"], ["separation", "duplicate_of", "flag"])  # first and last columns
+_TOWERS = ("_lamost", "_gaia_xp")  # which labels of `check-published` are of
 _SIMILAR = ["query", "query_flag", "rank", "id", "row", "similarity", "flag"]
 
 
@@ -61,14 +62,15 @@ def _is_comment(line: str) -> bool:
 
 
 def _csv(path: Path) -> bool:
-    """Whether the columns are those of `predict`, `similar`, `label` or `split`."""
+    """Whether the columns are those of `predict`, `similar`, `label`, `split` or `check-published`."""
     with path.open(encoding="utf-8") as file:
         names = file.readline().strip().split(",")
     predicted = names[0] == "id" and names[-3:] == ["flag", "masked_fraction", "distance"]
     labelled = (names[:4], names[-3:]) == _LABELLED
     roles = [name for name in names if re.fullmatch(r"split_\d+", name)]
     split = bool(roles) and names[-len(roles) :] == [f"split_{number}" for number in range(len(roles))]
-    return predicted or labelled or split or names == _SIMILAR
+    published = names[0] == "id" and all(name.endswith(_TOWERS) for name in names[1:]) and len(names) > 1
+    return predicted or labelled or split or published or names == _SIMILAR
 
 
 def _fits(path: Path) -> bool:
@@ -121,6 +123,7 @@ _RECOGNISED: dict[str, Callable[[Path], bool]] = {
     ".parquet": _contains(f"{{{MARK}: "),
     ".h5": _hdf5,
     ".hdf5": _hdf5,
+    ".hdf": _hdf5,
     ".npz": _npz,
     ".png": _contains(f"Software\0{MARK}"),
     ".pdf": _contains(f"/Creator ({MARK})"),

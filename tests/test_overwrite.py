@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
-from specjax import cli
+from specjax import cli, overwrite
 from specjax.errors import SpecjaxError
 from specjax.overwrite import check_replaceable
 from specjax.report import html
 from specjax.report.style import paper_figure, save_figure
-from specjax.surveys.io.tables import write_table
+from specjax.surveys.arrays import HDF5, NPZ
+from specjax.surveys.io.tables import SUFFIXES, write_table
 
 TABLES = [".ecsv", ".fits", ".vot", ".parquet", ".csv"]
 PREDICTED = {
@@ -102,9 +103,19 @@ def test_every_command_leaves_the_files_of_users_alone(
     assert [each.name for each in tmp_path.iterdir()] == [name]
 
 
-def test_a_second_run_replaces_what_the_first_has_written(tmp_path):
+def test_every_format_that_is_written_is_recognised():
+    assert overwrite._RECOGNISED.keys() >= {*SUFFIXES, *HDF5, *NPZ}
+
+
+def test_labels_of_published_weights_are_replaced_as_csv_too(tmp_path):
+    names = [f"{label}_{tower}" for label in ("teff", "fe_h") for tower in ("lamost", "gaia_xp")]
+    write_table(tmp_path / "own.csv", {"id": np.array(["a"]), **{name: np.ones(1) for name in names}})
+    check_replaceable(tmp_path / "own.csv")
+
+
+def test_a_second_simulation_replaces_what_the_first_has_written(tmp_path):
     out = tmp_path / "s.npz"
-    for name in ("s.npz", "s.h5"):
+    for name in ("s.npz", "s.h5", "s.hdf"):
         for seed in ("0", "1"):
             line = f"simulate --instrument grism --n 2 --seed {seed} --out {out.with_name(name)}"
             assert cli.main(line.split()) == 0

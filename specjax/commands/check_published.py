@@ -40,16 +40,16 @@ class CheckPublished(FromFile):
     def run(self) -> None:
         """Run the models and print what they give; raise ModelError if something does not agree."""
         from specjax.cache import use_compilation_cache
+        from specjax.overwrite import check_replaceable
 
+        if self.out is not None:
+            check_replaceable(self.out)
         use_compilation_cache()
         from checkpoints_convert import convert
-        from specjax.overwrite import check_replaceable
         from specjax.pipeline.published import check_published
         from specjax.report.agreement import failed
         from specjax.surveys.io.tables import write_table
 
-        if self.out is not None:
-            check_replaceable(self.out)
         found = check_published(
             convert=convert,
             weights=self.weights,

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from specjax.commands.options_file import FromFile
+from specjax.commands.paths import check_sources
 from specjax.progress import say
 
 
@@ -39,6 +40,7 @@ class Label(FromFile):
 
     def run(self) -> None:
         """Read, match and write, report the numbers of rows on stderr, and print the path of the table."""
+        check_sources([self.spectra, self.catalogue], self.out)
         from specjax.catalogues.matching import label_files
 
         label_files(

@@ -52,8 +52,8 @@ class Prepare(FromFile):
             raise ConfigError("prepare needs spectra: survey files or folders of them")
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"prepare needs at least one worker, not {self.workers}")
-        check_sources(self.spectra, self.out)
         check_exist(xp=self.xp)
+        check_sources([*self.spectra, *self.xp], self.out)
         from specjax.prepare import Options, prepare_spectra
 
         options = Options(

@@ -38,7 +38,7 @@ class Similar(Reading):
     def run(self) -> None:
         """Find the neighbours and print the path of the table."""
         check_exist(catalogue=self.catalogue)
-        check_sources(self.spectra, self.out)
+        check_sources([*self.spectra, self.catalogue], self.out)
         check_model(self.model)
         from specjax.cache import use_compilation_cache
 

@@ -7,6 +7,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from specjax.commands.options_file import FromFile
+from specjax.commands.paths import check_sources
 from specjax.progress import say
 
 
@@ -44,6 +45,7 @@ class Split(FromFile):
 
     def run(self) -> None:
         """Draw the splits, report their sizes on stderr and print the path of the table."""
+        check_sources([self.labels], self.out)
         from specjax.adapt.roles import SplitConfig, split_file
 
         config = SplitConfig(

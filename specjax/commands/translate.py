@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from specjax.commands.many import ManySpectra
+from specjax.commands.paths import check_sources
 from specjax.errors import ConfigError
 
 
@@ -33,6 +34,8 @@ class Translate(ManySpectra):
     def run(self) -> None:
         """Translate the spectra and print the path of the file."""
         options = self.options("translate", self.out)
+        if self.truth is not None:
+            check_sources([self.truth], self.out)
         if self.plots < 0:
             raise ConfigError(f"translate cannot plot {self.plots} spectra")
         from specjax.arenas import share_arenas

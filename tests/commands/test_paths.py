@@ -42,6 +42,11 @@ def test_the_names_of_the_models_that_ship_are_the_same():
         ("similar one.csv --catalogue none.h5 -o a.csv", "none.h5 does not exist (--catalogue)"),
         ("show none.csv", "none.csv does not exist"),
         ("prepare one.h5 -o one.h5", "one.h5 is read and would be written"),
+        ("prepare one.csv --xp one.h5 -o one.h5", "one.h5 is read and would be written"),
+        ("similar one.csv --catalogue one.h5 -o one.h5", "one.h5 is read and would be written"),
+        ("translate one.csv --to gaia_xp --truth one.h5 -o one.h5", "one.h5 is read and would be written"),
+        ("split labels.csv -o labels.csv", "labels.csv is read and would be written"),
+        ("label one.csv --catalogue labels.csv -o labels.csv", "labels.csv is read and would be written"),
     ],
 )
 def test_paths_are_checked_before_jax_is_loaded(words, message, spectra):
