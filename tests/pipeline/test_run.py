@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from threading import Barrier
+from threading import Barrier, Event
 
 import h5py
 import numpy as np
@@ -249,6 +249,32 @@ def test_an_error_in_one_chunk_ends_the_run(files, tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "write_chunk", failing)
     with pytest.raises(RuntimeError, match="no space"):
         run(files, write_stars(tmp_path / "raw", 9), tmp_path / "labels.fits")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_what_fails_beside_another_chunk_loses_nothing_that_is_finished(files, tmp_path, monkeypatch, error):
+    """The second of three chunks fails once the third has begun, and the same command goes on."""
+    folder, out = write_stars(tmp_path / "raw", 9), tmp_path / "labels.fits"
+    expected = run(files, folder, tmp_path / "expected.fits")
+    whole, third = run_module.write_chunk, Event()
+
+    def failing(work, chunk, path):
+        if path.name == "000001.npz":
+            assert third.wait(60)
+            raise error("no space")
+        if path.name == "000002.npz":
+            third.set()
+        return whole(work, chunk, path)
+
+    monkeypatch.setattr(run_module, "write_chunk", failing)
+    with pytest.raises(error, match="no space"):
+        run(files, folder, out)
+    parts = sorted(path.name for path in (tmp_path / ".labels.fits.parts").glob("*.npz"))
+    assert parts == ["000000.npz", "000002.npz"]  # that of the chunk that was running is whole, too
+    monkeypatch.setattr(run_module, "write_chunk", whole)
+    said = []
+    same(run(files, folder, out, say=said.append), expected)
+    assert "resuming: 2 of 3 chunks are finished" in said
 
 
 def test_predictions_are_not_resumed_as_embeddings(files, tmp_path, stopped):
