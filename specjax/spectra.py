@@ -1,6 +1,6 @@
 """`Spectra`, the container for spectra with their masks and uncertainties."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -392,9 +392,6 @@ class Spectra:
         same = all(p.wavelength.ndim == 1 and np.array_equal(p.wavelength, first.wavelength) for p in parts)
         width = max(part.flux.shape[1] for part in parts)
         shared = [key for key in first.meta if all(key in part.meta for part in parts)]
-        surveys = list(dict.fromkeys(part.survey for part in parts))
-        if len(surveys) > _MOST_NAMES:
-            surveys = [surveys[0], f"{len(surveys) - 1} more"]
         return Spectra(
             wavelength=first.wavelength
             if same
@@ -405,10 +402,26 @@ class Spectra:
             id=np.concatenate([part.id for part in parts]),
             meta={key: np.concatenate([part.meta[key] for part in parts]) for key in shared},
             medium=first.medium,
-            survey="+".join(surveys),
+            survey=joint_name([part.survey for part in parts]),
             has_ivar=all(part.has_ivar for part in parts),
             prepared=first.prepared,
         )
+
+
+def joint_name(surveys: Iterable[str], place: str = "") -> str:
+    """Return a name for spectra of several surveys: that of the place that holds them, if they are many.
+
+    Files of one's own have their file names as surveys.
+
+    >>> joint_name(["lamost", "sdss", "lamost"], "data"), joint_name(["a", "b", "c", "d"], "data")
+    ('lamost+sdss', 'data')
+    >>> joint_name(["a", "b", "c", "d"])
+    'a+3 more'
+    """
+    names = list(dict.fromkeys(surveys))
+    if len(names) <= _MOST_NAMES:
+        return "+".join(names)
+    return place or f"{names[0]}+{len(names) - 1} more"
 
 
 def _ends(wavelength: FloatArray) -> tuple[float, float]:

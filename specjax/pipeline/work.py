@@ -23,7 +23,7 @@ from specjax.surveys import prepared
 from specjax.surveys.io.many import collecting
 from specjax.typing import AnyArray, BoolArray, Float32Array, StrArray
 
-VERSION = 3
+VERSION = 4
 """Version of the parts; those of another version are not resumed."""
 
 

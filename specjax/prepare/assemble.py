@@ -16,12 +16,11 @@ from specjax.flags import FLAG_DTYPE, Flag
 from specjax.prepare.parts import Part, read_part, stack_columns
 from specjax.prepare.plan import Plan, report_path
 from specjax.preprocess import to_gaia_xp
-from specjax.spectra import Spectra
+from specjax.spectra import Spectra, joint_name
 from specjax.surveys import prepared
 from specjax.surveys.arrays import for_hdf5
 from specjax.surveys.io import checksums
 from specjax.surveys.io.tables import write_table
-from specjax.surveys.registry import joint_name
 from specjax.typing import AnyArray, BoolArray, FloatArray, IntArray, StrArray
 from specjax.wavelength import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH
 

@@ -13,9 +13,10 @@ from specjax.prepare.plan import Options, Source
 from specjax.preprocess import to_gaia_xp, to_lamost
 from specjax.preprocess.to_grid import range_used
 from specjax.spectra import Spectra
-from specjax.surveys import arrays, read, read_xp
+from specjax.surveys import arrays, read_xp
 from specjax.surveys.io.many import assuming, collecting
 from specjax.surveys.io.snr import median_snr
+from specjax.surveys.registry import read_in_place
 from specjax.typing import AnyArray
 
 Sides = tuple[Spectra, Spectra | None]
@@ -116,7 +117,7 @@ def _read_declared(source: Source, options: Options, within: tuple[float, float]
     if source.rows is not None:
         spectra = arrays.read(source.path, medium, unit, rows=source.rows, within=within)
     else:
-        spectra = read(source.path, options.survey, wavelength_medium=medium, wavelength_unit=unit)
+        spectra = read_in_place(source.path, source.place, options.survey, medium, unit)
     return spectra.with_meta(file=np.full(len(spectra), str(source.path)))
 
 

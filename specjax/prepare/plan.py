@@ -15,7 +15,7 @@ from specjax.flags import MAX_MASKED
 from specjax.progress import Say
 from specjax.surveys import SURVEYS, arrays, prepared, redrock, specclip
 from specjax.surveys.io.many import assume_medium
-from specjax.surveys.registry import UNDECLARED, is_undeclared, spectra_below
+from specjax.surveys.registry import UNDECLARED, is_undeclared, places_of, spectra_below
 
 LIBRARIES = ("miles", "stelib", "mastar")
 """Stellar libraries, whose folders are read as a whole."""
@@ -86,12 +86,21 @@ def report_medium(sources: Iterable["Source"], options: Options, say: Say) -> No
 
 @dataclass(frozen=True)
 class Source:
-    """A file, the folder of a stellar library, or a range of rows of an array file or a prepared file."""
+    """A file, the folder of a stellar library, or a range of rows of an array file or a prepared file.
+
+    Attributes:
+        path: of the file.
+        size: in bytes.
+        rows: first row and the one after the last; all if None.
+        prepared: whether `specjax prepare` has written it.
+        place: see `registry.read_in_place`.
+    """
 
     path: Path
     size: int
     rows: tuple[int, int] | None = None
     prepared: bool = False
+    place: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +175,9 @@ def make_plan(
     if not found:
         raise DataError("there are no files of spectra")
     xp_stamps = {str(path.absolute()): _stamp(path) for path in (given.expanduser() for given in xp)}
-    pieces = [piece for source in found.values() for piece in _pieces(source, split_prepared)]
+    places = places_of(list(found))
+    placed = [replace(source, place=places.get(file, "")) for file, source in found.items()]
+    pieces = [piece for source in placed for piece in _pieces(source, split_prepared)]
     return Plan(options=options, chunks=list(_chunks(pieces)), stamps=stamps, xp_stamps=xp_stamps)
 
 
@@ -214,7 +225,7 @@ def _expand(path: Path, survey: str | None) -> list[Path]:
         raise DataError(f"there is nothing at {path}")
     if path.is_file() or survey in LIBRARIES or any(SURVEYS[name].recognise(path) for name in LIBRARIES):
         return [path]
-    known = spectra_below(path)
+    known = spectra_below(path, survey)
     if not known:
         raise DataError(f"{path} holds no files of spectra")
     return known

@@ -11,7 +11,7 @@ from threadpoolctl import ThreadpoolController
 Piece = TypeVar("Piece")
 
 # Only one thread at a time can set the threads of linear algebra, and one caller occupies all cores anyway.
-# All products of NumPy in a run must be made here: elsewhere they would feel the limit of another thread.
+# All large products of NumPy in a run are made here: elsewhere the limit of another thread would slow them.
 _ALONE = Lock()
 
 

@@ -48,9 +48,10 @@ def read(
     """Read the spectra of one file.
 
     Arrays: wavelength (p,) or (n, p); flux (n, p) or (p,); optionally ivar and mask, shaped like flux
-    (nonzero mask: do not use), and id (n,). The file may declare `wavelength_medium` ("vacuum", "air"),
-    `wavelength_unit` ("angstrom", "nm", "um", "log10") and `survey` as text arrays (HDF5: or attributes). Any
-    other array of length n becomes a meta column.
+    (nonzero mask: do not use), and id (n,), by default the file's name for one spectrum, else the row. The
+    file may declare `wavelength_medium` ("vacuum", "air"), `wavelength_unit` ("angstrom", "nm", "um",
+    "log10") and `survey` as text arrays (HDF5: or attributes). Any other array of length n becomes a meta
+    column.
 
     Args:
         path: .npz, .h5 or .hdf5.
@@ -84,7 +85,7 @@ def read(
             arrays["flux"],
             arrays.get("ivar"),
             arrays.get("mask"),
-            _ids(arrays.get("id", None if rows is None else np.arange(*rows))),
+            _ids(arrays.get("id", _names(path, count, rows))),
             meta={name: _text(value) for name, value in extra.items() if np.shape(value) == (count,)},
             medium=declared.get("medium") or assume_medium(path),
             survey=declared.get("survey", path.stem),
@@ -359,6 +360,13 @@ def _word(path: Path, name: str, value: Any) -> str:
 
 def _ids(ids: Any) -> StrArray | None:
     return None if ids is None else np.char.strip(_text(np.atleast_1d(ids)).astype(np.str_))
+
+
+def _names(path: Path, count: int, rows: tuple[int, int] | None) -> Any:
+    """Return the ids of spectra that have none: the name of a file of a single one, or numbers of rows."""
+    if rows is not None:
+        return np.arange(*rows)
+    return [path.stem] if count == 1 else None
 
 
 def _text(values: Any) -> AnyArray:

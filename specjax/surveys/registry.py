@@ -1,13 +1,15 @@
 """The table of supported surveys, and `read`, which finds the reader for a file or folder."""
 
-from collections.abc import Callable, Iterable
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from specjax.errors import DataError
-from specjax.spectra import Spectra
+from specjax.spectra import Spectra, joint_name
 from specjax.surveys import (
     arrays,
     columns,
@@ -26,7 +28,7 @@ from specjax.surveys import (
     stelib,
 )
 from specjax.surveys.io import sniff
-from specjax.surveys.io.many import join, read_each
+from specjax.surveys.io.many import join, one_warning, read_each
 from specjax.surveys.io.snr import median_snr
 
 
@@ -111,14 +113,19 @@ SURVEYS: dict[str, Survey] = {
 UNDECLARED = {"arrays": arrays.read, "columns": columns.read, "fits_spectrum": fits_spectrum.read}
 """Readers of files that may leave out the medium and the unit of their wavelengths."""
 
-_UNDECLARED_SUFFIXES = (*arrays.NPZ, *arrays.HDF5, ".csv", ".ecsv", ".parquet", *sniff.SUFFIXES)
+_SUFFIXES = {
+    "arrays": (*arrays.NPZ, *arrays.HDF5),
+    "columns": (".csv", ".ecsv", ".parquet"),
+    "sparcl": (".json", ".json.gz"),
+    "prepared": arrays.HDF5,
+    "specclip": arrays.HDF5,
+}
+_UNDECLARED_SUFFIXES = (*_SUFFIXES["arrays"], *_SUFFIXES["columns"], *sniff.SUFFIXES)
 _OF_FOLDERS = ("miles", "stelib", "mastar", "lamost", "desi", "desi-stars", "sdss", "gaia_xp")
 _WAY_OUT = (
     "Any spectra can be given as np.savez('FILE.npz', wavelength=..., flux=..., ivar=..., id=...), and those"
     " that specutils reads as Spectra.from_specutils(...); docs/inputs.md describes all formats"
 )
-_MOST_NAMES = 3  # of surveys that make the name of a folder
-_FIRST_FILES = 3  # that tell whether the FITS files of a folder are its spectra
 
 
 def read(
@@ -179,25 +186,69 @@ def _read_folder(folder: Path, survey: str | None, medium: str | None, unit: str
     Raises:
         DataError: there are none, or none can be read.
     """
-    files = [file for file in spectra_below(folder) if not file.name.startswith(redrock.PREFIXES)]
+    files = [file for file in spectra_below(folder, survey) if not file.name.startswith(redrock.PREFIXES)]
     if not files:
         recognise(folder)  # raises
+    places = places_of(files)
 
     def read_file(file: Path) -> Spectra:
-        return read(file, survey, wavelength_medium=medium, wavelength_unit=unit)
+        spectra = read_in_place(file, places.get(file, ""), survey, medium, unit)
+        return spectra.with_meta(file=np.full(len(spectra), str(file.relative_to(folder))))
 
-    parts = read_each(files, read_file, "a file of spectra")[0]
+    with one_warning(folder):
+        parts = read_each(files, read_file, "a file of spectra")[0]
     return join(parts).derive(survey=joint_name([part.survey for part in parts], folder.absolute().name))
 
 
-def spectra_below(folder: Path) -> list[Path]:
-    """Return the files below a folder that may be spectra: FITS files if the first ones are, else all others.
+def places_of(files: Sequence[Path]) -> dict[Path, str]:
+    """Return the folder of each file whose name other files have, too, from where their paths part.
 
-    FITS files beside spectra of other formats are often tables of labels.
+    >>> places_of([Path("data/a/star.csv"), Path("data/b/star.csv"), Path("data/b/other.csv")])
+    {PosixPath('data/a/star.csv'): 'a/', PosixPath('data/b/star.csv'): 'b/'}
+    """
+    count = Counter(sniff.stem(file) for file in files)
+    alike = [file for file in files if count[sniff.stem(file)] > 1]
+    if not alike:
+        return {}
+    shared = Path(os.path.commonpath([file.parent for file in alike]))
+    return {file: f"{file.parent.relative_to(shared).as_posix()}/" for file in alike}
+
+
+def read_in_place(
+    path: Path, place: str, survey: str | None, medium: str | None, unit: str | None
+) -> Spectra:
+    """Read a file of a folder, see `read`; ids that are the name of a file of one's own begin with its place.
+
+    Args:
+        path: the file.
+        place: as in `places_of`, "" if the name of the file is enough. Files of surveys have names of their
+            own, so that the same name stands for the same spectrum.
+        survey: as for `read`.
+        medium: likewise.
+        unit: likewise.
+
+    Raises:
+        DataError: as `read`.
+    """
+    spectra = read(path, survey, wavelength_medium=medium, wavelength_unit=unit)
+    name = sniff.stem(path)
+    named = all(one == name or one.startswith(f"{name}-") for one in spectra.id.tolist())
+    if not (place and named and (survey or recognise(path)) in UNDECLARED):
+        return spectra
+    return spectra.derive(id=np.char.add(place, spectra.id))
+
+
+def spectra_below(folder: Path, survey: str | None = None) -> list[Path]:
+    """Return the files below a folder that may be spectra, or those that may be of a survey.
+
+    These are the FITS files if any of them holds spectra, else all others: FITS files beside spectra of
+    another format are often tables of labels.
     """
     fits, others = sniff.files_by_kind(folder)
-    first = fits[:_FIRST_FILES]
-    return others if others and all(_is_no_spectrum(file) for file in first) else fits
+    if survey in _SUFFIXES:
+        return [file for file in others if file.name.lower().endswith(_SUFFIXES[survey])]
+    hidden = bool(others) and survey is None and all(map(_is_no_spectrum, fits))
+    return others if hidden else fits or others
 
 
 def _is_no_spectrum(file: Path) -> bool:
@@ -211,21 +262,9 @@ def _is_no_spectrum(file: Path) -> bool:
     )
 
 
-def joint_name(surveys: Iterable[str], place: str) -> str:
-    """Return a name for spectra of several surveys: that of the place that holds them, if they are many.
-
-    Files of one's own have their file names as surveys.
-
-    >>> joint_name(["lamost", "sdss", "lamost"], "data"), joint_name(["a", "b", "c", "d"], "data")
-    ('lamost+sdss', 'data')
-    """
-    names = list(dict.fromkeys(surveys))
-    return "+".join(names) if len(names) <= _MOST_NAMES else place
-
-
 def is_undeclared(path: Path) -> bool:
     """Return whether a file is of a kind that may leave out the medium of its wavelengths, and does so."""
-    if not path.is_file() or path.suffix.lower() not in _UNDECLARED_SUFFIXES:
+    if not path.is_file() or not path.name.lower().endswith(_UNDECLARED_SUFFIXES):
         return False
     try:
         name = recognise(path)

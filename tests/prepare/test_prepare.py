@@ -123,14 +123,14 @@ def test_bad_files_are_reported_and_do_not_stop_the_run(tmp_path):
 
 def test_an_unexpected_error_of_a_reader_is_a_refusal(tmp_path, monkeypatch):
     folder = write_stars(tmp_path / "raw", 3)
-    whole = pool.prepare_chunk.__globals__["read"]
+    whole = pool.prepare_chunk.__globals__["read_in_place"]
 
     def broken(path, *given, **more):
         if path.name == "001.npz":
             raise ZeroDivisionError("something unforeseen")
         return whole(path, *given, **more)
 
-    monkeypatch.setitem(pool.prepare_chunk.__globals__, "read", broken)
+    monkeypatch.setitem(pool.prepare_chunk.__globals__, "read_in_place", broken)
     result, _ = prepare(folder, tmp_path / "all.h5")
     assert (result.spectra, result.refused) == (2, 1)
     assert Table.read(result.report)["reason"].tolist() == ["ZeroDivisionError: something unforeseen"]

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from astropy.table import Table
@@ -68,7 +70,7 @@ class TestFoldersOfFilesOfYourOwn:
         spectra = read(tmp_path, wavelength_medium="vacuum")
         assert spectra.id.tolist() == ["a", "c0", "c1", "b"]
         np.testing.assert_array_equal(spectra.flux, [first, first + 1, second + 1, second])
-        assert spectra.meta["file"].tolist() == ["a.csv", "c.npz", "c.npz", "b.csv"]
+        assert spectra.meta["file"].tolist() == ["a.csv", "c.npz", "c.npz", "night/b.csv"]
         assert [message for message in caplog.messages if "labels.csv" in message]
         assert read(tmp_path, "columns", wavelength_medium="vacuum").id.tolist() == ["a", "b"]
 
@@ -80,6 +82,48 @@ class TestFoldersOfFilesOfYourOwn:
         assert read(tmp_path / "out.h5").id.tolist() == ["a"]
         Table({"wavelength": GRID, "flux": np.ones(GRID.size)}).write(tmp_path / "star.fits")
         assert read(tmp_path, wavelength_medium="vacuum").id.tolist() == ["star"]
+
+    def test_the_first_fits_files_may_be_tables_of_labels(self, tmp_path):
+        for number in range(4):
+            Table({"id": ["a"], "fe_h": [0.1]}).write(tmp_path / f"a{number}.fits")
+        Table({"wavelength": GRID, "flux": np.ones(GRID.size)}).write(tmp_path / "star.fits")
+        (tmp_path / "notes.csv").write_text("text\n")
+        assert read(tmp_path, wavelength_medium="vacuum").id.tolist() == ["star"]
+
+    def test_a_survey_that_is_named_takes_its_files_only(self, tmp_path):
+        write_csv(tmp_path / "a.csv", 0)
+        np.savez(tmp_path / "b.npz", wavelength=GRID, flux=np.ones(GRID.size))
+        Table({"wavelength": GRID, "flux": np.ones(GRID.size)}).write(tmp_path / "c.fits")
+        for survey, name in (("columns", "a"), ("arrays", "b"), ("fits_spectrum", "c"), (None, "c")):
+            assert read(tmp_path, survey, wavelength_medium="vacuum").id.tolist() == [name]
+
+    @pytest.mark.parametrize("suffix", [".fits", ".csv", ".npz"])
+    def test_files_of_one_name_have_their_folders_in_their_ids(self, tmp_path, suffix, caplog):
+        raw = tmp_path / "raw"
+        for folder in ("x/a", "x/b", "x/c"):
+            path = raw / folder / f"star{suffix}"
+            path.parent.mkdir(parents=True)
+            columns = {"wavelength": GRID, "flux": np.random.default_rng(0).normal(1.0, 0.1, GRID.size)}
+            np.savez(path, **columns) if suffix == ".npz" else Table(columns).write(path)
+        Path(raw / f"x/a/star{suffix}").rename(raw / f"x/a/other{suffix}")
+        expected = ["other", "b/star", "c/star"]
+        spectra = read(raw)
+        assert spectra.id.tolist() == expected
+        assert spectra.meta["file"].tolist() == [
+            f"x/a/other{suffix}",
+            f"x/b/star{suffix}",
+            f"x/c/star{suffix}",
+        ]
+        assert sum("does not declare" in message for message in caplog.messages) == 1
+        prepare_spectra([raw], tmp_path / "out.h5", workers=1)
+        assert sorted(read(tmp_path / "out.h5").id.tolist()) == sorted(expected)
+
+    def test_spectra_of_surveys_keep_their_names(self, tmp_path):
+        """The same file twice is the same spectrum twice."""
+        for folder in ("a", "b"):
+            np.savez(tmp_path / folder, wavelength=GRID, flux=np.ones((2, GRID.size)), id=["s1", "s2"])
+        spectra = read(tmp_path, wavelength_medium="vacuum")
+        assert spectra.id.tolist() == ["s1", "s2", "s1", "s2"]
 
     def test_a_damaged_fits_file_beside_other_files_is_not_passed_over(self, tmp_path):
         write_csv(tmp_path / "a.csv", 0)

@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 _assumed: set[Path] = set()  # folders of files for which it has been logged
 _taken: ContextVar[tuple[str | None, str | None]] = ContextVar("taken", default=(None, None))
+_folder: ContextVar[Path | None] = ContextVar("folder", default=None)
 _COST = (  # measured, see docs/inputs.md
     "vacuum is assumed. In air, that is wrong by 84 km/s at 5000 A, and [Fe/H] typically by 0.02 to 0.04 dex:"
     " declare it once, in the file (wavelength_medium) or with --wavelength-medium"
@@ -58,6 +59,16 @@ def assuming(medium: str | None, unit: str | None) -> Iterator[None]:
         _taken.reset(token)
 
 
+@contextmanager
+def one_warning(folder: Path) -> Iterator[None]:
+    """Warn at most once inside the block, and for this folder, of files that do not declare their medium."""
+    token = _folder.set(_folder.get() or folder)
+    try:
+        yield
+    finally:
+        _folder.reset(token)
+
+
 def assumed_unit() -> str | None:
     """Return the unit of `assuming`."""
     return _taken.get()[1]
@@ -66,12 +77,14 @@ def assumed_unit() -> str | None:
 def assume_medium(path: Path) -> str:
     """Return the medium of a file that does not declare it: that of `assuming`, or "vacuum" with a warning.
 
-    The warning is logged once per folder, and not by worker processes, whose parent does so.
+    The warning is logged once per folder (see `one_warning`), and not by worker processes, whose parent does
+    so.
     """
     if (medium := _taken.get()[0]) is not None:
         return medium
-    if path.parent not in _assumed and multiprocessing.parent_process() is None:
-        _assumed.add(path.parent)
+    folder = _folder.get() or path.parent
+    if folder not in _assumed and multiprocessing.parent_process() is None:
+        _assumed.add(folder)
         log.warning("%s does not declare whether its wavelengths are in vacuum or air: %s", path, _COST)
     return "vacuum"
 
