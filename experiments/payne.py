@@ -31,7 +31,7 @@ from specjax.pretrain.config import StageConfig
 from specjax.pretrain.corpus import MILES_FWHM
 from specjax.pretrain.loop import run_stage
 from specjax.pretrain.programs import StageAux
-from specjax.pretrain.simulated import COMPONENTS
+from specjax.pretrain.simulated_batches import COMPONENTS
 from specjax.progress import Say, silent
 from specjax.report.results import plain
 from specjax.simulate.process import Components, LabelProcess, Shape
