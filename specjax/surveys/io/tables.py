@@ -13,7 +13,7 @@ from astropy.io.fits.verify import VerifyWarning
 from astropy.table import QTable, Table
 
 from specjax._version import __version__
-from specjax.atomic import atomic_file
+from specjax.atomic import atomic_file, scratch_folder
 from specjax.errors import DataError
 from specjax.flags import FLAG_DTYPE, Flag
 from specjax.overwrite import MARK
@@ -211,15 +211,20 @@ def _write_text(table: Table, path: Path, **options: Any) -> None:
 def _write_fits(table: Table, path: Path) -> None:
     """Write FITS with descriptions and UCDs beside the names of the columns in the header.
 
-    astropy puts both into comments that only astropy understands; they are kept for it.
+    astropy puts both into comments that only astropy understands; they are kept for it. It writes a file
+    whose header grows anew, under a name of its own beside it, which a killed process would leave: hence the
+    folder.
     """
-    table.write(path, format="fits", overwrite=True)
-    with fits.open(path, mode="update") as file:
-        for number, column in enumerate(table.itercols(), start=1):
-            for key, value in (("TUCD", column.meta.get("ucd")), ("TCOMM", column.description)):
-                if value:
-                    file[1].header.set(f"{key}{number}", value, after=f"TFORM{number}")
-    add_checksums(path)
+    with scratch_folder(path.parent) as folder:
+        written = folder / path.name
+        table.write(written, format="fits")
+        with fits.open(written, mode="update") as file:
+            for number, column in enumerate(table.itercols(), start=1):
+                for key, value in (("TUCD", column.meta.get("ucd")), ("TCOMM", column.description)):
+                    if value:
+                        file[1].header.set(f"{key}{number}", value, after=f"TFORM{number}")
+        add_checksums(written)
+        written.replace(path)
 
 
 def _write_votable(table: Table, path: Path) -> None:

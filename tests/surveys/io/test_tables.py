@@ -1,3 +1,5 @@
+import tempfile
+
 import astropy.units as u
 import numpy as np
 import pytest
@@ -165,6 +167,26 @@ def test_a_long_ecsv_table_is_the_same_as_a_short_one(tmp_path, monkeypatch):
         monkeypatch.setattr(tables, "_ROWS_AT_ONCE", rows)
         tables.write_table(tmp_path / name, columns, {"made": "by hand"})
     assert (tmp_path / "parts.ecsv").read_bytes() == (tmp_path / "whole.ecsv").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_what_a_killed_process_may_leave_is_known_by_its_name(tmp_path, suffix, monkeypatch):
+    """astropy, too, makes files beside the one that it changes; `remove_leftovers` must find them."""
+    seen = set()
+    whole = tempfile.mkstemp
+
+    def mkstemp(*given, **more):
+        made = whole(*given, **more)
+        seen.update(path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*"))
+        return made
+
+    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+    names = (f"{label}{end}" for label in ("teff", "logg", "fe_h") for end in ("_err", "_lo", "_hi", "_std"))
+    columns = {**COLUMNS, **{name: np.zeros(4) for name in names}}
+    write_table(tmp_path / f"t{suffix}", columns, {f"key{number}": number for number in range(40)})
+    assert seen
+    assert all(name.startswith(".") for name in seen)
+    assert [path.name for path in tmp_path.iterdir()] == [f"t{suffix}"]
 
 
 def test_a_flipped_bit_of_a_written_fits_table_is_refused(tmp_path):
