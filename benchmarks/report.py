@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterable, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from benchmarks.comparison import COMPILED
 from benchmarks.results import Section, Sections, rows_of
 from benchmarks.targets import TARGETS, Target
 from benchmarks.timing import OURS, DevicePeaks, Row
+from specjax.report import style
 
+_COLOURS = (*style.CURVES, style.SKY, style.WINE, style.OLIVE)
 HEADINGS = {
     "a": "Embedding",
     "b": "LoRA steps",
@@ -157,7 +160,7 @@ def plot(path: Path, sections: Sections, device: str) -> None:
     columns = min(len(drawn), 2)
     lines = -(-len(drawn) // columns)
     figure, axes = pyplot.subplots(
-        lines, columns, figsize=(6.5 * columns, 4.5 * lines), layout="constrained", squeeze=False
+        lines, columns, figsize=(7.5 * columns, 4.5 * lines), layout="constrained", squeeze=False
     )
     for axis, panel in zip(axes.flat, drawn, strict=False):
         _draw(axis, panel, drawn[panel])
@@ -181,15 +184,22 @@ def curves(rows: Sequence[Row], panel: str) -> dict[str, list[tuple[float, float
 
 
 def _draw(axis: Any, panel: str, lines: dict[str, list[tuple[float, float]]]) -> None:
+    """Draw the curves of a panel; what is compiled has the colour of what is not, and is dashed."""
     title, xlabel, ylabel = PANELS[panel]
+    plain = {name: name.replace(COMPILED, "") for name in lines}
+    colours = dict(zip(dict.fromkeys(plain.values()), cycle(_COLOURS), strict=False))
     for name, points in lines.items():
         counts, values = zip(*points, strict=True)
-        (line,) = axis.loglog(counts, values, "o--" if COMPILED in name else "o-", label=name, markersize=4)
+        look = "o--" if COMPILED in name else "o-"
+        (line,) = axis.loglog(counts, values, look, label=name, markersize=4, color=colours[plain[name]])
         if panel != "memory" and name == next(iter(lines)):
             proportional = [values[0] * count / counts[0] for count in counts]
             axis.loglog(counts, proportional, ":", color=line.get_color(), label="proportional to its start")
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
-    axis.legend(fontsize="x-small")
+    ticks = sorted({count for points in lines.values() for count, _ in points})
+    axis.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+    axis.minorticks_off()
+    axis.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.0, 1.0))  # covers no line
 
 
 def number(value: float) -> str:

@@ -120,7 +120,8 @@ TARGETS = (
         limit=0.95, kind="at least", shown="{:.2f}", measure=_of_core(names.PREPARED),
     ),
     Target(
-        what=f"peak memory of `specjax predict`, raw files: growth from {SURVEY:,} to {LARGE_SURVEY:,} spectra",
+        what="peak memory of `specjax predict`, raw files: growth from"
+        f" {SURVEY:,} to {LARGE_SURVEY:,} spectra",
         limit=0.1, kind="at most", shown="{:.0%}", measure=_memory_growth(names.RAW),
     ),
     Target(
