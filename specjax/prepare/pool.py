@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
 
+from specjax.arenas import keep_memory
 from specjax.errors import SpecjaxError
 from specjax.prepare.chunks import prepare_chunk
 from specjax.prepare.plan import Plan
@@ -125,6 +126,7 @@ def _be_a_worker(ended: Connection) -> None:
     The worker also ends at once when the parent closes its end of the pipe of `ended`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_memory()
     parent = multiprocessing.parent_process()
     if parent is not None:
         Thread(target=_end_after, args=([parent.sentinel, ended],), daemon=True).start()
