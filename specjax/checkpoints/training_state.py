@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +43,7 @@ class TrainingStates:
         import orbax.checkpoint as ocp
 
         self.folder = Path(folder)
-        self._saving = 0
+        self._saving, self._hook = 0, sys.unraisablehook
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             enable_async_checkpointing=True,
@@ -53,12 +54,15 @@ class TrainingStates:
 
     def __enter__(self) -> "TrainingStates":
         logging.getLogger("absl").addFilter(_is_no_error)
+        self._hook, sys.unraisablehook = sys.unraisablehook, _without_closed_loops(sys.unraisablehook)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         try:
             with self._reported() if kind is None else suppress(Exception):  # the first error is the cause
                 self._manager.close()
+            if kind is None:  # after an error, threads still report
+                sys.unraisablehook = self._hook
         finally:
             logging.getLogger("absl").removeFilter(_is_no_error)
 
@@ -144,6 +148,20 @@ class TrainingStates:
 def _is_no_error(record: logging.LogRecord) -> bool:
     """Return whether a message of Orbax is no error: it raises those, and logs each with tracebacks."""
     return record.levelno < logging.ERROR
+
+
+def _without_closed_loops(hook: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """Return a hook for exceptions that cannot be raised, which passes on all but those of a closed loop.
+
+    If a file cannot be written, Orbax closes the loop to which TensorStore's threads report the others, and
+    Python would print a traceback for each.
+    """
+
+    def passing(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    return passing
 
 
 def _reason(error: Exception) -> str:

@@ -107,12 +107,13 @@ import jax.numpy as jnp
 from specjax.checkpoints import TrainingStates
 from specjax.errors import TrainingError
 resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+state = {f"w{k}": jnp.arange(9000) for k in range(60)}  # several files at a time
 for last in ("save", "wait", "close"):
     try:
         with TrainingStates(f"{sys.argv[1]}/{last}") as states:
-            states.save(1, {"w": jnp.arange(9000)})
+            states.save(1, state)
             if last == "save":
-                states.save(2, {"w": jnp.arange(9000)})
+                states.save(2, state)
             if last == "wait":
                 states.wait()
     except TrainingError as error:

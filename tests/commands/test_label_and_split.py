@@ -77,7 +77,7 @@ def test_a_users_table_is_matched_by_id(survey, capsys):
         ("label {0}/survey.npz --catalogue {0}/allStar.fits --out {0}/l.xyz", "the suffix must be"),
         ("label {0}/none --catalogue {0}/allStar.fits --out {0}/l.ecsv", "does not exist"),
         ("split {0}/own.csv --out {0}/l.ecsv", "no column id, fe_h"),
-        ("split {0}/none.csv --out {0}/l.ecsv", "no table at"),
+        ("split {0}/none.csv --out {0}/l.ecsv", "none.csv does not exist"),
     ],
 )
 def test_a_users_error_is_one_line_and_leaves_no_file(survey, capsys, line, message):
