@@ -34,6 +34,9 @@ from specjax.report.calibration_plot import plot_calibration
 from specjax.typing import FloatArray
 from specjax.units import symbol_and_unit
 
+MOST_LABELLED = 10_000
+"""Ids of labelled stars that an adapter records, so that predictions for them are not taken for new ones."""
+
 _KEYS = ("target", "configuration", "seed", "id")  # of a row of predictions.ecsv
 
 
@@ -297,6 +300,7 @@ def _description(
         "wavelength": dict(target.wavelength),
         "preparation": dict(target.preparation),
         "seeds": count_seeds(result.adapters),
+        "labelled": target.labelled.id[:MOST_LABELLED].tolist(),
         "sigma": sigma,
         "calibration": None if calibration is None else calibration.to_json(),
         "lora": lora.describe(result.adapters, model.config.loras),

@@ -62,9 +62,9 @@ class Adapt(FromFile):
     survey: str | None = None
     """name of the survey, if it cannot be recognised from the files"""
     wavelength_medium: Literal["vacuum", "air"] | None = None
-    """medium of the wavelengths in an .npz or .h5 file that does not specify it"""
+    """medium of the wavelengths of files that do not declare it (default: vacuum)"""
     wavelength_unit: Literal["angstrom", "nm", "um", "log10"] | None = None
-    """unit of the wavelengths in an .npz or .h5 file that does not specify it"""
+    """unit of the wavelengths of files that do not declare it (default: Angstrom)"""
     xp: Path | None = None
     """Gaia XP spectra with the same ids, for lora3 in the sequential objective"""
     fwhm: float | None = None
@@ -88,7 +88,7 @@ class Adapt(FromFile):
         from specjax import distributed
         from specjax.adapt.settings import AdaptConfig
         from specjax.adapt.survey import adapt_survey
-        from specjax.report.calibration import calibration_lines
+        from specjax.report.calibration import MEAN_INTERVALS, calibration_lines
         from specjax.report.cautions import losses
         from specjax.report.next_step import best_adapter, predict_command
         from specjax.report.results import print_table, read_calibration
@@ -122,8 +122,9 @@ class Adapt(FromFile):
         if not distributed.is_main():
             return
         print_table(rows)
-        for line in calibration_lines(rows, read_calibration(self.out)):
-            print(line)
+        if coverage := calibration_lines(rows, read_calibration(self.out)):
+            print("\n".join(coverage))
+            print(MEAN_INTERVALS)
         for line in losses(rows):
             print(f"warning: {line}")
         if (adapter := best_adapter(self.out, rows)) is not None:

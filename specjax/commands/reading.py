@@ -17,9 +17,9 @@ class Reading(FromFile):
     survey: str | None = None
     """name of the survey, if it cannot be recognised from the files; naming it also saves time"""
     wavelength_medium: Literal["vacuum", "air"] | None = None
-    """medium of the wavelengths in an .npz or .h5 file that does not specify it"""
+    """medium of the wavelengths of files that do not declare it (default: vacuum)"""
     wavelength_unit: Literal["angstrom", "nm", "um", "log10"] | None = None
-    """unit of the wavelengths in an .npz or .h5 file that does not specify it"""
+    """unit of the wavelengths of files that do not declare it (default: Angstrom)"""
 
     def reading(self) -> dict[str, Any]:
         """Return these options as arguments of the functions of `specjax.pipeline`."""

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from specjax.adapt.predict import (
     calibration_of,
     predict_labels,
@@ -23,6 +25,7 @@ from specjax.pipeline.output import check_format
 from specjax.pipeline.parts import Columns
 from specjax.pipeline.run import run
 from specjax.pipeline.work import Work, about_model, located, one_spectrum, raw_options
+from specjax.plurals import counted
 from specjax.prepare import Options
 from specjax.preprocess import to_lamost
 from specjax.progress import Say, silent
@@ -105,7 +108,7 @@ def predict_survey(
     work = _predict_work(model, adapters, head, dtype, options, labels)
     for note in () if dry_run else work.notes:
         say(note)
-    return run(
+    columns = run(
         work,
         spectra,
         Path(out),
@@ -115,6 +118,13 @@ def predict_survey(
         dry_run=dry_run,
         say=say,
     )
+    if known := sum(name in work.known for name in columns.get("id", np.zeros(0)).tolist()):
+        say(
+            f"{known} of {counted(len(columns['id']), 'spectrum', 'spectra')} have the id of a star to whose"
+            " label the adapter was fitted: there, predictions are closer to the label than for new stars;"
+            " predictions.ecsv of the run has those that did not use it"
+        )
+    return columns
 
 
 def _predict_work(
@@ -172,6 +182,7 @@ def _predict_work(
             **_about_adapters([each.config for each in stored]),
         },
         again=again,
+        known=frozenset(name for each in stored for name in each.config.get("labelled", ())),
         notes=tuple(
             f"{path} stores no calibration: the table has no intervals, and its errors are nearly constant"
             for path, each in zip(adapters, stored, strict=True)
@@ -223,7 +234,7 @@ def check_together(adapters: Sequence[Path], configs: Sequence[Mapping[str, Any]
     for path, config in zip(adapters, configs, strict=True):
         label = config["label"]
         if label in seen:
-            raise ConfigError(f"both {seen[label]} and {path} predict {label}: give one adapter per label")
+            raise ConfigError(f"both {seen[label]} and {path} predict {label}: give --adapter one of them")
         seen[label] = path
         if preparation_of(config) != preparation_of(configs[0]):
             raise ConfigError(

@@ -45,6 +45,7 @@ class Work:
         wide: names of columns of vectors, which are never in memory as a whole; only some formats take them.
         shared: arrays (p,) that belong to every row, such as the wavelengths of a wide column.
         notes: lines to say before the run.
+        known: ids of the spectra whose labels the model has been fitted to.
     """
 
     compute: Callable[[Spectra], Columns]
@@ -56,6 +57,7 @@ class Work:
     wide: tuple[str, ...] = ()
     shared: Mapping[str, AnyArray] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    known: frozenset[str] = frozenset()
 
 
 def record_of(work: Work, stamps: Mapping[str, list[int]] | None = None) -> dict[str, Any]:

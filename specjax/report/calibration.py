@@ -13,6 +13,12 @@ from specjax.report.metrics import subset_masks
 from specjax.report.results import Row
 from specjax.typing import AnyArray, BoolArray, FloatArray, IntArray
 
+MEAN_INTERVALS = (
+    "predictions are means over seeds, with narrower intervals, which are calibrated on the same test stars"
+    " and not tested here: docs/uncertainties.md says how far they can be trusted"
+)
+"""What to keep in mind about the coverage of single seeds."""
+
 _RANGE = 1.2  # S/N of the best third over that of the worst, below which thirds are not told apart
 
 
@@ -119,7 +125,8 @@ def _names(row: Row) -> tuple[str, str, str]:
 def _line(target: str, configuration: str, rows: Mapping[str, Row]) -> str:
     """State the coverage of all stars, and of the metal-poor ones if there are any."""
     percents = _percents(rows["all"])
-    text = f"{target}: {configuration}: the 68% and 95% intervals contain {percents} of the test labels"
+    text = f"{target}: {configuration}: the 68% and 95% intervals of single seeds contain {percents} of the"
+    text += " test labels"
     poor = rows.get("fe_h<-1")
     if poor is None:
         return text

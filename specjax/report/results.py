@@ -111,6 +111,8 @@ def read_table(folder: str | Path) -> Rows:
 
 
 def _read_rows(path: Path) -> list[Row]:
+    if not path.exists():
+        raise DataError(f"{path.parent} is not the folder of a run (--out of adapt): it has no {path.name}")
     try:
         rows = json.loads(path.read_text())
         return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]

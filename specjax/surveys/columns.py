@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from astropy.units import Quantity
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
+from specjax.surveys.io.column_names import LOG, by_role, medium_of
 from specjax.surveys.io.column_units import known_unit
 from specjax.surveys.io.many import assume_medium, assumed_unit
 from specjax.typing import FloatArray
@@ -36,16 +38,16 @@ def recognise(path: Path) -> bool:
         return False
     # ECSV is delimited by spaces unless it declares another delimiter.
     names = names[0].split() if len(names) == 1 else names
-    return {"wavelength", "flux"} <= set(names) or len(_pixels(names)) >= _MIN_PIXELS
+    return {"wavelength", "flux"} <= by_role(names).keys() or len(_pixels(names)) >= _MIN_PIXELS
 
 
 def read(path: Path, wavelength_medium: str | None = None, wavelength_unit: str | None = None) -> Spectra:
     """Read the spectra of one table.
 
-    The table has either columns wavelength and flux, optionally ivar or flux_error, and mask: one spectrum,
-    whose id is the file's name; or one row per spectrum with columns named by wavelength ("4000.5" or
-    "flux_4000.5"), optionally id, and further columns, which become meta. The unit of the column wavelength
-    is honoured.
+    The table has either columns wavelength and flux, optionally ivar or flux_error, and mask, also under the
+    other names of `column_names.COLUMNS`: one spectrum, whose id is the file's name; or one row per spectrum
+    with columns named by wavelength ("4000.5" or "flux_4000.5"), optionally id, and further columns, which
+    become meta. The unit of the column wavelength is honoured.
 
     Args:
         path: .csv, .ecsv or .parquet.
@@ -57,10 +59,14 @@ def read(path: Path, wavelength_medium: str | None = None, wavelength_unit: str 
     """
     path = Path(path)
     table = _table(path)
-    medium = wavelength_medium or assume_medium(path)
+    roles = by_role(table.colnames)
+    declared = medium_of(roles.get("wavelength", ""))
+    if wavelength_medium is not None and declared not in (None, wavelength_medium):
+        raise DataError(f"{path}: {roles['wavelength']} is in {declared}, not in {wavelength_medium}")
+    medium = declared or wavelength_medium or assume_medium(path)
     try:
-        if {"wavelength", "flux"} <= set(table.colnames):
-            return _one(path, table, medium, wavelength_unit)
+        if {"wavelength", "flux"} <= roles.keys():
+            return _one(path, table, roles, medium, wavelength_unit)
         pixels = _pixels(table.colnames)
         if len(pixels) < 2:
             raise DataError("no columns wavelength and flux, nor columns named by wavelength")
@@ -81,17 +87,20 @@ def _table(path: Path) -> Table:
         raise DataError(f"{path} is not a table that astropy reads: {line[0]}") from None
 
 
-def _one(path: Path, table: Table, medium: str, unit: str | None) -> Spectra:
-    declared = _UNITS.get(str(table["wavelength"].unit))
+def _one(path: Path, table: Table, roles: Mapping[str, str], medium: str, unit: str | None) -> Spectra:
+    found = {role: table[name] for role, name in roles.items()}
+    declared = _UNITS.get(str(found["wavelength"].unit))
+    if roles["wavelength"].lower() in LOG:
+        declared = "log10"
     if unit is not None and declared not in (None, unit):
         raise DataError(f"its wavelength unit is {declared}, not {unit}")
-    ivar = _filled(table["ivar"]) if "ivar" in table.colnames else None
-    if ivar is None and "flux_error" in table.colnames:
-        error = _filled(table["flux_error"])
+    ivar = _filled(found["ivar"]) if "ivar" in found else None
+    if ivar is None and "error" in found:
+        error = _filled(found["error"])
         ivar = np.divide(1.0, error**2, out=np.zeros_like(error), where=error > 0)
-    mask = np.asarray(table["mask"]) if "mask" in table.colnames else None
-    wavelength, flux = _filled(table["wavelength"]), _filled(table["flux"])
-    if (density := known_unit(path, table["flux"].unit)) is not None:
+    mask = np.asarray(found["mask"]) if "mask" in found else None
+    wavelength, flux = _filled(found["wavelength"]), _filled(found["flux"])
+    if (density := known_unit(path, found["flux"].unit)) is not None:
         flux = Quantity(flux, density)  # per frequency, it is converted
     return Spectra.build(
         wavelength,

@@ -7,7 +7,7 @@ logarithmic.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from astropy.io import fits
 
 from specjax.errors import DataError
 from specjax.spectra import Spectra
+from specjax.surveys.io.column_names import AIR, LOG, VACUUM, by_role, medium_of
 from specjax.surveys.io.column_units import known_unit, name_of
 from specjax.surveys.io.fits import open_fits
 from specjax.surveys.io.many import assume_medium, assumed_unit
@@ -24,20 +25,6 @@ from specjax.surveys.io.sniff import is_fits, stem
 from specjax.typing import FloatArray
 
 _KIND = "a FITS file with a spectrum"
-_AIR = ("wave_air", "wavelength_air", "lambda_air")
-_VACUUM = ("wave_vac", "wavelength_vac", "lambda_vac", "wave_vacuum", "wavelength_vacuum")
-_LOG = ("loglam", "log_wave", "log_wavelength", "log_lambda", "loglambda")
-_COLUMNS = {
-    "wavelength": ("wavelength", "wave", "lambda", "lam", "wl", *_VACUUM, *_AIR, *_LOG),
-    "flux": ("flux", "flam", "flux_lambda", "f_lambda"),
-    "ivar": ("ivar", "flux_ivar", "invvar", "flux_invvar"),
-    "error": (
-        "error", "err", "errors", "flux_error", "flux_err", "fluxerr", "e_flux", "flux_e", "eflux",
-        "sigma", "flux_sigma", "uncertainty", "uncert", "flux_uncertainty", "noise", "stdev", "std",
-    ),
-    "mask": ("mask", "and_mask", "flux_mask"),
-    "id": ("id", "star", "name", "object", "source_id", "targetid"),
-}  # fmt: skip
 _NEEDED = ("wavelength", "flux")
 _AXIS_CARDS = ("CTYPE1", "CUNIT1", "CRVAL1", "CDELT1", "CD1_1")
 _MEDIA = {"air": "air", "vacuum": "vacuum", "vac": "vacuum"}
@@ -111,8 +98,8 @@ def declares_medium(path: Path) -> bool:
             if hdu is None:
                 return False
             names = hdu.columns.names if _is_table(hdu) else ()
-            name = _by_role(names).get("wavelength", "").lower()
-            return name in (*_AIR, *_VACUUM) or _medium(hdus, hdu) is not None
+            name = by_role(names).get("wavelength", "").lower()
+            return name in (*AIR, *VACUUM) or _medium(hdus, hdu) is not None
     except DataError:
         return False
 
@@ -138,15 +125,8 @@ def _describe_hdu(number: int, hdu: Any) -> str:
     return f"HDU {number} an image {' x '.join(map(str, shape[::-1]))}{axis}" if shape else ""
 
 
-def _by_role(names: Sequence[str]) -> dict[str, str]:
-    """Return the name of the column of each role that occurs."""
-    lower = {name.lower().strip(): name for name in names}
-    found = {role: [lower[name] for name in known if name in lower] for role, known in _COLUMNS.items()}
-    return {role: columns[0] for role, columns in found.items() if columns}
-
-
 def _is_table(hdu: Any) -> bool:
-    return hasattr(hdu, "columns") and all(role in _by_role(hdu.columns.names) for role in _NEEDED)
+    return hasattr(hdu, "columns") and all(role in by_role(hdu.columns.names) for role in _NEEDED)
 
 
 def _is_spectrum(hdu: Any) -> bool:
@@ -168,17 +148,17 @@ def _has_axis(header: Mapping[str, Any]) -> bool:
 
 def _from_table(path: Path, hdu: Any) -> dict[str, Any]:
     """Return the arguments of `Spectra.build` from a table, and the medium and unit that it declares."""
-    roles = _by_role(hdu.columns.names)
+    roles = by_role(hdu.columns.names)
     name = roles["wavelength"].lower()
     columns = {
-        role: _column(path, hdu, column, has_unit=not (role == "wavelength" and name in _LOG))
+        role: _column(path, hdu, column, has_unit=not (role == "wavelength" and name in LOG))
         for role, column in roles.items()
         if role != "id"
     }
     wavelength, flux = columns["wavelength"], columns["flux"]
     found: dict[str, Any] = {"unit": None, "medium": None}
-    found["medium"] = "air" if name in _AIR else "vacuum" if name in _VACUUM else None
-    if name in _LOG:
+    found["medium"] = medium_of(name)
+    if name in LOG:
         found["unit"] = "log10"
     count = len(flux) if flux.ndim == 2 else 1
     ids = hdu.data[roles["id"]] if "id" in roles and count > 1 and len(hdu.data) == count else None
@@ -205,7 +185,7 @@ def _from_image(path: Path, hdu: Any, hdus: fits.HDUList) -> dict[str, Any]:
     images = {
         one.name.lower(): one for one in hdus if one.is_image and one.data is not None and one is not hdu
     }
-    roles = {role: np.squeeze(images[name].data) for role, name in _by_role(tuple(images)).items()}
+    roles = {role: np.squeeze(images[name].data) for role, name in by_role(tuple(images)).items()}
     roles = {role: values for role, values in roles.items() if values.shape == flux.shape}
     if (density := known_unit(path, header.get("BUNIT"))) is not None:
         flux = u.Quantity(flux, density)
@@ -287,7 +267,7 @@ def _medium_in_comments(hdu: Any) -> str | None:
     """Return the only medium that the comments on an axis, or on a column of wavelengths, mention."""
     cards = list(_AXIS_CARDS)
     if _is_table(hdu):
-        number = hdu.columns.names.index(_by_role(hdu.columns.names)["wavelength"]) + 1
+        number = hdu.columns.names.index(by_role(hdu.columns.names)["wavelength"]) + 1
         cards = [f"TTYPE{number}", f"TUNIT{number}"]
     words = re.findall(
         r"[a-z]+", " ".join(hdu.header.comments[card] for card in cards if card in hdu.header).lower()

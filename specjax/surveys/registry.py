@@ -193,6 +193,8 @@ def _read_folder(folder: Path, survey: str | None, medium: str | None, unit: str
 
     def read_file(file: Path) -> Spectra:
         spectra = read_in_place(file, places.get(file, ""), survey, medium, unit)
+        if file in places and spectra.survey == sniff.stem(file):  # a name that says nothing
+            spectra = spectra.derive(survey=folder.absolute().name)
         return spectra.with_meta(file=np.full(len(spectra), str(file.relative_to(folder))))
 
     with one_warning(folder):

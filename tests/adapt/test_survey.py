@@ -320,6 +320,18 @@ def test_every_format_has_the_intervals(files, adapted, name, tmp_path):
         assert table["fe_h_lo95"].description.startswith("lower end of the 95% interval of [Fe/H]")
 
 
+def test_predictions_of_stars_that_the_adapter_knows_are_announced(files, adapted, tmp_path):
+    out, said = adapted[0], []
+    (adapter,) = (out / "adapters").glob("*/lora4")
+    assert load_adapter(adapter).config["labelled"] == [f"star {k}" for k in range(18)]
+    predict(files, adapter, files["spectra"], tmp_path / "labels.ecsv", say=said.append)
+    assert sum(line.startswith("18 of 24 spectra have the id of a star") for line in said) == 1
+    new = write(tmp_path / "new.npz", observed(3)[0], np.array(["a", "b", "c"]))
+    said.clear()
+    predict(files, adapter, new, tmp_path / "new.ecsv", say=said.append)
+    assert not any("have the id" in line for line in said)
+
+
 @pytest.fixture(scope="module")
 def adapted_twice(files, folder):
     """A run with two labels; three of the stars lack Teff."""
@@ -355,7 +367,7 @@ def test_all_labels_of_a_run_are_predicted_in_one_table(files, adapted_twice, tm
 
 def test_adapters_that_cannot_predict_together_are_refused(files, adapted, adapted_twice, tmp_path):
     (one,) = (adapted[0] / "adapters").glob("*/lora4")
-    with pytest.raises(ConfigError, match="predict fe_h: give one adapter per label"):
+    with pytest.raises(ConfigError, match="predict fe_h: give --adapter one of them"):
         predict(files, [one, adapted_twice], files["spectra"], tmp_path / "labels.ecsv")
     with pytest.raises(ModelError, match="not a specjax adapter"):
         predict(files, tmp_path, files["spectra"], tmp_path / "labels.ecsv")

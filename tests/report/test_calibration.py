@@ -93,7 +93,7 @@ def test_files_lines_and_plot(tmp_path):
     kinds = {"zero-shot-mlp2": "zero-shot", "lora4": "adapted"}
     scores = [{"target": "t", "configuration": name, "kind": kind} for name, kind in kinds.items()]
     (line,) = calibration_lines(scores, rows)
-    assert line.startswith("t: lora4: the 68% and 95% intervals contain ")
+    assert line.startswith("t: lora4: the 68% and 95% intervals of single seeds contain ")
     assert f"{100 * rows[5]['coverage68']:.0f}% [" in line
     assert "below [Fe/H] = -1" in line
     assert plot_calibration(tmp_path / "c.png", rows).read_bytes().startswith(b"\x89PNG")

@@ -57,7 +57,9 @@ def test_every_score_of_the_table_is_in_the_card_of_the_run(run):
     assert f"Each of {SEEDS} random splits tests {STARS} of them" in card
     assert "`kernel-ridge`, without the base model" in card
     assert "MILES; cite it." in card
-    assert "deep: lora4: the 68% and 95% intervals contain 71% [50, 50] and 94% [50, 50]" in card
+    assert (
+        "deep: lora4: the 68% and 95% intervals of single seeds contain 71% [50, 50] and 94% [50, 50]" in card
+    )
 
 
 def test_the_card_of_an_adapter_has_the_scores_of_its_target_alone(run):

@@ -202,7 +202,7 @@ def test_the_command_writes_the_page(run, capsys):
 
 @pytest.mark.parametrize("content", ["[]", '[{"a": 1}]', "3"])
 def test_another_folder_is_refused(tmp_path, content):
-    with pytest.raises(DataError, match="is not a table of scores"):
+    with pytest.raises(DataError, match="is not the folder of a run"):
         write_page(tmp_path / "none")
     (tmp_path / "table.json").write_text(content)
     with pytest.raises(DataError, match="not"):

@@ -21,6 +21,19 @@ def test_one_spectrum_in_columns(tmp_path, suffix):
     np.testing.assert_array_equal(spectra.ivar[0, 4:], 4.0)
 
 
+@pytest.mark.parametrize("error", ["err", "ERROR", "sigma", "e_flux", "uncertainty"])
+def test_columns_may_have_their_usual_names(tmp_path, error):
+    path = tmp_path / "star.csv"
+    Table({"WAVE_AIR": GRID, "Flux": np.ones(20), error: np.full(20, 0.5)}).write(path)
+    spectra = read(path)
+    assert spectra.medium == "air"
+    np.testing.assert_array_equal(spectra.ivar, np.full((1, 20), 4.0))
+    with pytest.raises(DataError, match="WAVE_AIR is in air, not in vacuum"):
+        read(path, wavelength_medium="vacuum")
+    Table({"loglam": np.log10(GRID), "flux": np.ones(20)}).write(path, overwrite=True)
+    np.testing.assert_allclose(read(path).wavelength, GRID, rtol=1e-12)
+
+
 def test_the_unit_of_a_column_is_honoured(tmp_path):
     path = tmp_path / "star.ecsv"
     Table({"wavelength": GRID / 10 * u.nm, "flux": np.ones(20), "mask": np.arange(20) < 2}).write(path)

@@ -109,12 +109,14 @@ class TestFoldersOfFilesOfYourOwn:
         expected = ["other", "b/star", "c/star"]
         spectra = read(raw)
         assert spectra.id.tolist() == expected
+        assert spectra.survey == "other+raw"
         assert spectra.meta["file"].tolist() == [
             f"x/a/other{suffix}",
             f"x/b/star{suffix}",
             f"x/c/star{suffix}",
         ]
         assert sum("does not declare" in message for message in caplog.messages) == 1
+        assert read(raw / "x" / "b").survey == "star"
         prepare_spectra([raw], tmp_path / "out.h5", workers=1)
         assert sorted(read(tmp_path / "out.h5").id.tolist()) == sorted(expected)
 
