@@ -32,7 +32,7 @@ from specjax.commands.simulate import Simulate
 from specjax.commands.split import Split
 from specjax.commands.translate import Translate
 from specjax.errors import SpecjaxError, one_line
-from specjax.interrupt import Terminated
+from specjax.interrupt import Terminated, repeated_interrupt
 
 # In the order in which `specjax --help` lists them.
 Command = (
@@ -115,7 +115,8 @@ def run(program: Callable[[], object]) -> NoReturn:
 def _exit_status(program: Callable[[], object], debug: bool) -> int:
     """Run a program; turn an error that user input can cause into one line on stderr and a status."""
     try:
-        program()
+        with repeated_interrupt():
+            program()
     except (SpecjaxError, OSError) as error:
         if debug:
             raise

@@ -4,13 +4,18 @@ A KeyboardInterrupt can be raised inside the callback of a compiled library, whi
 is what a batch system sends before it takes a machine away.
 """
 
+import _thread
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from specjax.progress import say
+
+
+_SOON = 0.02  # seconds
 
 
 class Interrupt:
@@ -43,6 +48,29 @@ def deferred_interrupt() -> Iterator[Interrupt]:
     with _handled(signal.SIGINT, signal.default_int_handler, interrupt._handle):
         yield interrupt
     interrupt.check()
+
+
+@contextmanager
+def repeated_interrupt() -> Iterator[None]:
+    """Repeat an interrupt inside the block that a callback, such as JAX's of the garbage collector, discards.
+
+    Python would print it with a traceback and go on as if nothing had been asked.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if unraisable.exc_type is KeyboardInterrupt:
+            # Later, as it would be discarded here as well.
+            threading.Timer(_SOON, _thread.interrupt_main).start()
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        if sys.unraisablehook is hook:
+            sys.unraisablehook = before
 
 
 @contextmanager

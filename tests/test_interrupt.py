@@ -1,9 +1,11 @@
+import gc
 import signal
 import threading
+import time
 
 import pytest
 
-from specjax.interrupt import deferred_interrupt, deferred_termination
+from specjax.interrupt import deferred_interrupt, deferred_termination, repeated_interrupt
 
 
 @pytest.fixture(autouse=True)
@@ -83,3 +85,24 @@ def test_a_handler_of_the_caller_keeps_sigterm():
         assert (seen, termination.requested) == ([signal.SIGTERM], False)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_an_interrupt_in_a_callback_of_the_garbage_collector_is_not_lost(capfd):
+    reached = []
+
+    def callback(phase, info):
+        gc.callbacks.remove(callback)
+        interrupt()
+
+    def collect():
+        gc.callbacks.append(callback)
+        gc.collect()
+        reached.append("goes on")
+        for _ in range(100):
+            time.sleep(0.05)
+        reached.append("to the end")
+
+    with pytest.raises(KeyboardInterrupt), repeated_interrupt():
+        collect()
+    assert "to the end" not in reached
+    assert capfd.readouterr().err == ""
