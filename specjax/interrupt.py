@@ -14,7 +14,6 @@ from typing import Any
 
 from specjax.progress import say
 
-
 _SOON = 0.02  # seconds
 
 
