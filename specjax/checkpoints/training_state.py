@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -54,6 +55,9 @@ class TrainingStates:
 
     def __enter__(self) -> "TrainingStates":
         logging.getLogger("absl").addFilter(_is_no_error)
+        # What Orbax leaves undone after an error is nobody else's concern.
+        warnings.filterwarnings("ignore", "coroutine 'async_serialize.* was never awaited", RuntimeWarning)
+        logging.getLogger("asyncio").addFilter(_is_retrieved)
         self._hook, sys.unraisablehook = sys.unraisablehook, _without_closed_loops(sys.unraisablehook)
         return self
 
@@ -63,6 +67,7 @@ class TrainingStates:
                 self._manager.close()
             if kind is None:  # after an error, threads still report
                 sys.unraisablehook = self._hook
+                logging.getLogger("asyncio").removeFilter(_is_retrieved)
         finally:
             logging.getLogger("absl").removeFilter(_is_no_error)
 
@@ -148,6 +153,11 @@ class TrainingStates:
 def _is_no_error(record: logging.LogRecord) -> bool:
     """Return whether a message of Orbax is no error: it raises those, and logs each with tracebacks."""
     return record.levelno < logging.ERROR
+
+
+def _is_retrieved(record: logging.LogRecord) -> bool:
+    """Return whether a message of asyncio is not of a task beside the one whose error Orbax has raised."""
+    return "exception was never retrieved" not in record.getMessage().partition("\n")[0]
 
 
 def _without_closed_loops(hook: Callable[[Any], Any]) -> Callable[[Any], None]:
