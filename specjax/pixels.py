@@ -33,6 +33,11 @@ def native_mask(mask: ArrayLike) -> BoolArray:
     return np.asarray(native(mask, "mask") != 0)
 
 
+def inverse_variance(error: FloatArray) -> FloatArray:
+    """Return the inverse variances of standard errors of any shape; 0 where these are not positive."""
+    return np.divide(1.0, error**2, out=np.zeros_like(error), where=error > 0)
+
+
 def row_blocks(array: AnyArray) -> Iterator[slice]:
     """Yield rows of (n, p) arrays that stay in a cache; passes over them are several times as fast."""
     step = max(_PIXELS_AT_ONCE // max(array.shape[1], 1), 1)

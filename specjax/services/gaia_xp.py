@@ -16,6 +16,7 @@ from astropy.table import Column, Table
 
 from specjax.atomic import atomic_file
 from specjax.errors import ConfigError, DataError
+from specjax.pixels import inverse_variance
 from specjax.progress import Say, say
 from specjax.services.gaia_archive import Sample, Source, calibrated, sampled
 from specjax.services.pages import DownloadFolder, Page, Record, write_errors
@@ -158,9 +159,7 @@ def _write_spectra(path: Path, records: Sequence[tuple[str, Record]]) -> None:
 
 
 def _spectrum(name: str, record: Record) -> Spectra:
-    error = _array(record["flux_error"])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ivar = np.where(error > 0, 1.0 / error**2, 0.0)
+    ivar = inverse_variance(_array(record["flux_error"]))
     source = [str(record["source_id"])]
     return Spectra.build(
         GAIA_XP_WAVELENGTH, _array(record["flux"]), ivar, id=[name], meta={"source_id": source}

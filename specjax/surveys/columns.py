@@ -11,6 +11,7 @@ from astropy.table import Column, Table
 from astropy.units import Quantity
 
 from specjax.errors import DataError
+from specjax.pixels import inverse_variance
 from specjax.spectra import Spectra
 from specjax.surveys.io.column_names import LOG, by_role, medium_of
 from specjax.surveys.io.column_units import known_unit
@@ -96,8 +97,7 @@ def _one(path: Path, table: Table, roles: Mapping[str, str], medium: str, unit: 
         raise DataError(f"its wavelength unit is {declared}, not {unit}")
     ivar = _filled(found["ivar"]) if "ivar" in found else None
     if ivar is None and "error" in found:
-        error = _filled(found["error"])
-        ivar = np.divide(1.0, error**2, out=np.zeros_like(error), where=error > 0)
+        ivar = inverse_variance(_filled(found["error"]))
     mask = np.asarray(found["mask"]) if "mask" in found else None
     wavelength, flux = _filled(found["wavelength"]), _filled(found["flux"])
     if (density := known_unit(path, found["flux"].unit)) is not None:

@@ -16,13 +16,13 @@ from astropy import units as u
 from astropy.io import fits
 
 from specjax.errors import DataError
+from specjax.pixels import inverse_variance
 from specjax.spectra import Spectra
 from specjax.surveys.io.column_names import AIR, LOG, VACUUM, by_role, medium_of
 from specjax.surveys.io.column_units import known_unit, name_of
 from specjax.surveys.io.fits import open_fits
 from specjax.surveys.io.many import assume_medium, assumed_unit
 from specjax.surveys.io.sniff import is_fits, stem
-from specjax.typing import FloatArray
 
 _KIND = "a FITS file with a spectrum"
 _NEEDED = ("wavelength", "flux")
@@ -242,8 +242,7 @@ def _ivar(error: Any, flux: Any) -> Any:
     if error is None:
         return None
     unit = getattr(error, "unit", None) or getattr(flux, "unit", None)
-    values = np.asarray(getattr(error, "value", error), np.float64)
-    ivar: FloatArray = np.divide(1.0, values**2, out=np.zeros_like(values), where=values > 0)
+    ivar = inverse_variance(np.asarray(getattr(error, "value", error), np.float64))
     return ivar if unit is None else u.Quantity(ivar, unit**-2)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from specjax.errors import DataError
+from specjax.pixels import inverse_variance
 from specjax.spectra import Spectra
 from specjax.surveys.io import xp_tables
 from specjax.surveys.io.many import log, read_folder
@@ -67,15 +68,13 @@ def read_file(path: Path) -> Spectra:
     ids = _ids(path, columns)
     flux, flux_error = (_stack(path, name, columns[name]) for name in ("flux", "flux_error"))
     wavelength = _wavelength(path, columns, flux.shape[1])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ivar = np.where(flux_error > 0, 1.0 / flux_error**2, 0.0)
     unknown = np.full(len(ids), np.nan)
     position = {key: np.array(columns.get(key, unknown), dtype=np.float64) for key in ("ra", "dec")}
     try:
         return Spectra.build(
             wavelength,
             flux,
-            ivar,
+            inverse_variance(flux_error),
             id=ids,
             meta={**position, "file": np.full(len(ids), path.name)},
             survey="gaia_xp",
