@@ -101,6 +101,11 @@ def columns_between(wavelength: FloatArray, low: float, high: float) -> slice:
     return slice(int(columns[0]), int(columns[-1]) + 1) if columns.size else slice(0, 0)
 
 
+def widened(part: slice, margin: int) -> slice:
+    """Return pixel columns, at least two of them, and `margin` more on either side if there are as many."""
+    return slice(max(part.start - margin, 0), max(part.stop, 2) + margin)
+
+
 def extend(grid: FloatArray, count: int, width: int) -> FloatArray:
     """Return (count, width) wavelengths, continued with the last step under the padding."""
     rows = np.broadcast_to(grid, (count, grid.shape[-1]))

@@ -14,7 +14,7 @@ from specjax.preprocess import operators
 from specjax.preprocess.operators import Operator
 from specjax.spectra import Spectra
 from specjax.typing import FloatArray, IntArray
-from specjax.wavelength import columns_between
+from specjax.wavelength import columns_between, widened
 
 SPEED_OF_LIGHT = 299792.458
 """km/s."""
@@ -131,7 +131,7 @@ def _apply(
         part = slice(None)
         if grid.ndim == 2 and wavelength is not None:  # fewer pixels make smaller operators
             part = columns_between(grid, wavelength[0] - reach, wavelength[-1] + reach)
-            part = slice(max(part.start - _BESIDE, 0), max(part.stop, 2) + _BESIDE)
+            part = widened(part, _BESIDE)
         flux[rows], ivar[rows], mask[rows] = operator(grid[..., part]).apply(
             spectra.flux[:, part][rows], spectra.ivar[:, part][rows], valid[:, part][rows]
         )

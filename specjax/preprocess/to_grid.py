@@ -20,7 +20,7 @@ from specjax.preprocess.resample import (
 from specjax.preprocess.threads import for_each
 from specjax.spectra import Spectra
 from specjax.typing import BoolArray, FloatArray, IntArray, StrArray
-from specjax.wavelength import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, columns_between
+from specjax.wavelength import GAIA_XP_WAVELENGTH, LAMOST_WAVELENGTH, columns_between, widened
 
 OVERSAMPLED = 5.0
 """FWHM in Angstrom above which LAMOST's 1.1 A pixels oversample a spectrum so much that smoothing pays."""
@@ -284,14 +284,17 @@ def range_used(fwhm: float | None = None, fwhm_to: float | None = None) -> tuple
     Raises:
         ConfigError: as `to_lamost`.
     """
-    reach = _reach(_target_fwhm(fwhm, fwhm_to)) + _MARGIN
+    return _limits(_reach(_target_fwhm(fwhm, fwhm_to)) + _MARGIN)
+
+
+def _limits(reach: float) -> tuple[float, float]:
+    """Return the ends of the fitted range, moved by any velocity that is removed and by `reach` Angstrom."""
     return (1 - _MAX_BETA) * BLUE - reach, (1 + _MAX_BETA) * RED + reach
 
 
 def _columns_near(grid: FloatArray, reach: float) -> slice:
     """Return the pixel columns of grids, (p,) or (k, p), that can affect the result on the LAMOST grid."""
-    part = columns_between(grid, (1 - _MAX_BETA) * BLUE - reach, (1 + _MAX_BETA) * RED + reach)
-    return slice(max(part.start - _MARGIN_PIXELS, 0), max(part.stop, 2) + _MARGIN_PIXELS)
+    return widened(columns_between(grid, *_limits(reach)), _MARGIN_PIXELS)
 
 
 def _already_prepared(spectra: Spectra, tower: str, asked: Mapping[str, Any]) -> Spectra:

@@ -17,7 +17,7 @@ from specjax.spectra import Spectra
 from specjax.surveys.io import checksums
 from specjax.surveys.io.many import assume_medium, assumed_unit
 from specjax.typing import AnyArray, FloatArray, StrArray
-from specjax.wavelength import check_wavelength, columns_between, in_angstrom
+from specjax.wavelength import check_wavelength, columns_between, in_angstrom, widened
 
 if TYPE_CHECKING:
     import h5py
@@ -104,9 +104,9 @@ def _pixels_within(arrays: Mapping[str, Any], unit: str | None, low: float, high
     except (DataError, TypeError, ValueError):  # for `Spectra.build` to refuse
         return {}
     part = columns_between(grid, low, high)
-    part = slice(max(part.start - _BESIDE, 0), part.stop + _BESIDE)
-    whole = all(array.shape[-1:] == grid.shape[-1:] for array in found.values())
-    return {name: array[..., part] for name, array in found.items()} if whole and part.stop > _BESIDE else {}
+    if not part.stop or any(array.shape[-1:] != grid.shape[-1:] for array in found.values()):
+        return {}
+    return {name: array[..., widened(part, _BESIDE)] for name, array in found.items()}
 
 
 def declares_medium(path: Path) -> bool:
