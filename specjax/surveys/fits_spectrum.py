@@ -18,7 +18,7 @@ from astropy.io import fits
 from specjax.errors import DataError
 from specjax.pixels import inverse_variance
 from specjax.spectra import Spectra
-from specjax.surveys.io.column_names import AIR, LOG, VACUUM, by_role, medium_of
+from specjax.surveys.io.column_names import LOG, by_role, medium_of
 from specjax.surveys.io.column_units import known_unit, name_of
 from specjax.surveys.io.fits import open_fits
 from specjax.surveys.io.many import assume_medium, assumed_unit
@@ -68,9 +68,8 @@ def read(path: Path, wavelength_medium: str | None = None, wavelength_unit: str 
         if hdu is None:
             raise DataError(f"{path} is {describe(path)}, not {_KIND}")
         found = _from_table(path, hdu) if _is_table(hdu) else _from_image(path, hdu, hdus)
-        header, medium = _header(hdus, hdu), found.pop("medium", None) or _medium(hdus, hdu)
+        header, declared = _header(hdus, hdu), {"medium": _medium(hdus, hdu), "unit": found.pop("unit")}
     quantity = getattr(found["wavelength"], "unit", None)
-    declared = {"medium": medium, "unit": found.pop("unit", None)}
     if quantity is not None:
         declared["unit"] = name_of(quantity)
     for key, wanted in (("medium", wavelength_medium), ("unit", wavelength_unit)):
@@ -95,11 +94,7 @@ def declares_medium(path: Path) -> bool:
     try:
         with open_fits(path, _KIND, odd_cards=True, check=False) as hdus:
             hdu = _with_spectra(hdus)
-            if hdu is None:
-                return False
-            names = hdu.columns.names if _is_table(hdu) else ()
-            name = by_role(names).get("wavelength", "").lower()
-            return name in (*AIR, *VACUUM) or _medium(hdus, hdu) is not None
+            return hdu is not None and _medium(hdus, hdu) is not None
     except DataError:
         return False
 
@@ -147,7 +142,7 @@ def _has_axis(header: Mapping[str, Any]) -> bool:
 
 
 def _from_table(path: Path, hdu: Any) -> dict[str, Any]:
-    """Return the arguments of `Spectra.build` from a table, and the medium and unit that it declares."""
+    """Return the arguments of `Spectra.build` from a table; unit is what the name of a column declares."""
     roles = by_role(hdu.columns.names)
     name = roles["wavelength"].lower()
     columns = {
@@ -156,16 +151,16 @@ def _from_table(path: Path, hdu: Any) -> dict[str, Any]:
         if role != "id"
     }
     wavelength, flux = columns["wavelength"], columns["flux"]
-    found: dict[str, Any] = {"unit": None, "medium": None}
-    found["medium"] = medium_of(name)
-    if name in LOG:
-        found["unit"] = "log10"
     count = len(flux) if flux.ndim == 2 else 1
     ids = hdu.data[roles["id"]] if "id" in roles and count > 1 and len(hdu.data) == count else None
-    found |= {"wavelength": wavelength, "flux": flux, "mask": columns.get("mask")}
-    found["ivar"] = columns.get("ivar", _ivar(columns.get("error"), flux))
-    found["id"] = _ids(path, count) if ids is None else np.char.strip(np.asarray(ids).astype(np.str_))
-    return found
+    return {
+        "wavelength": wavelength,
+        "flux": flux,
+        "ivar": columns.get("ivar", _ivar(columns.get("error"), flux)),
+        "mask": columns.get("mask"),
+        "id": _ids(path, count) if ids is None else np.char.strip(np.asarray(ids).astype(np.str_)),
+        "unit": "log10" if name in LOG else None,
+    }
 
 
 def _column(path: Path, hdu: Any, name: str, *, has_unit: bool) -> Any:
@@ -251,7 +246,9 @@ def _ids(path: Path, count: int) -> list[str]:
 
 
 def _medium(hdus: fits.HDUList, hdu: Any) -> str | None:
-    """Return the medium that the headers of an HDU declare, or the comments on its axis."""
+    """Return the medium that the name of a column, the headers or the comments on the axis declare."""
+    if _is_table(hdu) and (medium := medium_of(by_role(hdu.columns.names)["wavelength"])) is not None:
+        return medium
     header = _header(hdus, hdu)
     text = str(header.get("AIRORVAC", "")).strip().lower()
     if text.startswith(("air", "vac")):
