@@ -20,6 +20,7 @@ from specjax.typing import FloatArray
 
 _TEXT = {".csv": "ascii.csv", ".ecsv": "ascii.ecsv"}
 _PARQUET = ".parquet"
+SUFFIXES = (*_TEXT, _PARQUET)
 _WAVELENGTH = re.compile(r"(?:flux_)?(\d+(?:\.\d*)?)$")
 _UNITS = {"Angstrom": "angstrom", "nm": "nm", "um": "um"}
 _MIN_PIXELS = 10  # columns named by wavelength; a table of labels has fewer
@@ -28,17 +29,11 @@ _MIN_PIXELS = 10  # columns named by wavelength; a table of labels has fewer
 def recognise(path: Path) -> bool:
     """Whether `path` is a table of spectra, by its column names; a .parquet file by its own name."""
     suffix = path.suffix.lower()
-    if not path.is_file() or suffix not in (*_TEXT, _PARQUET):
+    if not path.is_file() or suffix not in SUFFIXES:
         return False
     if suffix == _PARQUET:
         return True
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            names = next(csv.reader(line for line in stream if not line.startswith("#")), [])
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return False
-    # ECSV is delimited by spaces unless it declares another delimiter.
-    names = names[0].split() if len(names) == 1 else names
+    names = _names(path)
     return {"wavelength", "flux"} <= by_role(names).keys() or len(_pixels(names)) >= _MIN_PIXELS
 
 
@@ -74,6 +69,26 @@ def read(path: Path, wavelength_medium: str | None = None, wavelength_unit: str 
         return _rows(path, table, pixels, medium, wavelength_unit)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
+
+
+def declares_medium(path: Path) -> bool:
+    """Return whether the name of a column says what its wavelengths are in; False if it cannot be read."""
+    return medium_of(by_role(_names(path)).get("wavelength", "")) is not None
+
+
+def _names(path: Path) -> list[str]:
+    """Return the names of the columns of a table without its rows; none if they cannot be read."""
+    try:
+        if path.suffix.lower() == _PARQUET:
+            from pyarrow import parquet
+
+            return list(parquet.read_schema(path).names)
+        with path.open(encoding="utf-8", newline="") as stream:
+            names = next(csv.reader(line for line in stream if not line.startswith("#")), [])
+    except (OSError, ValueError, ImportError, csv.Error):  # ArrowInvalid is a ValueError
+        return []
+    # ECSV is delimited by spaces unless it declares another delimiter.
+    return names[0].split() if len(names) == 1 else names
 
 
 def _table(path: Path) -> Table:

@@ -110,13 +110,13 @@ SURVEYS: dict[str, Survey] = {
 }
 """The supported surveys, in the order in which `read` tries them."""
 
-UNDECLARED = {"arrays": arrays.read, "columns": columns.read, "fits_spectrum": fits_spectrum.read}
+UNDECLARED = {"arrays": arrays, "columns": columns, "fits_spectrum": fits_spectrum}
 """Readers of files that may leave out the medium and the unit of their wavelengths."""
 
 _SUFFIXES = {
     "arrays": (*arrays.NPZ, *arrays.HDF5),
-    "columns": (".csv", ".ecsv", ".parquet"),
-    "sparcl": (".json", ".json.gz"),
+    "columns": columns.SUFFIXES,
+    "sparcl": sparcl.SUFFIXES,
     "prepared": arrays.HDF5,
     "specclip": arrays.HDF5,
 }
@@ -166,7 +166,7 @@ def read(
         return _read_folder(path, survey, wavelength_medium, wavelength_unit)
     name = survey or recognise(path)
     if name in UNDECLARED:
-        return _with_file_and_snr(UNDECLARED[name](path, wavelength_medium, wavelength_unit), path)
+        return _with_file_and_snr(UNDECLARED[name].read(path, wavelength_medium, wavelength_unit), path)
     spectra = SURVEYS[name].read(path)
     if wavelength_medium not in (None, spectra.medium):
         raise DataError(f"{name} wavelengths are in {spectra.medium}, not {wavelength_medium}")
@@ -272,8 +272,7 @@ def is_undeclared(path: Path) -> bool:
         name = recognise(path)
     except DataError:
         return False
-    declares = {"arrays": arrays.declares_medium, "fits_spectrum": fits_spectrum.declares_medium}
-    return name in UNDECLARED and not (name in declares and declares[name](path))
+    return name in UNDECLARED and not UNDECLARED[name].declares_medium(path)
 
 
 def read_xp(path: str | Path) -> Spectra | None:

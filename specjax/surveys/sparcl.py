@@ -14,7 +14,7 @@ from specjax.surveys.io.many import join, report_left_out
 from specjax.typing import FloatArray
 
 _KIND = "a JSON list of SPARCL records"
-_SUFFIXES = (".json", ".json.gz")
+SUFFIXES = (".json", ".json.gz")
 _NEEDED = ("sparcl_id", "wavelength", "flux")
 _NUMBERS = {"ra": "ra", "dec": "dec", "redshift": "redshift", "redshift_err": "redshift_err"}
 _TEXTS = ("specid", "targetid", "data_release", "spectype", "subtype")
@@ -22,7 +22,7 @@ _TEXTS = ("specid", "targetid", "data_release", "spectype", "subtype")
 
 def recognise(path: Path) -> bool:
     """Whether `path` has the name of a JSON file, which no other reader takes."""
-    return path.is_file() and path.name.lower().endswith(_SUFFIXES)
+    return path.is_file() and path.name.lower().endswith(SUFFIXES)
 
 
 def read(path: Path) -> Spectra:

@@ -5,6 +5,7 @@ from astropy.table import MaskedColumn, Table
 
 from specjax.errors import DataError
 from specjax.surveys import read
+from specjax.surveys.registry import is_undeclared
 
 GRID = 4000.0 + np.arange(20)
 
@@ -27,6 +28,7 @@ def test_columns_may_have_their_usual_names(tmp_path, error):
     Table({"WAVE_AIR": GRID, "Flux": np.ones(20), error: np.full(20, 0.5)}).write(path)
     spectra = read(path)
     assert spectra.medium == "air"
+    assert not is_undeclared(path)
     np.testing.assert_array_equal(spectra.ivar, np.full((1, 20), 4.0))
     with pytest.raises(DataError, match="WAVE_AIR is in air, not in vacuum"):
         read(path, wavelength_medium="vacuum")
