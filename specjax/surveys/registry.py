@@ -213,7 +213,7 @@ def places_of(files: Sequence[Path]) -> dict[Path, str]:
     if not alike:
         return {}
     shared = Path(os.path.commonpath([file.parent for file in alike]))
-    return {file: f"{file.parent.relative_to(shared).as_posix()}/" for file in alike}
+    return {file: f"{file.parent.relative_to(shared).as_posix()}/" for file in alike if file.parent != shared}
 
 
 def read_in_place(

@@ -120,6 +120,11 @@ class TestFoldersOfFilesOfYourOwn:
         prepare_spectra([raw], tmp_path / "out.h5", workers=1)
         assert sorted(read(tmp_path / "out.h5").id.tolist()) == sorted(expected)
 
+    def test_a_file_where_the_paths_part_keeps_its_name(self, tmp_path):
+        for path in (tmp_path / "star.csv", tmp_path / "a" / "star.csv"):
+            write_csv(path, 0)
+        assert read(tmp_path, wavelength_medium="vacuum").id.tolist() == ["a/star", "star"]
+
     def test_spectra_of_surveys_keep_their_names(self, tmp_path):
         """The same file twice is the same spectrum twice."""
         for folder in ("a", "b"):
