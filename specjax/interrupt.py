@@ -8,7 +8,7 @@ import _thread
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,6 +73,16 @@ def repeated_interrupt() -> Iterator[None]:
 
 
 @contextmanager
+def ignored_interrupt() -> Iterator[None]:
+    """Ignore interrupts inside the block, as do the processes that are started there.
+
+    Outside the main thread, and where interrupts are handled by the caller, nothing changes.
+    """
+    with _handled(signal.SIGINT, signal.default_int_handler, signal.SIG_IGN):
+        yield
+
+
+@contextmanager
 def explained_interrupt(kept: str) -> Iterator[None]:
     """Say at an interrupt inside the block what is kept, and how to go on."""
     try:
@@ -112,7 +122,7 @@ def deferred_termination() -> Iterator[Termination]:
 
 
 @contextmanager
-def _handled(number: signal.Signals, default: Any, handler: Callable[[int, Any], None]) -> Iterator[None]:
+def _handled(number: signal.Signals, default: Any, handler: Any) -> Iterator[None]:
     """Handle a signal in a `with` block of the main thread, if its handler is still the default one."""
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(number) is not default:

@@ -11,11 +11,12 @@ from itertools import islice
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
-from threading import Thread, current_thread, main_thread
+from threading import Thread
 from typing import Any, TypeVar
 
 from specjax.arenas import keep_memory
 from specjax.errors import SpecjaxError
+from specjax.interrupt import ignored_interrupt
 from specjax.prepare.chunks import prepare_chunk
 from specjax.prepare.plan import Plan
 
@@ -113,25 +114,12 @@ def _as_completed(
     submitted: dict[Future[Result], int] = {}
     while True:
         for number in islice(waiting, limit - len(submitted)):
-            with _uninterrupted():
+            with ignored_interrupt():  # else a process that starts prints tracebacks of its imports
                 submitted[pool.submit(function, *jobs[number])] = number
         if not submitted:
             return
         done = min(wait(submitted, return_when=FIRST_COMPLETED).done, key=submitted.__getitem__)
         yield submitted.pop(done), done
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ignore interrupts, as do processes that start meanwhile, which would print tracebacks of imports."""
-    if current_thread() is not main_thread():  # where signals cannot be set
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _be_a_worker(ended: Connection) -> None:
