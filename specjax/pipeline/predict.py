@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-
 from specjax.adapt.predict import (
     calibration_of,
     predict_labels,
@@ -118,9 +116,10 @@ def predict_survey(
         dry_run=dry_run,
         say=say,
     )
-    if known := sum(name in work.known for name in columns.get("id", np.zeros(0)).tolist()):
+    ids = columns["id"].tolist() if work.known and columns else []
+    if known := sum(name in work.known for name in ids):
         say(
-            f"{known} of {counted(len(columns['id']), 'spectrum', 'spectra')} have the id of a star to whose"
+            f"{known} of {counted(len(ids), 'spectrum', 'spectra')} have the id of a star to whose"
             " label the adapter was fitted: there, predictions are closer to the label than for new stars;"
             " predictions.ecsv of the run has those that did not use it"
         )
