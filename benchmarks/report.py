@@ -187,6 +187,7 @@ def _draw(axis: Any, panel: str, lines: dict[str, list[tuple[float, float]]]) ->
     """Draw the curves of a panel; what is compiled has the colour of what is not, and is dashed."""
     title, xlabel, ylabel = PANELS[panel]
     plain = {name: name.replace(COMPILED, "") for name in lines}
+    # Not `style.colours`, which takes what follows a comma for an ending.
     colours = dict(zip(dict.fromkeys(plain.values()), cycle(_COLOURS), strict=False))
     for name, points in lines.items():
         counts, values = zip(*points, strict=True)
